@@ -1,0 +1,96 @@
+"""What an algorithm is, and how it is driven: the part that a run and an exported file share."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Algorithm(NamedTuple):
+    """The three pure functions that every file in `algorithms/` makes."""
+
+    init: Callable  # key -> State, ready for `update`
+    update: Callable  # State, step -> State, metrics: a lax.scan body over the update's index
+    act: Callable | None  # params, obs, key -> action: the evaluation policy, for one observation
+    num_updates: int
+    steps_per_update: int  # environment steps of one update, all its environments together
+    initial_steps: int = 0  # environment steps taken in `init`
+
+
+def require(config: Any, *conditions: str) -> None:
+    """ValueError unless every condition on the fields of `config`, a Python expression, holds.
+
+    All floats must be finite. Fields that are being vmapped have no value to test and are left
+    alone: whoever vmaps them tests each setting first.
+    """
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    concrete = {name: x for name, x in fields.items() if not isinstance(x, jax.core.Tracer)}
+    for name, value in concrete.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{flag(name)} {value}: must be a finite number")
+    for condition in conditions:
+        names = compile(condition, "condition", "eval").co_names
+        if all(name in concrete or name not in fields for name in names) and not eval(
+            condition, {"all": all, "len": len}, concrete
+        ):
+            given = " ".join(f"{flag(name)} {fields[name]}" for name in names if name in fields)
+            raise ValueError(f"{given}: must satisfy {condition}")
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+class Progress(NamedTuple):
+    """What a run carries from update to update; every leaf has a leading axis of seeds, [S]."""
+
+    state: Any  # the algorithm's State
+    mean: dict[str, jax.Array]  # [S] each metric's mean since the last report
+    count: dict[str, jax.Array]  # [S] over how many updates; NaN reports nothing
+    diverged: jax.Array  # [S] the first update after which params were not finite, or -1
+
+
+def begin(init: Callable, update: Callable, keys: jax.Array) -> Progress:
+    """The Progress of `init(key)` for every seed's key [S]."""
+    state = jax.vmap(init)(keys)
+    metrics = jax.eval_shape(jax.vmap(update, (0, None)), state, jnp.int32(0))[1]
+    mean = {name: jnp.zeros(x.shape, x.dtype) for name, x in metrics.items()}
+    count = {name: jnp.zeros(x.shape, jnp.int32) for name, x in metrics.items()}
+    diverged = jnp.full(metrics["episode_return"].shape, -1, jnp.int32)
+    return Progress(state, mean, count, diverged)
+
+
+def advance(update: Callable, progress: Progress, start, stop, fresh) -> Progress:
+    """Updates `start` to `stop - 1` of every seed; `fresh` starts the metrics' means anew.
+
+    `step` has no seed axis: schedules, ring positions and conditions on it stay scalar. Seeds
+    never mix, so one that diverges leaves the others as they were.
+    """
+
+    def body(step, progress):
+        state, metrics = jax.vmap(update, (0, None))(progress.state, step)
+        count = {k: progress.count[k] + ~jnp.isnan(x) for k, x in metrics.items()}
+        mean = {
+            k: progress.mean[k]
+            + jnp.where(jnp.isnan(x), 0, (x - progress.mean[k]) / jnp.maximum(count[k], 1))
+            for k, x in metrics.items()
+        }
+        finite = jax.vmap(all_finite)(state.params)
+        diverged = jnp.where((progress.diverged < 0) & ~finite, step, progress.diverged)
+        return Progress(state, mean, count, diverged)
+
+    progress = progress._replace(
+        mean=jax.tree.map(lambda x: jnp.where(fresh, 0, x), progress.mean),
+        count=jax.tree.map(lambda x: jnp.where(fresh, 0, x), progress.count),
+    )
+    return jax.lax.fori_loop(start, stop, body, progress)
+
+
+def all_finite(params) -> jax.Array:
+    """Whether no number in `params` is NaN or infinite."""
+    leaves = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))

@@ -1,0 +1,263 @@
+"""Environments, batched: gymnax's ids, `<Name>-tabular` MDPs, and rollouts through them.
+
+`terminated` means that the MDP ended (no bootstrap), `truncated` that a clock ran out (bootstrap
+from `next_obs`). `next_obs` is the observation before any reset; `EnvState.obs` the one after it.
+"""
+
+import functools
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.mdps import MDP, TABULAR, make_mdp
+
+
+class Transition(NamedTuple):
+    """One step of each environment, [N, ...]; a rollout stacks them, [T, N, ...]."""
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    next_obs: jax.Array  # before any reset
+    terminated: jax.Array  # bool: the MDP ended
+    truncated: jax.Array  # bool: the time limit; both can be true on one step
+
+
+class EnvState(NamedTuple):
+    inner: Any  # the environment's own state
+    obs: jax.Array  # [N, ...] what the policy sees next, after any reset
+    running_return: jax.Array  # [N] undiscounted, of the episode under way
+    episode_return: jax.Array  # [N] of the episode that the last step ended, NaN if it ended none
+
+
+class Env(NamedTuple):
+    """`num_envs` copies of one environment that reset themselves."""
+
+    reset: Callable  # key -> EnvState
+    step: Callable  # EnvState, action [N, ...], key -> EnvState, Transition [N, ...]
+    num_envs: int
+    obs_shape: tuple[int, ...]
+    num_states: int | None  # observations are integers below this; None: arrays
+    num_actions: int | None  # actions are integers below this; None: continuous
+    action_shape: tuple[int, ...]
+    action_low: Any  # bounds of a continuous action, else None
+    action_high: Any
+    max_steps: int  # time limit of an episode
+
+
+class _Single(NamedTuple):
+    """One unbatched environment, which `make_env` vmaps."""
+
+    reset: Callable  # key -> obs, inner
+    step: Callable  # key, inner, action -> obs, inner, reward, terminated, truncated, next_obs
+    obs_shape: tuple[int, ...]
+    num_states: int | None
+    num_actions: int | None
+    action_shape: tuple[int, ...]
+    action_low: Any
+    action_high: Any
+    max_steps: int
+
+
+def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
+    """The environment of that id. `actions="discrete"` or `"continuous"` and
+    `observations="integer"` refuse, with ValueError, an environment that offers something else."""
+    single = _tabular(env_id) if env_id.endswith("-tabular") else _gymnax(env_id)
+    kind = "continuous" if single.num_actions is None else "discrete"
+    if actions not in ("any", kind):
+        raise ValueError(f"{env_id} has {kind} actions; this algorithm needs {actions} ones")
+    if observations == "integer" and single.num_states is None:
+        raise ValueError(
+            f"{env_id} has observations of shape {single.obs_shape}; "
+            "this algorithm needs numbered states, as in CliffWalking-tabular or FrozenLake-misc"
+        )
+    # Resets and steps must agree on dtypes, and neither may be weakly typed (12 of gymnax's
+    # environments reset to weak types), or the State would not be a scan carry.
+    dtypes = jax.tree.map(lambda x: x.dtype, jax.eval_shape(single.reset, jax.random.key(0)))
+
+    def strong(tree, dtypes):
+        return jax.tree.map(lambda x, dtype: jax.lax.convert_element_type(x, dtype), tree, dtypes)
+
+    def reset(key):
+        obs, inner = jax.vmap(single.reset)(jax.random.split(key, num_envs))
+        obs, inner = strong((obs, inner), dtypes)
+        zero = jnp.zeros(num_envs)
+        return EnvState(inner, obs, running_return=zero, episode_return=zero + jnp.nan)
+
+    def step(state, action, key):
+        obs, inner, reward, terminated, truncated, next_obs = jax.vmap(single.step)(
+            jax.random.split(key, num_envs), state.inner, action
+        )
+        obs, inner = strong((obs, inner), dtypes)
+        reward = reward.astype(state.running_return.dtype)
+        done = terminated | truncated
+        total = state.running_return + reward
+        transition = Transition(
+            obs=state.obs,
+            action=action,
+            reward=reward,
+            next_obs=strong(next_obs, dtypes[0]),
+            terminated=terminated,
+            truncated=truncated,
+        )
+        return EnvState(
+            inner,
+            obs,
+            running_return=jnp.where(done, 0, total),
+            episode_return=jnp.where(done, total, jnp.nan),
+        ), transition
+
+    return Env(reset, step, num_envs, *single[2:])
+
+
+def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int):
+    """`num_steps` steps of `policy(obs [N, ...], key) -> action [N, ...]`.
+
+    Returns the EnvState, the Transitions [T, N, ...], and the mean return of the episodes that
+    ended on the way, NaN if none did.
+    """
+
+    def step(state, key):
+        key_policy, key_env = jax.random.split(key)
+        state, transition = env.step(state, policy(state.obs, key_policy), key_env)
+        return state, (transition, state.episode_return)
+
+    keys = jax.random.split(key, num_steps)
+    # Unrolled, because on a GPU each step of a loop costs its launches.
+    unroll = num_steps if 1 <= num_steps <= 8 else 1
+    state, (transitions, returns) = jax.lax.scan(step, state, keys, unroll=unroll)
+    return state, transitions, jnp.nanmean(returns)
+
+
+def evaluate(env: Env, act: Callable, params, key: jax.Array):
+    """One whole episode of `act(params, obs, key)` in each environment: return [N], length [N].
+
+    An episode that reaches the time limit counts with what it has collected.
+    """
+    key_reset, key_steps = jax.random.split(key)
+
+    def step(carry):
+        t, state, active, returns, length = carry
+        key_act, key_env = jax.random.split(jax.random.fold_in(key_steps, t))
+        keys = jax.random.split(key_act, env.num_envs)
+        action = jax.vmap(act, (None, 0, 0))(params, state.obs, keys)
+        state, transition = env.step(state, action, key_env)
+        returns += jnp.where(active, transition.reward, 0)
+        length += active
+        active &= ~(transition.terminated | transition.truncated)
+        return t + 1, state, active, returns, length
+
+    def unfinished(carry):
+        return (carry[0] < env.max_steps) & jnp.any(carry[2])
+
+    zeros = jnp.zeros(env.num_envs)
+    start = (
+        jnp.int32(0),
+        env.reset(key_reset),
+        jnp.ones(env.num_envs, bool),
+        zeros,
+        zeros.astype(jnp.int32),
+    )
+    *_, returns, length = jax.lax.while_loop(unfinished, step, start)
+    return returns, length
+
+
+@functools.cache
+def _gymnax(env_id: str) -> _Single:
+    """gymnax's environment; cached, because two instances of one id would compile twice."""
+    import gymnax
+    from gymnax.environments import spaces
+
+    if env_id not in gymnax.registered_envs:
+        known = [*gymnax.registered_envs, *TABULAR]
+        close = get_close_matches(env_id, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"for example {known[0]}"
+        raise ValueError(
+            f"no environment {env_id!r}; {hint} (--import MODULE loads one that you registered)"
+        )
+    if env_id == "MNISTBandit-bsuite":
+        raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
+    env, params = gymnax.make(env_id)
+    obs_space, action_space = env.observation_space(params), env.action_space(params)
+    discrete = isinstance(action_space, spaces.Discrete)
+    num_states = obs_space.n if isinstance(obs_space, spaces.Discrete) else None
+    encode = _encoder(env_id, env, params, obs_space)
+
+    def reset(key):
+        obs, inner = env.reset(key, params)
+        return encode(obs), inner
+
+    def step(key, inner, action):
+        obs, inner, reward, terminated, truncated, info = env.step(key, inner, action, params)
+        next_obs = encode(info["final_observation"])
+        return encode(obs), inner, jnp.asarray(reward), terminated, truncated, next_obs
+
+    return _Single(
+        reset=reset,
+        step=step,
+        obs_shape=jax.eval_shape(reset, jax.random.key(0))[0].shape,
+        num_states=num_states,
+        num_actions=int(action_space.n) if discrete else None,
+        action_shape=tuple(action_space.shape),
+        action_low=None if discrete else np.broadcast_to(action_space.low, action_space.shape),
+        action_high=None if discrete else np.broadcast_to(action_space.high, action_space.shape),
+        max_steps=int(getattr(params, "max_steps_in_episode", 10_000)),
+    )
+
+
+def _encoder(env_id, env, params, obs_space) -> Callable:
+    """MinAtar's 0/1 floats as bool (replay is 4 times smaller); other integers scaled to [0, 1],
+    but for the states of a Discrete space, which stay numbers (networks see them one-hot)."""
+    if env_id.endswith("-MinAtar"):
+        return lambda obs: obs.astype(bool)
+    obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
+    if jnp.issubdtype(obs.dtype, jnp.integer) and hasattr(obs_space, "low"):
+        low, high = np.asarray(obs_space.low), np.asarray(obs_space.high)
+        return lambda obs: (obs - low) / (high - low)
+    return lambda obs: obs
+
+
+def _tabular(env_id: str) -> _Single:
+    """A tabular MDP to sample from: the observation is the state's number."""
+    mdp = jax.tree.map(np.asarray, make_mdp(env_id))
+    max_steps = TABULAR[env_id].max_steps
+    num_states, num_actions, _ = mdp.P.shape
+    successor, cumulative, reward_table = _successors(mdp)
+    start = np.cumsum(mdp.start)
+
+    def draw(key, cumulative):
+        """The index of the first cumulative probability above a uniform number."""
+        u = jax.random.uniform(key) * cumulative[-1]
+        return jnp.minimum(jnp.sum(u >= cumulative), cumulative.shape[0] - 1).astype(jnp.int32)
+
+    def reset(key):
+        s = draw(key, jnp.asarray(start, float))
+        return s, (s, jnp.int32(0))
+
+    def step(key, inner, action):
+        s, time = inner
+        key_next, key_reset = jax.random.split(key)
+        k = draw(key_next, jnp.asarray(cumulative, float)[s, action])
+        next_s = jnp.asarray(successor)[s, action, k]
+        reward = jnp.asarray(reward_table, float)[s, action, k]
+        terminated = jnp.asarray(mdp.terminal)[next_s]
+        truncated = time + 1 >= max_steps
+        done = terminated | truncated
+        obs = jnp.where(done, draw(key_reset, jnp.asarray(start, float)), next_s)
+        inner = (obs, jnp.where(done, 0, time + 1))
+        return obs, inner, reward, terminated, truncated, next_s
+
+    return _Single(reset, step, (), num_states, num_actions, (), None, None, max_steps)
+
+
+def _successors(mdp: MDP):
+    """The K states that can follow each (s, a), their cumulative probabilities and rewards, each
+    [S, A, K] with K the most there are: a step then costs K, not S."""
+    num_successors = int((mdp.P > 0).sum(-1).max())
+    successor = np.argsort(mdp.P <= 0, axis=-1, kind="stable")[..., :num_successors]
+    cumulative = np.cumsum(np.take_along_axis(mdp.P, successor, -1), axis=-1)
+    return successor.astype(np.int32), cumulative, np.take_along_axis(mdp.R, successor, -1)

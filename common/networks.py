@@ -1,0 +1,79 @@
+"""Neural networks as pairs of pure functions. Parameters are lists of (weights, bias)."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from common.envs import Env
+
+
+class Network(NamedTuple):
+    init: Callable  # key -> params
+    apply: Callable  # params, x [..., inputs] -> y [..., outputs]
+
+
+def dense(key: jax.Array, num_inputs: int, num_outputs: int):
+    """Weights ~ N(0, 1 / num_inputs) (LeCun et al. 1998) and a zero bias."""
+    weights = jax.random.normal(key, (num_inputs, num_outputs)) / jnp.sqrt(num_inputs)
+    return weights, jnp.zeros(num_outputs)
+
+
+def mlp(sizes: Sequence[int], activation: Callable = jax.nn.relu) -> Network:
+    """A multi-layer perceptron, linear at the end; `sizes` from the input to the output."""
+
+    def init(key):
+        keys = jax.random.split(key, len(sizes) - 1)
+        return [dense(k, m, n) for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+
+    def apply(params, x):
+        for w, b in params[:-1]:
+            x = activation(x @ w + b)
+        w, b = params[-1]
+        return x @ w + b
+
+    return Network(init, apply)
+
+
+def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int) -> Network:
+    """MinAtar's network (Young & Tian 2019, https://arxiv.org/abs/1903.03176): 16 filters of 3x3
+    with stride 1 over images [..., height, width, channels], ReLU, then an MLP.
+
+    The convolution is nine shifted copies times a matrix: `lax.conv` under a vmap over seeds
+    becomes a grouped convolution, which is slow on every device.
+    """
+    height, width, channels = obs_shape
+    filters = 16
+    head = mlp([(height - 2) * (width - 2) * filters, *hidden_sizes, num_outputs])
+
+    def init(key):
+        key_conv, key_head = jax.random.split(key)
+        return [dense(key_conv, 9 * channels, filters), *head.init(key_head)]
+
+    def apply(params, x):
+        w, b = params[0]
+        shifts = [(i, j) for i in range(3) for j in range(3)]
+        patches = [x[..., i : height - 2 + i, j : width - 2 + j, :] for i, j in shifts]
+        x = jax.nn.relu(jnp.concatenate(patches, axis=-1).astype(w.dtype) @ w + b)
+        return head.apply(params[1:], x.reshape(*x.shape[:-3], -1))
+
+    return Network(init, apply)
+
+
+def network_for(env: Env, hidden_sizes: Sequence[int], num_outputs: int) -> Network:
+    """The network that fits the environment's observations: MinAtar's over images, else an MLP
+    over vectors, flattened matrices or one-hot integers."""
+    if len(env.obs_shape) == 3:
+        return conv(env.obs_shape, hidden_sizes, num_outputs)
+    num_inputs = env.num_states or math.prod(env.obs_shape)
+    network = mlp([num_inputs, *hidden_sizes, num_outputs])
+
+    def apply(params, obs):
+        if env.num_states is not None:
+            return network.apply(params, jax.nn.one_hot(obs, env.num_states))
+        batch_shape = obs.shape[: obs.ndim - len(env.obs_shape)]
+        return network.apply(params, obs.reshape(*batch_shape, num_inputs).astype(float))
+
+    return Network(network.init, apply)
