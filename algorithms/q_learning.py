@@ -1,0 +1,107 @@
+"""Q-learning (tabular).
+
+Watkins 1989, Learning from Delayed Rewards; Watkins & Dayan 1992,
+https://doi.org/10.1007/BF00992698; Sutton & Barto 2018, section 6.5,
+http://incompleteideas.net/book/the-book-2nd.html
+
+    Q(s, a) ← Q(s, a) + α [r + γ (1 - d) max_a' Q(s', a') - Q(s, a)]        (eq. 6.8)
+
+with d = 1 where the MDP terminated; a time limit does not end the MDP.
+
+Departs from the book: nothing. An update of ours is `num_steps` steps of the agent, each with its
+own update of Q.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from common.algorithm import Algorithm, require
+from common.envs import EnvState, Transition, make_env
+from common.run import main
+
+
+@dataclass(frozen=True)
+class Config:
+    env_id: str = "CliffWalking-tabular"  # any environment with numbered states and actions
+    total_timesteps: int = 20_000  # environment steps
+    num_steps: int = 100  # environment steps of one update
+    learning_rate: float = 0.5  # step size α
+    gamma: float = 1.0  # discount factor
+    epsilon: float = 0.1  # probability of a random action
+
+    def __post_init__(self):
+        require(
+            self,
+            "num_steps >= 1",
+            "total_timesteps >= num_steps",
+            "0 < learning_rate <= 1",
+            "0 <= gamma <= 1",
+            "0 <= epsilon <= 1",
+        )
+
+
+class State(NamedTuple):
+    key: jax.Array
+    params: jax.Array  # Q [S, A]
+    env: EnvState
+
+
+def td_error(q, transition: Transition, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) max_a' Q(s', a') - Q(s, a), for one transition."""
+    obs, action, reward, next_obs, terminated, _ = transition
+    return reward + gamma * (1 - terminated) * jnp.max(q[next_obs]) - q[obs, action]
+
+
+def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
+    """argmax_a q_values [A] with probability 1 - ε, ties at random, else any action; scalar."""
+    key_explore, key_action = jax.random.split(key)
+    greedy = q_values == jnp.max(q_values)
+    allowed = greedy | (jax.random.uniform(key_explore) < epsilon)
+    return jax.random.categorical(key_action, jnp.where(allowed, 0.0, -jnp.inf))
+
+
+def make(config: Config) -> Algorithm:
+    env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+
+    def init(key):
+        key, key_env = jax.random.split(key)
+        return State(key, jnp.zeros((env.num_states, env.num_actions)), env.reset(key_env))
+
+    def update(state, step):
+        def interact(carry, key):
+            q, env_state = carry
+            key_action, key_env = jax.random.split(key)
+            action = epsilon_greedy(key_action, q[env_state.obs[0]], config.epsilon)
+            env_state, transitions = env.step(env_state, action[None], key_env)
+
+            transition = jax.tree.map(lambda x: x[0], transitions)
+            error = td_error(q, transition, config.gamma)
+            q = q.at[transition.obs, transition.action].add(config.learning_rate * error)
+
+            value = q[transition.obs, transition.action]
+            return (q, env_state), (env_state.episode_return[0], value, jnp.abs(error))
+
+        keys = jax.random.split(jax.random.fold_in(state.key, step), config.num_steps)
+        (q, env_state), (episode_return, value, error) = jax.lax.scan(
+            interact, (state.params, state.env), keys
+        )
+        metrics = {
+            "episode_return": jnp.nanmean(episode_return),
+            "value": value.mean(),
+            "td_error": error.mean(),
+        }
+        return State(state.key, q, env_state), metrics
+
+    def act(params, obs, key):
+        return jnp.argmax(params[obs])
+
+    return Algorithm(
+        init, update, act, config.total_timesteps // config.num_steps, config.num_steps
+    )
+
+
+if __name__ == "__main__":
+    main(Config, make)
