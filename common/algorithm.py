@@ -1,4 +1,4 @@
-"""What an algorithm is, and how it is driven: the part that a run and an exported file share."""
+"""What an algorithm is, and how it is driven."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class Algorithm(NamedTuple):
-    """The three pure functions that every file in `algorithms/` makes."""
+    """An algorithm is three pure functions and how often to call them."""
 
     init: Callable  # key -> State, ready for `update`
     update: Callable  # State, step -> State, metrics: a lax.scan body over the update's index

@@ -1,4 +1,4 @@
-"""Environments, batched: gymnax's ids, `<Name>-tabular` MDPs, and rollouts through them.
+"""Environments, batched, and rollouts through them.
 
 `terminated` means that the MDP ended (no bootstrap), `truncated` that a clock ran out (bootstrap
 from `next_obs`). `next_obs` is the observation before any reset; `EnvState.obs` the one after it.
@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from common.mdps import MDP, TABULAR, make_mdp
 
 
 class Transition(NamedTuple):
@@ -66,14 +64,14 @@ class _Single(NamedTuple):
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """The environment of that id. `actions="discrete"` or `"continuous"` and
     `observations="integer"` refuse, with ValueError, an environment that offers something else."""
-    single = _tabular(env_id) if env_id.endswith("-tabular") else _gymnax(env_id)
+    single = _single(env_id)
     kind = "continuous" if single.num_actions is None else "discrete"
     if actions not in ("any", kind):
         raise ValueError(f"{env_id} has {kind} actions; this algorithm needs {actions} ones")
     if observations == "integer" and single.num_states is None:
         raise ValueError(
             f"{env_id} has observations of shape {single.obs_shape}; "
-            "this algorithm needs numbered states, as in CliffWalking-tabular or FrozenLake-misc"
+            "this algorithm needs numbered states, as in FrozenLake-misc"
         )
     # Resets and steps must agree on dtypes, and neither may be weakly typed (12 of gymnax's
     # environments reset to weak types), or the State would not be a scan carry.
@@ -167,18 +165,21 @@ def evaluate(env: Env, act: Callable, params, key: jax.Array):
 
 
 @functools.cache
-def _gymnax(env_id: str) -> _Single:
-    """gymnax's environment; cached, because two instances of one id would compile twice."""
+def _single(env_id: str) -> _Single:
+    """The environment of that id; cached, because two instances of one would compile twice."""
+    if env_id.endswith("-tabular"):
+        from common.mdps import TABULAR, make_mdp
+
+        return _tabular(make_mdp(env_id), TABULAR[env_id].max_steps)
+
     import gymnax
     from gymnax.environments import spaces
 
     if env_id not in gymnax.registered_envs:
-        known = [*gymnax.registered_envs, *TABULAR]
+        known = list(gymnax.registered_envs)
         close = get_close_matches(env_id, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}?" if close else f"for example {known[0]}"
-        raise ValueError(
-            f"no environment {env_id!r}; {hint} (--import MODULE loads one that you registered)"
-        )
+        raise ValueError(f"no environment {env_id!r} is registered with gymnax; {hint}")
     if env_id == "MNISTBandit-bsuite":
         raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
     env, params = gymnax.make(env_id)
@@ -221,10 +222,9 @@ def _encoder(env_id, env, params, obs_space) -> Callable:
     return lambda obs: obs
 
 
-def _tabular(env_id: str) -> _Single:
+def _tabular(mdp, max_steps: int) -> _Single:
     """A tabular MDP to sample from: the observation is the state's number."""
-    mdp = jax.tree.map(np.asarray, make_mdp(env_id))
-    max_steps = TABULAR[env_id].max_steps
+    mdp = jax.tree.map(np.asarray, mdp)
     num_states, num_actions, _ = mdp.P.shape
     successor, cumulative, reward_table = _successors(mdp)
     start = np.cumsum(mdp.start)
@@ -254,7 +254,7 @@ def _tabular(env_id: str) -> _Single:
     return _Single(reset, step, (), num_states, num_actions, (), None, None, max_steps)
 
 
-def _successors(mdp: MDP):
+def _successors(mdp):
     """The K states that can follow each (s, a), their cumulative probabilities and rewards, each
     [S, A, K] with K the most there are: a step then costs K, not S."""
     num_successors = int((mdp.P > 0).sum(-1).max())

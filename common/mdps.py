@@ -11,8 +11,8 @@ traces under jit and vmap over its key. Grids are numbered row by row from the t
 s = row * width + column.
 """
 
-import difflib
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import jax
@@ -243,7 +243,7 @@ TABULAR = {
 def make_mdp(env_id, key=None) -> MDP:
     """The MDP of that id; a random one is drawn with `key`, or with jax.random.key(0)."""
     if env_id not in TABULAR:
-        closest = difflib.get_close_matches(env_id, TABULAR, n=1, cutoff=0.0)[0]
+        closest = get_close_matches(env_id, TABULAR, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"there is no tabular MDP {env_id!r}; did you mean {closest!r}? "
             f"Choose with --env-id, one of: {', '.join(TABULAR)}"

@@ -75,11 +75,6 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
         for setting in grid:
             make(dataclasses.replace(config, **setting))
         folder = Path(run.resume) if run.resume else new_folder(name, config, run)
-        job = Job(name, make, config, run, grid, folder)
-        if (folder / "summary.json").exists():
-            say(run, f"{folder} is finished; there is nothing to resume")
-        else:
-            train(job)
     except ModuleNotFoundError as error:
         fail(2, f"--import: {error}; run from the folder that contains it")
     except ValueError as error:
@@ -87,7 +82,16 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
     except CheckpointError as error:
         fail(3, str(error))
     except OSError as error:
-        fail(5, f"cannot write {error.filename or 'the run folder'}: {error.strerror}")
+        fail(5, f"cannot write {error.filename}: {error.strerror}; choose another --out")
+    if (folder / "summary.json").exists():
+        say(run, f"{folder} is finished; there is nothing to resume")
+        return
+    try:
+        train(Job(name, make, config, run, grid, folder))
+    except CheckpointError as error:
+        fail(3, str(error))
+    except OSError as error:
+        fail(5, f"cannot write to {folder}: {error.strerror}; mend that, then --resume {folder}")
 
 
 def start_jax() -> None:

@@ -1,0 +1,105 @@
+"""Probe environments of known value, in the manner of Andy Jones's
+https://andyljones.com/posts/rl-debugging.html, as gymnax environments with numbered states."""
+
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+
+@struct.dataclass
+class EnvState(environment.EnvState):
+    s: jax.Array
+
+
+@struct.dataclass
+class EnvParams(environment.EnvParams):
+    max_steps_in_episode: int = 8
+
+
+class Probe(environment.Environment[EnvState, EnvParams]):
+    """A deterministic MDP given by tables: next state and reward [S][A], which states end the
+    episode, and the states it starts in, each equally likely."""
+
+    def __init__(self, next_state, reward, terminal, starts, vector=False):
+        self.next_state, self.reward = np.array(next_state), np.array(reward, np.float32)
+        self.terminal, self.starts, self.vector = np.array(terminal), np.array(starts), vector
+
+    @property
+    def default_params(self):
+        return EnvParams()
+
+    @property
+    def name(self):
+        return "Probe"
+
+    def step_env(self, key, state, action, params):
+        s = jnp.asarray(self.next_state)[state.s, action]
+        reward = jnp.asarray(self.reward)[state.s, action]
+        state = EnvState(time=state.time + 1, s=s)
+        return self.observe(key, state, action, params), state, reward, self.ended(s), {}
+
+    def ended(self, s):
+        return jnp.asarray(self.terminal)[s]
+
+    def reset_env(self, key, params):
+        state = EnvState(time=0, s=jax.random.choice(key, jnp.asarray(self.starts)))
+        return self.observe(key, state, None, params), state
+
+    def observe(self, key, state, action, params) -> Any:
+        if self.vector:
+            return jax.nn.one_hot(state.s, len(self.terminal))
+        return state.s
+
+    def is_terminated(self, state, params):
+        return self.ended(state.s)
+
+    def action_space(self, params=None):
+        return spaces.Discrete(self.reward.shape[1])
+
+    def observation_space(self, params):
+        if self.vector:
+            return spaces.Box(0, 1, (len(self.terminal),), jnp.float32)
+        return spaces.Discrete(len(self.terminal))
+
+
+GAMMA = 0.8
+# Name: tables, and the optimal values of the states where an action is taken, at GAMMA.
+PROBES = {
+    # One step, reward 1.
+    "Constant-probe": (([[1, 1]] * 2, [[1, 1]] * 2, [False, True], [0]), {0: 1.0}),
+    # One step; the observation tells the reward, -1 or 1.
+    "ByObservation-probe": (
+        ([[2, 2]] * 3, [[-1, -1], [1, 1], [0, 0]], [False, False, True], [0, 1]),
+        {0: -1.0, 1: 1.0},
+    ),
+    # Two steps, the reward at the end.
+    "TwoStep-probe": (
+        ([[1, 1], [2, 2], [2, 2]], [[0, 0], [1, 1], [0, 0]], [False, False, True], [0]),
+        {0: GAMMA, 1: 1.0},
+    ),
+    # One step; action 1 pays 1, action 0 costs 1.
+    "ByAction-probe": (([[1, 1]] * 2, [[-1, 1]] * 2, [False, True], [0]), {0: 1.0}),
+    # One step; the action that is named by the observation pays 1, the other costs 1.
+    "ByBoth-probe": (
+        ([[2, 2]] * 3, [[1, -1], [-1, 1], [0, 0]], [False, False, True], [0, 1]),
+        {0: 1.0, 1: 1.0},
+    ),
+    # Never ends; reward 1 a step, and a time limit of 8 that must not be taken for an end.
+    "AlwaysTruncated-probe": (([[0, 0]], [[1, 1]], [False], [0]), {0: 1 / (1 - GAMMA)}),
+    # From 1 for ever with reward 1; each reset lands in 0, whose step pays 50. Bootstrapping from
+    # the observation after the reset would add far too much to state 1.
+    "ResetTrap-probe": (
+        ([[1, 1], [1, 1]], [[50, 50], [1, 1]], [False, False], [0]),
+        {0: 50 + GAMMA / (1 - GAMMA), 1: 1 / (1 - GAMMA)},
+    ),
+}
+for name, (tables, _) in PROBES.items():
+    for vector in (False, True):
+        env_id = name.replace("-", "Vector-") if vector else name
+        if env_id not in gymnax.registered_envs:
+            gymnax.register(env_id, lambda tables=tables, vector=vector: Probe(*tables, vector))

@@ -1,0 +1,224 @@
+"""The contract of DESIGN section 3, for every file in algorithms/ (found by listing the folder)."""
+
+import ast
+import dataclasses
+import re
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import ALGORITHMS, ROOT, keys, load, run, small_config, trained
+
+from common import checkpoint
+from common.envs import evaluate, make_env
+
+every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+def made(name, **fields):
+    module = load(name)
+    return module.make(small_config(module, **fields))
+
+
+def count_primitive(jaxpr, name: str) -> int:
+    """How often a primitive occurs in a jaxpr and in all that it calls."""
+    total = 0
+    for equation in jaxpr.eqns:
+        total += equation.primitive.name == name
+        for value in equation.params.values():
+            for inner in jax.tree.leaves(
+                value, is_leaf=lambda x: isinstance(x, jax.extend.core.ClosedJaxpr)
+            ):
+                if isinstance(inner, jax.extend.core.ClosedJaxpr):
+                    total += count_primitive(inner.jaxpr, name)
+                elif isinstance(inner, jax.extend.core.Jaxpr):
+                    total += count_primitive(inner, name)
+    return total
+
+
+@every_algorithm
+def test_file_has_the_sections_of_the_design_in_order(name):
+    source = (ROOT / "algorithms" / f"{name}.py").read_text()
+    tree = ast.parse(source)
+    names = [getattr(node, "name", "") for node in tree.body]
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert re.search(r"https?://", ast.get_docstring(tree)), "the paper's link"
+    assert "Departs from" in ast.get_docstring(tree)
+    assert names.index("Config") < names.index("State") < names.index("make")
+    assert len(functions) > 1, "equations as module-level functions"
+    assert source.rstrip().endswith("main(Config, make)")
+    assert len(source.splitlines()) <= 250
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name != "make":
+            assert ast.get_docstring(node) or len(node.body) == 1, f"{node.name}: its equation"
+
+
+@every_algorithm
+def test_every_config_field_is_one_line_with_a_meaning(name):
+    source = (ROOT / "algorithms" / f"{name}.py").read_text()
+    config = load(name).Config
+    assert config.__dataclass_params__.frozen
+    for field in dataclasses.fields(config):
+        assert re.search(rf"^    {field.name}: .+ = .+  # \S+", source, re.M), field.name
+
+
+@every_algorithm
+def test_file_has_a_test_file_and_a_place_in_the_readme(name):
+    assert (ROOT / "tests" / f"test_{name}.py").exists()
+    assert f"algorithms/{name}.py" in (ROOT / "README.md").read_text()
+
+
+@every_algorithm
+def test_update_is_a_scan_body(name):
+    algorithm = made(name)
+    before = jax.eval_shape(algorithm.init, jax.random.key(0))
+    after, _ = jax.eval_shape(algorithm.update, before, jnp.int32(0))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    described = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+    assert described(before) == described(after)
+    assert not any(weak for _, _, weak in described(before))
+
+
+@every_algorithm
+def test_metrics_are_a_flat_dict_of_scalars_with_the_return_and_the_value(name):
+    algorithm = made(name)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    _, metrics = jax.eval_shape(algorithm.update, state, jnp.int32(0))
+    assert {"episode_return", "value"} <= set(metrics)
+    for metric, x in metrics.items():
+        assert x.shape == () and jnp.issubdtype(x.dtype, jnp.floating), metric
+
+
+@every_algorithm
+def test_no_key_is_used_twice(name):
+    algorithm = made(name)
+    with jax.debug_key_reuse(True):
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        jax.make_jaxpr(algorithm.init)(jax.random.key(0))
+        jax.make_jaxpr(algorithm.update)(state, jnp.int32(0))
+        if algorithm.act is not None:
+            env = make_env(small_config(load(name)).env_id, 2)
+            playing = lambda params, key: evaluate(env, algorithm.act, params, key)
+            jax.make_jaxpr(playing)(state.params, jax.random.key(1))
+
+
+@every_algorithm
+def test_state_keeps_a_key_of_its_own(name):
+    """split(key, n)[i] equals fold_in(key, i): a State that kept the key it split in `init` would
+    give its first updates the keys that made its networks."""
+    state = jax.eval_shape(made(name).init, jax.random.key(0))
+    if "key" in state._fields:
+        key = jax.random.key(7)
+        kept = jax.jit(lambda key: made(name).init(key).key)(key)
+        assert not np.array_equal(jax.random.key_data(kept), jax.random.key_data(key))
+
+
+@every_algorithm
+def test_conditions_stay_conditions_under_vmap(name):
+    """A cond on a batched value becomes a select that runs both branches for every seed."""
+    algorithm = made(name)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    single = jax.make_jaxpr(algorithm.update)(state, jnp.int32(0))
+    states = jax.eval_shape(jax.vmap(algorithm.init), keys(0, 1, 2))
+    batched = jax.make_jaxpr(jax.vmap(algorithm.update, (0, None)))(states, jnp.int32(0))
+    assert count_primitive(batched.jaxpr, "cond") == count_primitive(single.jaxpr, "cond")
+
+
+@every_algorithm
+def test_every_float_of_the_config_can_be_vmapped(name):
+    module = load(name)
+    config = small_config(module)
+    floats = {
+        field.name: jnp.array([getattr(config, field.name)] * 2)
+        for field in dataclasses.fields(config)
+        if isinstance(getattr(config, field.name), float)
+    }
+    assert floats
+
+    def train(values, key):
+        algorithm = module.make(dataclasses.replace(config, **values))
+        return algorithm.update(algorithm.init(key), jnp.int32(0))
+
+    jax.eval_shape(jax.vmap(train), floats, keys(0, 1))
+
+
+@every_algorithm
+def test_same_key_same_result_and_two_seeds_differ_everywhere(name):
+    module = load(name)
+    algorithm = module.make(small_config(module, env_id=random_env(module)))
+    progress = trained(algorithm, [3, 4, 3], 5)
+    again = trained(algorithm, [3, 4, 3], 5)
+    chex.assert_trees_all_equal(to_numpy(progress), to_numpy(again))
+    for leaf in jax.tree.leaves(to_numpy(progress.state.params)):
+        assert not np.array_equal(leaf[0], leaf[1])
+        np.testing.assert_array_equal(leaf[0], leaf[2])
+
+
+@every_algorithm
+def test_a_seed_alone_is_the_seed_inside_the_batch(name):
+    """In float64, so that the batch size cannot change what matters: parameters to 1e-9, and the
+    actions taken (all integers of the State) exactly."""
+    module = load(name)
+    with jax.enable_x64(True):
+        algorithm = module.make(small_config(module, env_id=random_env(module)))
+        batch = to_numpy(trained(algorithm, [0, 1, 2, 3], 25))
+        alone = to_numpy(trained(algorithm, [2], 25))
+    for many, one in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
+        if np.issubdtype(many.dtype, np.floating):
+            assert many.dtype == np.float64
+            np.testing.assert_allclose(many[2], one[0], rtol=0, atol=1e-9)
+        else:
+            np.testing.assert_array_equal(many[2], one[0])
+
+
+@every_algorithm
+def test_n_updates_a_checkpoint_and_n_more_are_2n_updates(name, tmp_path):
+    algorithm = made(name)
+    num = min(algorithm.num_updates, 20)
+    straight = trained(algorithm, [0, 1], num)
+    half = trained(algorithm, [0, 1], num // 2)
+    checkpoint.save(tmp_path / "c.npz", half, {"update": num // 2})
+    arrays, header = checkpoint.load(tmp_path / "c.npz")
+    restored = checkpoint.restore(jax.eval_shape(lambda x: x, half), arrays)
+    resumed = trained(algorithm, [0, 1], num, header["update"], restored)
+    chex.assert_trees_all_equal(to_numpy(straight), to_numpy(resumed))
+
+
+@every_algorithm
+def test_help_comes_within_seconds_and_without_environments(name):
+    begun = time.monotonic()
+    done = run(f"algorithms.{name}", "--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert time.monotonic() - begun < 10  # about one on a quiet machine
+    assert "--num-seeds" in done.stdout and "--seeds-at-once" in done.stdout
+    for slow in ("gymnax", "brax", "scipy.stats", "matplotlib", "rich.progress"):
+        assert not re.search(rf"\| +{slow}$", done.stderr, re.M), slow
+
+
+@every_algorithm
+@pytest.mark.parametrize("bad", ["nan", "inf", "-1", "-1e-9", "x", ""])
+def test_no_field_takes_nonsense(name, bad):
+    """Each number of the Config refuses what cannot be: a ValueError with one line."""
+    module = load(name)
+    for field in dataclasses.fields(module.Config):
+        if field.type not in (int, float):
+            continue
+        try:
+            value = field.type(bad)
+        except ValueError:
+            continue  # tyro refuses it
+        with pytest.raises(ValueError, match=field.name.replace("_", "-")):
+            dataclasses.replace(small_config(module), **{field.name: value})
+
+
+def random_env(module) -> str:
+    """An environment in which two seeds must differ: a random MDP where only MDPs are solved."""
+    config = small_config(module)
+    return config.env_id if hasattr(config, "total_timesteps") else "Garnet-tabular"
+
+
+def to_numpy(tree):
+    is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
