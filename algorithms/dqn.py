@@ -29,20 +29,20 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "CartPole-v1"  # any environment with discrete actions
-    total_timesteps: int = 50_000  # environment steps, over all environments
-    num_envs: int = 10  # environments stepped in parallel
+    total_timesteps: int = 100_000  # environment steps, over all environments
+    num_envs: int = 4  # environments stepped in parallel
     train_frequency: int = 1  # steps of each environment between gradient steps
     learning_rate: float = 1e-3  # of Adam
     gamma: float = 0.99  # discount factor
-    buffer_size: int = 10_000  # transitions, rounded up to whole updates
-    batch_size: int = 128  # transitions
+    buffer_size: int = 20_000  # transitions, rounded up to whole updates
+    batch_size: int = 64  # transitions
     learning_starts: int = 1_000  # environment steps at random first, rounded up to whole updates
-    target_network_frequency: int = 50  # gradient steps between copies of θ into θ⁻
+    target_network_frequency: int = 15  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
     epsilon_start: float = 1.0  # probability of a random action, at first
-    epsilon_end: float = 0.05  # and at last
-    exploration_fraction: float = 0.5  # of the updates, over which epsilon falls linearly
-    hidden_sizes: tuple[int, ...] = (120, 84)  # units of each hidden layer
+    epsilon_end: float = 0.1  # and at last
+    exploration_fraction: float = 0.2  # of the updates, over which epsilon falls linearly
+    hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer
 
     def __post_init__(self):
         require(

@@ -125,8 +125,8 @@ def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_ste
         return state, (transition, state.episode_return)
 
     keys = jax.random.split(key, num_steps)
-    # Unrolled, because on a GPU each step of a loop costs its launches.
-    unroll = num_steps if 1 <= num_steps <= 8 else 1
+    # On a GPU each step of a loop costs its launches; on a CPU unrolling costs compile time alone.
+    unroll = num_steps if 1 <= num_steps <= 8 and jax.default_backend() != "cpu" else 1
     state, (transitions, returns) = jax.lax.scan(step, state, keys, unroll=unroll)
     return state, transitions, jnp.nanmean(returns)
 

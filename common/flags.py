@@ -7,7 +7,7 @@ import itertools
 import re
 import sys
 from difflib import get_close_matches
-from typing import Annotated, Any, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import tyro
 
@@ -105,18 +105,20 @@ def settings(sweep: tuple[str, ...], config: Any) -> list[dict[str, Any]]:
 
 
 def _value(name, kind, text):
+    """The text of one swept value as a value of the field's type."""
+    if get_origin(kind) is Literal:
+        choices = {str(choice): choice for choice in get_args(kind)}
+        if text not in choices:
+            raise ValueError(f"--sweep {name}: {text!r} is not one of {', '.join(choices)}")
+        return choices[text]
+    if kind not in (int, float, bool, str):
+        raise ValueError(f"--sweep {name}: only numbers, strings and true/false can be swept")
     try:
-        if kind is int:
-            return int(_whole(text))
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        if kind in (float, str):
-            return kind(text)
-        if type(text) in {type(choice) for choice in get_args(kind)}:  # a Literal of strings
-            return text
+        return kind(_whole(text) if kind is int else text)
     except (ValueError, KeyError):
         raise ValueError(f"--sweep {name}: {text!r} is not of type {kind.__name__}") from None
-    raise ValueError(f"--sweep {name}: only numbers, strings and true/false can be swept")
 
 
 def _whole(text: str) -> str:

@@ -144,11 +144,11 @@ def train(job: Job) -> None:
             points = log_points(program.algorithm.num_updates, job.run.log_points)
             for progress, update, is_point, elapsed in chunks(program, progress, start, points):  # noqa: B020
                 seconds += elapsed
-                if is_point:
+                done = update == points[-1] or np.all(np.asarray(progress.diverged) >= 0)
+                if is_point or done:
                     extra = evaluated_on_the_way(job, program, points, update, progress, members)
                     write_metrics(file, job, group, program.algorithm, update, progress, extra)
                 show(index, update, seconds, first(progress, len(group.seed)))
-                done = update == points[-1] or np.all(np.asarray(progress.diverged) >= 0)
                 if done or received or time.monotonic() - saved_at > job.run.checkpoint_every:
                     file.flush()
                     os.fsync(file.fileno())

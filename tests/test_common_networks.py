@@ -1,0 +1,61 @@
+"""common/networks.py against NumPy and lax.conv."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from common.envs import make_env
+from common.networks import conv, dense, mlp, network_for
+
+
+def test_mlp_is_matrices_and_relus():
+    network = mlp([3, 5, 4, 2])
+    params = network.init(jax.random.key(0))
+    x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    (w0, b0), (w1, b1), (w2, b2) = jax.tree.map(np.asarray, params)
+    hidden = np.maximum(np.maximum(x @ w0 + b0, 0) @ w1 + b1, 0)
+    np.testing.assert_allclose(network.apply(params, x), hidden @ w2 + b2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(network.apply(params, x[0]), (hidden @ w2 + b2)[0], rtol=1e-5)
+
+
+def test_dense_has_unit_gain_and_no_bias():
+    w, b = dense(jax.random.key(0), 400, 300)
+    np.testing.assert_allclose(np.std(w), 1 / 20, rtol=0.02)
+    assert not b.any()
+
+
+def test_conv_is_a_3x3_convolution_then_an_mlp():
+    network = conv((10, 10, 4), [32], 5)
+    params = network.init(jax.random.key(0))
+    params[0] = (params[0][0], params[0][1] + 0.1)
+    x = jax.random.bernoulli(jax.random.key(1), 0.3, (6, 10, 10, 4))
+    kernel = params[0][0].reshape(3, 3, 4, 16)
+    y = jax.lax.conv_general_dilated(
+        x.astype(float), kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    expected = mlp([8 * 8 * 16, 32, 5]).apply(
+        params[1:], jax.nn.relu(y + params[0][1]).reshape(6, -1)
+    )
+    np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network.apply(params, x[0]), expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+@pytest.mark.parametrize(
+    "env_id", ["CartPole-v1", "FrozenLake-misc", "Catch-bsuite", "Breakout-MinAtar"]
+)
+def test_network_for_fits_vectors_integers_matrices_and_images(env_id, batch):
+    env = make_env(env_id, 1)
+    network = network_for(env, [8], 3)
+    params = network.init(jax.random.key(0))
+    obs = env.reset(jax.random.key(1)).obs[0]
+    out = network.apply(params, jnp.broadcast_to(obs, (*batch, *obs.shape)))
+    assert out.shape == (*batch, 3) and out.dtype == jnp.float32
+    np.testing.assert_allclose(out.reshape(-1, 3)[0], network.apply(params, obs), rtol=1e-5)
+
+
+def test_integers_are_one_hot():
+    network = network_for(make_env("FrozenLake-misc", 1), [], 4)
+    params = network.init(jax.random.key(0))
+    np.testing.assert_allclose(network.apply(params, jnp.arange(16)), params[0][0], rtol=1e-6)
