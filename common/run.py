@@ -83,6 +83,8 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
         fail(3, str(error))
     except OSError as error:
         fail(5, f"cannot write {error.filename}: {error.strerror}; choose another --out")
+    except KeyboardInterrupt:
+        fail(130, "stopped before training began")
     if (folder / "summary.json").exists():
         say(run, f"{folder} is finished; there is nothing to resume")
         return
@@ -164,6 +166,7 @@ def train(job: Job) -> None:
                 if done:
                     break
             finished = collect(finished, group, progress, program.evaluate(progress, members[1]))
+            progress = None  # memory holds one group at a time
     outcome = write_results(job, groups, finished, seconds, compile_seconds)
     say(job.run, *results(job, *outcome))
     if np.all(finished["diverged"] >= 0):

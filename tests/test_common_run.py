@@ -223,6 +223,17 @@ def test_groups_and_devices_train_the_same_seeds(at_once, env, tmp_path):
             np.testing.assert_allclose(float(one[name]), float(other[name]), rtol=1e-6)
 
 
+def test_memory_follows_the_group(tmp_path):
+    """8 replay memories of 21 MB each, all at once and one at a time."""
+    arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
+    arguments += ["--buffer-size", "500_000"]
+    together = dqn(*arguments, "--out", tmp_path / "all").stdout
+    apart = dqn(*arguments, "--seeds-at-once", "1", "--out", tmp_path / "some").stdout
+    assert "160 MiB" in together and "20 MiB" in apart and "in 8 groups" in apart
+    peaks = [summary(tmp_path / name)["peak_bytes"] for name in ("all", "some")]
+    assert peaks[0] - peaks[1] > 100 * 2**20
+
+
 def test_float32_groups_agree_to_rounding_after_20_updates(tmp_path):
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
     dqn(*arguments, "--out", tmp_path / "all")

@@ -1,0 +1,162 @@
+"""The learning suite: `python -m benchmarks.learning [ROW ...] [--tier T] [--render]`.
+
+A row of suite.toml is one command: all its seeds in one vmapped run, then the final greedy policy
+over its episodes. What it reached goes into results/learning.csv, one line a row, with the curves
+beside it as results/<row>.png; `--render` writes the tables of benchmarks/README.md and README.md.
+A run that was stopped is resumed, and a row that has a line for this commit is not run again.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+COLUMNS = ["row", "iqm", "low", "high", "min", "max", "threshold", "reached", "steps", "seeds"]
+COLUMNS += ["seconds", "compile_seconds", "steps_per_second", "device", "versions", "commit"]
+COLUMNS += ["command"]
+
+
+def main() -> None:
+    rows = suite()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows or algorithms; default: all")
+    parser.add_argument("--tier", choices=("test", "cpu", "gpu"), help="only rows of this tier")
+    parser.add_argument("--render", action="store_true", help="write the tables and stop")
+    arguments = parser.parse_args()
+    known = {*rows, *(row["algorithm"] for row in rows.values())}
+    if unknown := set(arguments.rows) - known:
+        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
+    if not arguments.render:
+        failed = []
+        for name, row in rows.items():
+            asked = not arguments.rows or {name, row["algorithm"]} & set(arguments.rows)
+            if asked and arguments.tier in (None, row["tier"]) and row_is_due(name):
+                line = run_row(name, row)
+                write_line(line)
+                failed += [] if line["reached"] == "yes" else [name]
+        if failed:
+            sys.exit(f"below their thresholds: {', '.join(failed)}")
+    render(rows)
+
+
+def suite() -> dict[str, dict]:
+    return tomllib.loads((ROOT / "benchmarks" / "suite.toml").read_text())
+
+
+def command(row: dict) -> list[str]:
+    """What a user would type for this row, without the folder."""
+    return [
+        *("-m", f"algorithms.{row['algorithm']}", "--env-id", row["env_id"]),
+        *shlex.split(row["flags"]),
+        *("--num-seeds", str(row["seeds"]), "--eval-episodes", str(row["episodes"])),
+    ]
+
+
+def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
+    """Trains and evaluates one row, in a folder of its own; its line of learning.csv."""
+    folder = folder or ROOT / ".cache" / "learning" / f"{name}-{commit()}"
+    resume = ["-m", f"algorithms.{row['algorithm']}", "--resume", str(folder)]
+    begun = (folder / "config.json").exists()
+    words = resume if begun else [*command(row), "--out", str(folder)]
+    print(f"{name}: python {shlex.join(command(row))}", flush=True)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT)
+    if done.returncode not in (0, 4):  # 4: every seed diverged, which is a result
+        sys.exit(done.returncode)
+    summary = json.loads((folder / "summary.json").read_text())
+    result = summary["evaluation"]
+    reached = result["iqm"] is not None and result["iqm"] >= row["threshold"]
+    if folder.is_relative_to(ROOT):
+        shutil.copy(folder / "curves.png", RESULTS / f"{name}.png")
+    return {
+        "row": name,
+        **{key: f"{x:.4g}" if x is not None else "" for key, x in result.items()},
+        "threshold": row["threshold"],
+        "reached": "yes" if reached else "no",
+        "steps": summary["steps"],
+        "seeds": summary["seeds"],
+        "seconds": f"{summary['run_seconds']:.1f}",
+        "compile_seconds": f"{summary['compile_seconds']:.1f}",
+        "steps_per_second": f"{summary['steps_per_second']:.0f}",
+        "device": summary["device"],
+        "versions": " ".join(f"{k}={x}" for k, x in summary["versions"].items()),
+        "commit": commit(),
+        "command": f"python {shlex.join(command(row))}",
+    }
+
+
+def commit() -> str:
+    """The commit, with a + if the code that trains differs from it."""
+    head = git("rev-parse", "--short=10", "HEAD") or "unknown"
+    return head + "+" * bool(git("status", "--porcelain", "algorithms", "common"))
+
+
+def git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def lines() -> dict[str, dict]:
+    """learning.csv by row."""
+    path = RESULTS / "learning.csv"
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        return {line["row"]: line for line in csv.DictReader(file)}
+
+
+def row_is_due(name: str) -> bool:
+    return lines().get(name, {}).get("commit") != commit()
+
+
+def write_line(line: dict) -> None:
+    """Puts the line in its row's place, in the order of the suite."""
+    table = lines() | {line["row"]: line}
+    with open(RESULTS / "learning.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table[name] for name in suite() if name in table)
+
+
+def render(rows: dict[str, dict]) -> None:
+    """The full table into benchmarks/README.md and the short one into README.md."""
+    full = [["row", "IQM [95 %]", "worst seed", "threshold", "reference"]]
+    full[0] += ["steps", "seeds", "seconds", "command", "commit"]
+    short = [["file", "environment", "IQM [95 %]", "worst seed", "threshold"]]
+    short[0] += ["steps", "seeds", "flags"]
+    for name, line in lines().items():
+        row = rows[name]
+        reached = [f"{line['iqm']} [{line['low']}, {line['high']}]", line["min"], row["threshold"]]
+        size = [f"{int(line['steps']):,}", line["seeds"]]
+        reference = f"{row['reference']} ({row['source']})"
+        last = [line["seconds"], f"`{line['command']}`", line["commit"]]
+        full.append([f"[{name}](results/{name}.png)", *reached, reference, *size, *last])
+        file = f"[`{row['algorithm']}.py`](algorithms/{row['algorithm']}.py)"
+        flags = f"`{row['flags']}`" if row["flags"] else "none"
+        short.append([file, row["env_id"], *reached, *size, flags])
+    put(ROOT / "benchmarks" / "README.md", table(full))
+    put(ROOT / "README.md", table(short))
+
+
+def table(rows: list[list]) -> str:
+    """Markdown; the first row is the head."""
+    every = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in every)
+
+
+def put(path: Path, text: str) -> None:
+    """Replaces what stands between the two markers."""
+    begin, end = "<!-- learning: begin -->", "<!-- learning: end -->"
+    before, _, rest = path.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main()
