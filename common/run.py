@@ -144,7 +144,8 @@ def train(job: Job) -> None:
                 saved, start = None, at["update"]
             saved_at = time.monotonic()
             points = log_points(program.algorithm.num_updates, job.run.log_points)
-            for progress, update, is_point, elapsed in chunks(program, progress, start, points):  # noqa: B020
+            training = chunks(program, progress, start, points)
+            for progress, update, is_point, elapsed in training:
                 seconds += elapsed
                 done = update == points[-1] or np.all(np.asarray(progress.diverged) >= 0)
                 if is_point or done:
@@ -166,7 +167,7 @@ def train(job: Job) -> None:
                 if done:
                     break
             finished = collect(finished, group, progress, program.evaluate(progress, members[1]))
-            progress = None  # memory holds one group at a time
+            del progress, training  # memory holds one group at a time
     outcome = write_results(job, groups, finished, seconds, compile_seconds)
     say(job.run, *results(job, *outcome))
     if np.all(finished["diverged"] >= 0):
