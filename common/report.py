@@ -126,16 +126,16 @@ def best_first(returns) -> tuple[np.ndarray, str]:
 def plot_curves(path, steps, metrics: dict, labels=None, title="", unit="environment steps"):
     """Draw every metric against steps [L]: IQM over seeds, its interval, single seeds behind.
 
-    metrics: name -> [S, L], or with the labels of a sweep's settings name -> [G, S, L] and steps
-    [G, L], NaN where a setting has fewer points.
+    metrics: name -> [S, L], or with the labels of a sweep's settings name -> [G, S, L]; steps may
+    then be [G, L], NaN where a setting has fewer points.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     curves = {name: np.asarray(x if labels else [x], float) for name, x in metrics.items()}
-    steps = np.asarray(steps if labels else [steps], float)
-    num_seeds = curves["episode_return"].shape[1]
+    num_settings, num_seeds, num_points = curves["episode_return"].shape
+    steps = np.broadcast_to(np.asarray(steps, float), (num_settings, num_points))
     order, heading = best_first(curves["episode_return"]) if labels else ([0], None)
 
     key = [Line2D([], [], color=color) for color in COLORS[: len(order)]]

@@ -1,0 +1,553 @@
+"""Speed against peers: `python -m benchmarks.speed [--table equal|best|floor]`.
+
+Peers come from PyPI, each into a virtual environment of its own under .cache/peers, and train
+through their public interface (peers/driver.py); ours is the command that users type. Everything is
+interleaved: round 1 runs every contestant once, then round 2, each run in a fresh process with a
+time limit. A peer that does not install, fails or hangs is a line of the table.
+
+    equal   the same work: DQN on CartPole-v1, 10 environments, a batch of 128, one gradient step
+            per 10 environment steps, hidden layers 64 and 64, ReLU, Adam 2.5e-4, a buffer of
+            10,000, target copies every 50 gradient steps (500 environment steps), epsilon from 1
+            to 0.05 over half the run, 1,000 random steps first, 100,000 steps a seed
+    best    time until the greedy policies of 32 seeds reach IQM 475, each library at its own
+            published settings
+    floor   ours: microseconds of an update, beside those of the arithmetic it cannot do without
+
+Numbers are medians over rounds; lines go to results/speed.csv, speed_best.csv, speed_floor.csv.
+Odd rounds start from an empty compilation cache, even ones from the cache of the round before.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from algorithms import dqn
+from benchmarks.learning import commit, table
+from common.algorithm import advance, begin
+from common.envs import make_env
+from common.networks import network_for
+from common.report import iqm
+
+ROOT = Path(__file__).parent.parent
+PEERS_FOLDER = ROOT / ".cache" / "peers"
+DRIVER = ROOT / "benchmarks" / "peers" / "driver.py"
+PACKAGES = {
+    "rejax": ("rejax", "gymnax<1", "jax<0.11"),
+    "stable-baselines3": ("stable-baselines3", "torch==2.13.0"),  # that pin is a small CPU build
+    "sbx-rl": ("sbx-rl", "torch==2.13.0"),
+}
+ONE_SEED = ("stable-baselines3", "sbx-rl")  # a process trains one seed; more run one by one
+OURS, OURS_ALONE = "manyseeds", "manyseeds, 1 device"
+HIDDEN_SIZES = (64, 64)  # fixed in rejax
+TARGET = 475.0  # the IQM that `best` races to
+EVAL_EVERY = 2_500  # environment steps between looks at it
+BEST_SEEDS, BEST_SEEDS_ONE_BY_ONE = 32, 3  # a peer that trains one seed reaches it on so many
+INSTALL_SECONDS = 1_800
+NUMBERS = ("steps_per_second", "compile_seconds", "peak_mib", "episode_return")
+
+
+class Job(NamedTuple):
+    """One run of one contestant."""
+
+    contestant: str
+    seeds: int
+    first_seed: int
+    settings: dict  # in the contestant's own words
+    eval_every: int = 0  # environment steps between greedy evaluations; 0: none
+
+
+def main() -> None:
+    arguments = parse(sys.argv[1:])
+    broken = install(arguments.peers)
+    race = {"equal": race_equal, "best": race_best, "floor": race_floor}[arguments.table]
+    print(table(race(arguments, broken)))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--work", choices=("dqn",), default="dqn", help="what is trained")
+    add("--table", choices=("equal", "best", "floor"), default="equal")
+    add("--seeds", type=positive, nargs="+", default=[1, 8, 32, 128], help="of table equal")
+    add("--rounds", type=positive, default=5, help="every contestant runs once in each")
+    add("--peers", choices=PACKAGES, nargs="*", default=list(PACKAGES), help="default: all")
+    add("--steps", type=positive, default=100_000, help="of table equal, of one seed")
+    add("--timeout", type=positive, default=1_800, help="seconds, after which a run counts as hung")
+    add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the CSV")
+    arguments = parser.parse_args(argv)
+    if arguments.table == "floor":
+        arguments.peers = []
+    if arguments.steps < 4_000:
+        parser.error(f"--steps {arguments.steps}: must be at least 4000, of which 1000 are random")
+    if not arguments.out.is_dir():
+        parser.error(f"--out {arguments.out}: there is no such folder")
+    return arguments
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+# The settings
+
+
+def equal_settings(steps: int) -> dict[str, dict]:
+    """The same work in each library's words."""
+    shared = {"total_timesteps": steps, "num_envs": 10, "buffer_size": 10_000, "batch_size": 128}
+    shared |= {"learning_rate": 2.5e-4, "gamma": 0.99, "exploration_fraction": 0.5}
+    ours = {"train_frequency": 1, "learning_starts": 1_000, "target_network_frequency": 50}
+    ours |= {"tau": 1.0, "epsilon_start": 1.0, "epsilon_end": 0.05, "hidden_sizes": HIDDEN_SIZES}
+    rejax = {"fill_buffer": 1_000, "num_epochs": 1, "target_update_freq": 500, "polyak": 0.0}
+    rejax |= {"eps_start": 1.0, "eps_end": 0.05, "ddqn": False, "agent": "QNetwork"}
+    rejax |= {"agent_kwargs": {"activation": "relu"}}  # its sizes are 64 and 64
+    stable = {"train_freq": 1, "gradient_steps": 1, "learning_starts": 1_000, "tau": 1.0}
+    stable |= {"target_update_interval": 500, "device": "cpu"}
+    stable |= {"exploration_initial_eps": 1.0, "exploration_final_eps": 0.05}
+    stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
+    return by_contestant(shared | ours, shared | rejax, shared | stable)
+
+
+def best_settings() -> dict[str, dict]:
+    """What each library publishes for CartPole-v1: ours are dqn.py's defaults, rejax's those of its
+    configs/gymnax/cartpole.yaml, and for the other two those of RL Baselines3 Zoo."""
+    rejax = {"agent": "DuelingQNetwork", "agent_kwargs": {"activation": "swish"}, "num_envs": 10}
+    rejax |= {"buffer_size": 50_000, "fill_buffer": 5_000, "batch_size": 100, "max_grad_norm": 10}
+    rejax |= {"learning_rate": 1e-3, "num_epochs": 5, "total_timesteps": 100_000, "polyak": 0.98}
+    rejax |= {"eps_start": 1.0, "eps_end": 0.05, "exploration_fraction": 0.5, "gamma": 0.99}
+    rejax |= {"ddqn": True}
+    zoo = {"total_timesteps": 50_000, "num_envs": 1, "learning_rate": 2.3e-3, "batch_size": 64}
+    zoo |= {"buffer_size": 100_000, "learning_starts": 1_000, "gamma": 0.99, "train_freq": 256}
+    zoo |= {"target_update_interval": 10, "gradient_steps": 128, "exploration_fraction": 0.16}
+    zoo |= {"exploration_final_eps": 0.04, "policy_kwargs": {"net_arch": (256, 256)}}
+    return by_contestant({}, rejax, zoo | {"device": "cpu"})
+
+
+def by_contestant(ours: dict, rejax: dict, stable: dict) -> dict[str, dict]:
+    return {OURS: ours, OURS_ALONE: ours, "rejax": rejax} | dict.fromkeys(ONE_SEED, stable)
+
+
+# The tables
+
+
+def race_equal(arguments, broken: dict[str, str]) -> list[list]:
+    """Writes the CSV after every round, so that a race that is stopped leaves what it measured."""
+    settings = equal_settings(arguments.steps)
+    entries = [
+        (name, seeds)
+        for seeds in sorted(set(arguments.seeds))
+        for name in (OURS, OURS_ALONE, *arguments.peers)
+        if name not in ONE_SEED
+    ] + [(name, 1) for name in arguments.peers if name in ONE_SEED]
+    runs, lines = [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(arguments.rounds):
+            for name, seeds in entries:
+                job = Job(name, seeds, number * seeds, settings[name])
+                cache = Path(scratch) / f"{name}-{seeds}"
+                run = {"cold": number % 2 == 0, "contestant": name, "seeds": seeds}
+                run |= attempt(job, arguments.timeout, cache, run["cold"], broken)
+                runs.append(run)
+                report(number, run)
+            lines = [
+                equal_line(runs, name, seeds)
+                for seeds in sorted(set(arguments.seeds))
+                for name in (OURS, OURS_ALONE, *arguments.peers)
+            ]
+            with_ratios(lines, "steps_per_second", max, lambda ours, peer: ours / peer)
+            write(arguments.out / "speed.csv", lines)
+    return rows_to_show(lines)
+
+
+def equal_line(runs: list[dict], name: str, seeds: int) -> dict:
+    """Medians of the contestant's runs; one that trains one seed takes more of them in turn, at
+    the same steps per second and with one process's memory."""
+    measured = 1 if name in ONE_SEED else seeds
+    mine = [run for run in runs if (run["contestant"], run["seeds"]) == (name, measured)]
+    done = [run for run in mine if run["status"] == "ok"]
+    cold = [run for run in done if run["cold"]]
+    warm = [run for run in done if not run["cold"]]
+    return {
+        "contestant": name,
+        "seeds": seeds,
+        "steps_per_second": median(done, "steps_per_second"),
+        "ratio": math.nan,
+        "compile_seconds": median(cold, "compile_seconds"),
+        "warm_compile_seconds": median(warm, "compile_seconds"),
+        "peak_mib": median(done, "peak_mib"),
+        "episode_return": median(done, "episode_return"),
+        **outcome(mine),
+        "note": f"measured with 1 seed; {seeds} one by one" if measured < seeds else "",
+        **origin(done),
+    }
+
+
+def race_best(arguments, broken: dict[str, str]) -> list[list]:
+    """Where IQM 475 is reached comes from one run with evaluations, the clock from runs without.
+
+    Seconds to it are its steps at the measured rate, so the random steps at the start count as much
+    as others; `seconds_with_compile` adds compiling from an empty cache once.
+    """
+    settings = best_settings()
+    names = (OURS, OURS_ALONE, *arguments.peers)
+    curves, runs, lines = {}, [], []
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(scratch) / "cache"
+        for name in names:
+            seeds = 1 if name in ONE_SEED else BEST_SEEDS
+            parts = range(BEST_SEEDS_ONE_BY_ONE if name in ONE_SEED else 1)
+            done = [
+                attempt(
+                    Job(name, seeds, part, settings[name], EVAL_EVERY),
+                    *(arguments.timeout, cache, True, broken),
+                )
+                for part in parts
+            ]
+            print(f"{name}, evaluated: {', '.join(run['status'] for run in done)}", flush=True)
+            curves[name] = joined([run.get("curve", []) for run in done])
+        for number in range(arguments.rounds):
+            for name in names:
+                seeds = 1 if name in ONE_SEED else BEST_SEEDS
+                run = {"contestant": name, "seeds": seeds, "cold": True}
+                job = Job(name, seeds, number, settings[name])
+                runs.append(run | attempt(job, arguments.timeout, cache, True, broken))
+                report(number, runs[-1])
+            lines = [best_line(runs, name, curves[name]) for name in names]
+            with_ratios(lines, "seconds_with_compile", min, lambda ours, peer: peer / ours)
+            write(arguments.out / "speed_best.csv", lines)
+    return rows_to_show(lines)
+
+
+def best_line(runs: list[dict], name: str, curve: list) -> dict:
+    mine = [run for run in runs if run["contestant"] == name]
+    done = [run for run in mine if run["status"] == "ok"]
+    steps = steps_to(curve, TARGET)
+    seconds = BEST_SEEDS * steps / median(done, "steps_per_second")
+    few = f"measured with 1 seed, IQM over {BEST_SEEDS_ONE_BY_ONE}; {BEST_SEEDS} one by one"
+    return {
+        "contestant": name,
+        "seeds": BEST_SEEDS,
+        "seconds_with_compile": seconds + median(done, "compile_seconds"),
+        "ratio": math.nan,
+        "seconds": seconds,
+        "steps_to_475": steps,
+        "highest_iqm": max((iqm(returns) for _, returns in curve), default=math.nan),
+        "steps_per_second": median(done, "steps_per_second"),
+        "episode_return": median(done, "episode_return"),
+        **outcome(mine),
+        "note": few if name in ONE_SEED else "",
+        **origin(done),
+    }
+
+
+def joined(curves: list[list]) -> list:
+    """Curves of single seeds [[steps, [return]], ...] as one, as far as all of them go."""
+    return [
+        [points[0][0], [x for _, returns in points for x in returns]]
+        for points in zip(*curves, strict=False)
+    ]
+
+
+def steps_to(curve: list, target: float) -> float:
+    """Environment steps of a seed at the first point whose IQM over seeds reaches the target."""
+    return next((steps for steps, returns in curve if iqm(returns) >= target), math.nan)
+
+
+def race_floor(arguments, broken: dict[str, str]) -> list[list]:
+    """Each number of seeds in a process of its own, on one device."""
+    sizes = {1: 2_000, 32: 200}  # seeds, and the updates that are timed at once
+    runs = {seeds: [] for seeds in sizes}
+    for number in range(arguments.rounds):
+        for seeds, updates in sizes.items():
+            code = f"from benchmarks.speed import floor; floor({seeds}, {updates})"
+            run = spawn([sys.executable, "-c", code], child_environment(1), arguments.timeout)
+            runs[seeds].append(run)
+            print(f"round {number + 1}  {seeds} seeds: {run['status']} {run['reason']}", flush=True)
+    lines = [floor_line(runs[seeds], seeds) for seeds in sizes]
+    write(arguments.out / "speed_floor.csv", lines)
+    return rows_to_show(lines)
+
+
+def floor_line(runs: list[dict], seeds: int) -> dict:
+    done = [run for run in runs if run["status"] == "ok"]
+    names = ("environment_us", "arithmetic_us", "update_us")
+    times = {name: median(done, name) for name in names}
+    overhead = times["update_us"] / times["arithmetic_us"]
+    return {"seeds": seeds, **times, "overhead": overhead, **outcome(runs), **origin(done)}
+
+
+def floor(seeds: int, updates: int) -> None:
+    """Prints, as JSON, microseconds per update of all seeds together: the environment's step alone;
+    with it the acting forward pass and the gradient on one fixed batch, without sampling and
+    without an optimiser; and the whole update as the harness runs it."""
+    config = dqn.Config(**equal_settings(100_000)[OURS])
+    env = make_env(config.env_id, config.num_envs)
+    network = network_for(env, config.hidden_sizes, env.num_actions)
+    algorithm = dqn.make(config)
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    progress = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))(keys)
+    batches = jax.tree.map(lambda x: x[:, : config.batch_size].copy(), progress.state.buffer)
+
+    def environment(step, carry, key, _):
+        state, params = carry
+        action = jnp.full(config.num_envs, step % env.num_actions)
+        return env.step(state, action, jax.random.fold_in(key, step))[0], params
+
+    def loss(params, batch):
+        # θ⁻ = θ, for what does not change would be computed once for all updates
+        target_params = jax.lax.stop_gradient(params)
+        error = jax.vmap(dqn.td_error, (None, None, 0, None, None))
+        errors = error(params, target_params, batch, network.apply, config.gamma)
+        return jnp.mean(jnp.square(errors))
+
+    def arithmetic(step, carry, key, batch):
+        state, params = carry
+        action = jnp.argmax(network.apply(params, state.obs), axis=-1)
+        state, _ = env.step(state, action, jax.random.fold_in(key, step))
+        grads = jax.grad(loss)(params, batch)
+        return state, jax.tree.map(lambda p, g: p - 1e-6 * g, params, grads)
+
+    def repeated(body):
+        def run(carry, keys, batches):
+            all_seeds = jax.vmap(body, (None, 0, 0, 0))
+            step = lambda i, carry: all_seeds(i, carry, keys, batches)
+            return jax.lax.fori_loop(0, updates, step, carry)
+
+        return jax.jit(run)
+
+    def update(progress, *span):
+        return advance(algorithm.update, progress, *span, True)
+
+    carry = (progress.state.env, progress.state.params)
+    result = {
+        name: 1e6 / updates * fastest(repeated(body), carry, keys, batches)
+        for name, body in (("environment_us", environment), ("arithmetic_us", arithmetic))
+    }
+    span = jnp.int32(0), jnp.int32(updates)
+    update = jax.jit(update, donate_argnums=0)
+    result["update_us"] = 1e6 / updates * fastest(update, progress, *span)
+    print(json.dumps(result | {"versions": {"jax": jax.__version__}}))
+
+
+def fastest(function: Callable, carry, *rest) -> float:
+    """Seconds of the fastest of five calls, each on the result of the one before."""
+    carry = jax.block_until_ready(function(carry, *rest))
+    seconds = []
+    for _ in range(5):
+        clock = time.perf_counter()
+        carry = jax.block_until_ready(function(carry, *rest))
+        seconds.append(time.perf_counter() - clock)
+    return min(seconds)
+
+
+# One run
+
+
+def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str, str]) -> dict:
+    """The run's numbers, its status (ok, failed or hung) and the reason; it raises nothing."""
+    if job.contestant in broken:
+        return {"status": "failed", "reason": broken[job.contestant]}
+    if cold:
+        shutil.rmtree(cache, ignore_errors=True)
+    devices = 1 if job.contestant == OURS_ALONE else None
+    environment = child_environment(devices) | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    if job.contestant in ONE_SEED:
+        environment["OMP_NUM_THREADS"] = "1"  # two busy cores: 9,000 steps a second, or 100 with 2
+    if job.contestant in (OURS, OURS_ALONE):
+        return train_ours(job, environment, timeout)
+    request = {k: x for k, x in job._asdict().items() if k != "contestant"}
+    words = [peer_python(job.contestant), DRIVER, job.contestant, json.dumps(request)]
+    return spawn(list(map(str, words)), environment, timeout)
+
+
+def train_ours(job: Job, environment: dict, timeout: float) -> dict:
+    """The command of a user, and what it leaves in its run folder."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        words = [sys.executable, "-m", "algorithms.dqn", "--quiet", "--out", str(folder)]
+        words += ["--num-seeds", str(job.seeds), "--seed", str(job.first_seed)]
+        words += ["--eval-every", str(job.eval_every)]
+        for name, value in job.settings.items():
+            values = value if isinstance(value, tuple) else (value,)
+            words += ["--" + name.replace("_", "-"), *map(str, values)]
+        done = spawn(words, environment, timeout, wants_json=False)
+        if done["status"] != "ok":
+            return done
+        summary = json.loads((folder / "summary.json").read_text())
+        episodes = column(folder / "evaluation.csv", "episode_return")
+        return done | {
+            "steps_per_second": summary["steps_per_second"],
+            "compile_seconds": summary["compile_seconds"],
+            "peak_mib": summary["peak_bytes"] / 2**20,
+            "episode_return": statistics.fmean(episodes),
+            "curve": curve_of(folder / "metrics.csv") if job.eval_every else [],
+            "versions": {name: summary["versions"][name] for name in ("jax", "gymnax")},
+        }
+
+
+def spawn(words: list[str], environment: dict, timeout: float, wants_json: bool = True) -> dict:
+    """Runs a command; what it printed last as JSON, with its status and the reason."""
+    try:
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": "hung", "reason": f"not finished after {timeout} s"}
+    except OSError as error:
+        return {"status": "failed", "reason": error.strerror}
+    if done.returncode:
+        return {"status": "failed", "reason": last_line(done.stderr) or f"exit {done.returncode}"}
+    try:
+        result = json.loads(last_line(done.stdout)) if wants_json else {}
+    except ValueError:
+        return {"status": "failed", "reason": "printed no result"}
+    return result | {"status": "ok", "reason": ""}
+
+
+def child_environment(devices: int | None) -> dict[str, str]:
+    """A run's environment; `devices` None leaves their number to the harness."""
+    mine = {k: x for k, x in os.environ.items() if not k.startswith(("JAX_", "XLA_", "NPROC"))}
+    mine |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    mine |= {"NPROC": "4"}  # with fewer threads XLA can dead-lock on two cores
+    return mine | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {})
+
+
+def column(path: Path, name: str) -> list[float]:
+    with open(path, newline="") as file:
+        return [float(line[name]) for line in csv.DictReader(file)]
+
+
+def curve_of(path: Path) -> list:
+    """[[steps, greedy return of each seed], ...] of a metrics.csv, where there are evaluations."""
+    points = {}
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            value = float(line["evaluation_return"])
+            if not math.isnan(value):
+                points.setdefault(int(line["step"]), []).append(value)
+    return [[steps, returns] for steps, returns in points.items()]
+
+
+def last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+# Peers
+
+
+def peer_python(peer: str) -> Path:
+    folder = PEERS_FOLDER / peer
+    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
+
+
+def install(peers: list[str]) -> dict[str, str]:
+    """Builds the virtual environments that are missing; why, for those that cannot be."""
+    broken = {}
+    for peer in peers:
+        marker = PEERS_FOLDER / peer / "installed"
+        wanted = " ".join(PACKAGES[peer])
+        if marker.exists() and marker.read_text() == wanted:
+            continue
+        print(f"installing {wanted}", flush=True)
+        make = [sys.executable, "-m", "venv", "--clear", str(PEERS_FOLDER / peer)]
+        fill = [str(peer_python(peer)), "-m", "pip", "install", "--quiet", *PACKAGES[peer]]
+        for words in (make, fill):
+            done = spawn(words, dict(os.environ), INSTALL_SECONDS, wants_json=False)
+            if done["status"] != "ok":
+                broken[peer] = f"does not install: {done['reason']}"
+                print(f"{peer} {broken[peer]}", flush=True)
+                break
+        else:
+            marker.write_text(wanted)
+    return broken
+
+
+# Lines
+
+
+def median(runs: list[dict], name: str) -> float:
+    return statistics.median(run[name] for run in runs) if runs else math.nan
+
+
+def outcome(runs: list[dict]) -> dict:
+    """How many runs there were, and what became of those that do not count."""
+    statuses = [run["status"] for run in runs]
+    reasons = dict.fromkeys(run["reason"] for run in runs if run["reason"])
+    counts = {name: statuses.count(name) for name in ("ok", "hung", "failed")}
+    return counts | {"reason": "; ".join(reasons)}
+
+
+def origin(runs: list[dict]) -> dict:
+    versions = runs[0]["versions"] if runs else {}
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": " ".join(f"{k}={x}" for k, x in versions.items()),
+        "commit": commit(),
+    }
+
+
+def with_ratios(lines: list[dict], name: str, best: Callable, ratio: Callable) -> None:
+    """On our lines, how many times better than the best peer with as many seeds."""
+    for line in lines:
+        rivals = [
+            other[name]
+            for other in lines
+            if other["seeds"] == line["seeds"] and other["contestant"] in PACKAGES
+        ]
+        rivals = [x for x in rivals if not math.isnan(x)]
+        if line["contestant"] not in PACKAGES and rivals:
+            line["ratio"] = ratio(line[name], best(rivals))
+
+
+def report(number: int, run: dict) -> None:
+    """One line as soon as a run is over."""
+    what = f"round {number + 1}  {run['contestant']}, {run['seeds']} seeds"
+    numbers = "  ".join(f"{name} {shown(run[name])}" for name in NUMBERS if name in run)
+    print(f"{what}: {numbers or run['status'] + ': ' + run['reason']}", flush=True)
+
+
+def write(path: Path, lines: list[dict]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: shown(x, comma="") for k, x in line.items()} for line in lines)
+
+
+def rows_to_show(lines: list[dict]) -> list[list]:
+    """For the screen; where a line comes from is in the CSV."""
+    names = [name for name in lines[0] if name not in ("machine", "versions", "commit")]
+    return [names, *([shown(line[name]) for name in names] for line in lines)]
+
+
+def shown(value, comma: str = ",") -> str:
+    """Four digits are more than these clocks hold; NaN, nothing measured, is left empty."""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return ""
+    return f"{value:{comma}.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The race against peers, without peers: settings, arithmetic of the tables, and failures."""
+
+import csv
+import math
+import sys
+
+import pytest
+
+from algorithms import dqn
+from benchmarks import speed
+
+
+def run(contestant, seeds, rate, status="ok", cold=True, **more):
+    numbers = {"steps_per_second": rate, "compile_seconds": 2.0 if cold else 0.5}
+    numbers |= {"peak_mib": 100.0, "episode_return": 400.0, "versions": {"jax": "1"}}
+    label = {"contestant": contestant, "seeds": seeds, "cold": cold, "status": status, "reason": ""}
+    return label | (numbers if status == "ok" else {}) | more
+
+
+def test_the_same_work_is_what_the_docstring_says():
+    config = dqn.Config(**speed.equal_settings(100_000)[speed.OURS])
+    assert (config.env_id, config.num_envs, config.batch_size) == ("CartPole-v1", 10, 128)
+    assert config.num_envs * config.train_frequency == 10  # steps for one gradient step
+    assert config.hidden_sizes == (64, 64) and config.learning_rate == 2.5e-4
+    assert config.buffer_size == 10_000 and config.target_network_frequency == 50
+    assert (config.epsilon_start, config.epsilon_end) == (1.0, 0.05)
+    assert config.exploration_fraction == 0.5 and config.learning_starts == 1_000
+    assert config.total_timesteps == 100_000 and config.tau == 1.0
+
+
+def test_peers_get_the_same_numbers_in_their_own_words():
+    settings = speed.equal_settings(100_000)
+    ours, rejax, stable = (settings[name] for name in (speed.OURS, "rejax", "sbx-rl"))
+    assert settings["stable-baselines3"] == stable and settings[speed.OURS_ALONE] == ours
+    for name in ("total_timesteps", "num_envs", "buffer_size", "batch_size", "learning_rate"):
+        assert ours[name] == rejax[name] == stable[name]
+    for name in ("gamma", "exploration_fraction"):
+        assert ours[name] == rejax[name] == stable[name]
+    steps = ours["target_network_frequency"] * ours["num_envs"]
+    assert steps == rejax["target_update_freq"] == stable["target_update_interval"]
+    assert ours["learning_starts"] == rejax["fill_buffer"] == stable["learning_starts"]
+    assert ours["epsilon_end"] == rejax["eps_end"] == stable["exploration_final_eps"]
+    assert rejax["num_epochs"] == stable["gradient_steps"] == 1 and not rejax["ddqn"]
+    assert ours["tau"] == stable["tau"] == 1 - rejax["polyak"]
+    assert ours["hidden_sizes"] == stable["policy_kwargs"]["net_arch"] == (64, 64)
+
+
+def test_medians_and_ratios():
+    runs = [run(speed.OURS, 8, x) for x in (100.0, 300.0)]
+    runs += [run(speed.OURS, 8, 200.0, cold=False)]
+    runs += [run("rejax", 8, x) for x in (90.0, 80.0, 110.0)]
+    runs += [run("sbx-rl", 1, 50.0), run("sbx-rl", 1, math.nan, "hung", reason="too long")]
+    names = (speed.OURS, "rejax", "sbx-rl")
+    lines = [speed.equal_line(runs, name, 8) for name in names]
+    speed.with_ratios(lines, "steps_per_second", max, lambda ours, peer: ours / peer)
+    ours, rejax, sbx = lines
+    assert ours["steps_per_second"] == 200 and ours["ratio"] == pytest.approx(200 / 90)
+    assert (ours["compile_seconds"], ours["warm_compile_seconds"]) == (2.0, 0.5)
+    assert math.isnan(rejax["ratio"]) and math.isnan(rejax["warm_compile_seconds"])
+    assert sbx["steps_per_second"] == 50 and "one by one" in sbx["note"]
+    assert (sbx["ok"], sbx["hung"], sbx["failed"], sbx["reason"]) == (1, 1, 0, "too long")
+
+
+def test_time_to_the_target():
+    curve = [[1_000, [500.0, 0.0, 0.0, 0.0]], [2_000, [500.0, 480.0, 470.0, 9.0]]]
+    assert speed.steps_to(curve, 475.0) == 2_000  # the IQM drops the best and the worst seed
+    assert math.isnan(speed.steps_to(curve, 476.0))
+    assert speed.joined([[[5, [1.0]], [9, [2.0]]], [[5, [3.0]]]]) == [[5, [1.0, 3.0]]]
+    ours = speed.best_line([run(speed.OURS, 32, 6_400.0)], speed.OURS, curve)
+    peer = speed.best_line([run("rejax", 32, 1_600.0)], "rejax", curve)
+    assert ours["seconds"] == 32 * 2_000 / 6_400 == ours["seconds_with_compile"] - 2
+    lines = [ours, peer]
+    speed.with_ratios(lines, "seconds_with_compile", min, lambda ours, peer: peer / ours)
+    assert ours["ratio"] == pytest.approx(42 / 12)
+
+
+def test_overhead_over_the_floor():
+    times = {"environment_us": 1.0, "arithmetic_us": 50.0, "update_us": 80.0}
+    runs = [{"status": "ok", "reason": "", "versions": {}, **times}]
+    runs += [{"status": "failed", "reason": "why"}]
+    line = speed.floor_line(runs, 32)
+    assert line["overhead"] == pytest.approx(1.6)
+    assert (line["ok"], line["failed"], line["reason"]) == (1, 1, "why")
+
+
+@pytest.mark.parametrize(
+    ("code", "timeout", "status", "reason"),
+    [
+        ("raise ValueError('no such thing')", 30, "failed", "ValueError: no such thing"),
+        ("import time; time.sleep(60)", 0.5, "hung", "not finished after 0.5 s"),
+        ("print('nothing')", 30, "failed", "printed no result"),
+        ("raise SystemExit(3)", 30, "failed", "exit 3"),
+        ("import os; os._exit(0)", 30, "failed", "printed no result"),
+    ],
+)
+def test_a_run_that_goes_wrong_is_a_result(code, timeout, status, reason):
+    done = speed.spawn([sys.executable, "-c", code], speed.child_environment(None), timeout)
+    assert (done["status"], done["reason"]) == (status, reason)
+
+
+def test_peers_that_are_broken_are_lines(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "PEERS_FOLDER", tmp_path / "nothing")
+    numbers = {k: x for k, x in run("", 0, 100.0).items() if k not in ("contestant", "seeds")}
+    monkeypatch.setattr(speed, "train_ours", lambda *_: numbers)
+    arguments = speed.parse(["--seeds", "1", "2", "--rounds", "2", "--out", str(tmp_path)])
+    shown = speed.race_equal(arguments, {"rejax": "does not install: no network"})
+    with open(tmp_path / "speed.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(shown) - 1 == 2 * 5
+    by_name = {line["contestant"]: line for line in lines if line["seeds"] == "2"}
+    assert by_name[speed.OURS]["ok"] == "2" and by_name[speed.OURS]["ratio"] == ""
+    assert by_name["rejax"]["failed"] == "2"
+    assert by_name["rejax"]["reason"] == "does not install: no network"
+    assert by_name["sbx-rl"]["reason"] == "No such file or directory"
+    assert by_name["sbx-rl"]["steps_per_second"] == ""
+
+
+def test_a_peer_that_does_not_install_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "PEERS_FOLDER", tmp_path)
+    failed = {"status": "failed", "reason": "no matching distribution"}
+    monkeypatch.setattr(speed, "spawn", lambda *_, **__: failed)
+    assert speed.install(["rejax"]) == {"rejax": "does not install: no matching distribution"}
+    assert speed.install([]) == {}
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--seeds", "0"], ["--rounds", "1.5"], ["--peers", "cleanrl"], ["--table", "worst"]]
+    + [["--steps", "100"], ["--out", "no/such/folder"], ["--timeout", "-1"], ["--what"]],
+)
+def test_bad_input_is_a_usage_error(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        speed.parse(argv)
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_ours_runs_as_users_run_it():
+    settings = speed.equal_settings(4_000)[speed.OURS] | {"hidden_sizes": (8,), "batch_size": 8}
+    cache = speed.ROOT / ".cache" / "jax"
+    job = speed.Job(speed.OURS, 2, 0, settings, eval_every=2_000)
+    done = speed.attempt(job, 120, cache, False, {})
+    assert done["status"] == "ok", done["reason"]
+    assert done["steps_per_second"] > 0 and done["compile_seconds"] > 0 and done["peak_mib"] > 50
+    assert 5 < done["episode_return"] <= 500
+    early, late = (steps for steps, _ in done["curve"])
+    assert 2_000 <= early < 2_100 and late == 4_000
+    assert all(len(returns) == 2 for _, returns in done["curve"])
