@@ -96,6 +96,8 @@ def settings(sweep: tuple[str, ...], config: Any) -> list[dict[str, Any]]:
         if name in grid:
             raise ValueError(f"--sweep {name}: named twice; put all its values behind one =")
         grid[name] = [_value(name, types[name], text) for text in values.split(",")]
+        if len(set(grid[name])) < len(grid[name]):
+            raise ValueError(f"--sweep {item}: a value stands there twice; write each once")
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]

@@ -156,14 +156,7 @@ def write_results(job: Job, groups: list[Group], finished: dict, seconds: float,
         summary |= {"best": job.grid[best], "sweep": ranking}
 
     write_episodes(job, groups, finished)
-    members = [
-        {"seed": job.run.seed + int(column[i]), **job.grid[g], "policy": group.policy, "row": row}
-        | {"score": None if np.isnan(score[g, column[i]]) else float(score[g, column[i]])}
-        for group, i, row, g in numbered(groups)
-    ]
-    params = {name: x for name, x in finished.items() if "/" in name}
-    header = {"algorithm": job.name, "config": dataclasses.asdict(job.config), "members": members}
-    checkpoint.save(folder / "policy.npz", params, {**header, "imports": job.run.imports})
+    write_policies(job, groups, finished, score)
     heading = f"{job.name} on {job.config.env_id}"
     unit = "environment steps" if hasattr(job.config, "total_timesteps") else "sweeps"
     if job.run.sweep:
@@ -191,6 +184,19 @@ def write_episodes(job: Job, groups: list[Group], finished: dict) -> None:
     checkpoint.write_atomically(
         job.folder / "evaluation.csv", lambda file: file.write(text.getvalue().encode())
     )
+
+
+def write_policies(job: Job, groups: list[Group], finished: dict, score) -> None:
+    """policy.npz: the params of every member, and which rows are whose; score [G, S]."""
+    seeds = np.concatenate([group.seed for group in groups])
+    members = []
+    for group, i, row, g in numbered(groups):
+        final = score[g, seeds[i] - job.run.seed]
+        member = {"seed": int(seeds[i]), **job.grid[g], "policy": group.policy, "row": row}
+        members.append(member | {"score": None if np.isnan(final) else float(final)})
+    params = {name: x for name, x in finished.items() if "/" in name}
+    header = {"algorithm": job.name, "config": dataclasses.asdict(job.config), "members": members}
+    checkpoint.save(job.folder / "policy.npz", params, {**header, "imports": job.run.imports})
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -230,5 +236,5 @@ def load_agent(folder, seed: int | None = None, **swept) -> Callable:
     algorithm = module.make(config)
     shape = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
     rows = {name: x[member["row"]] for name, x in arrays.items()}
-    params = checkpoint.restore(shape, rows, f"{member['policy']}/")
+    params = jax.device_put(checkpoint.restore(shape, rows, f"{member['policy']}/"))
     return jax.jit(functools.partial(algorithm.act, params))

@@ -122,7 +122,8 @@ def test_a_sweep_is_the_grid_of_its_values():
         ("learning_rate=1e-3,-1", "--learning-rate -1.0"),
         ("learning_rate=nan", "finite"),
         ("num_envs=0,1", "num_envs >= 1"),
-        ("table=V,W", "table"),
+        ("table=V,W", "'W' is not one of V, Q"),
+        ("learning_rate=1e-3,0.001", "twice"),
         ("hidden_sizes=4,5", "can be swept"),
     ],
 )

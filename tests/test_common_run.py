@@ -323,6 +323,14 @@ def test_a_module_can_bring_environments(tmp_path):
     assert summary(tmp_path / "a")["env_id"] == "MyPole-v0"
 
 
+def test_a_table_is_a_policy_too(tmp_path):
+    """Q-learning's params are one array, without a name of its own."""
+    run("algorithms.q_learning", "--num-seeds", "2", "--out", tmp_path / "a", "--quiet")
+    act = load_agent(tmp_path / "a", seed=1)
+    q = params_of(tmp_path / "a")["0/"][1]
+    assert [int(act(s, jax.random.key(0))) for s in range(48)] == list(q.argmax(-1))
+
+
 def test_dynamic_programming_runs_without_returns(tmp_path):
     done = run("algorithms.value_iteration", "--env-id", "Garnet-tabular", "--num-seeds", "3",
                "--num-sweeps", "50", "--out", tmp_path / "a")  # fmt: skip
