@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sys
 import time
 from datetime import timedelta
@@ -13,8 +14,13 @@ from common.plan import Group, Job, steps_after
 
 
 def say(run: Run, *lines: str) -> None:
-    if not run.quiet:
+    """Prints, unless the run is quiet. If nobody reads any more, as behind `| head`, it goes on."""
+    if run.quiet:
+        return
+    try:
         print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def title(job: Job, groups: list[Group]) -> str:
@@ -97,7 +103,7 @@ def display(job: Job, groups: list[Group]):
         tenth, now = int(10 * done / sum(work)), time.monotonic()
         if tenth > last_tenth and (now > last_time + 1 or tenth == 10) or now > last_time + 15:
             last_tenth, last_time = tenth, now
-            print(f"{100 * done / sum(work):3.0f} %  {'  '.join(texts.values())}", flush=True)
+            say(job.run, f"{100 * done / sum(work):3.0f} %  {'  '.join(texts.values())}")
 
     if job.run.quiet:
         yield lambda *state: None

@@ -308,6 +308,16 @@ def test_evaluation_on_the_way(tmp_path):
     assert evaluated == [1_040, 2_160, 3_000]  # the first rows at or after 1000, 2000, 3000
 
 
+def test_a_reader_that_goes_away_stops_nothing(tmp_path):
+    command = [sys.executable, "-m", "algorithms.dqn", *SMALL, "--out", tmp_path / "a"]
+    shell = f"set -o pipefail; {shlex.join(map(str, command))} | head -1"
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert summary(tmp_path / "a")["steps"] == 3_000
+
+
 def test_quiet_prints_nothing(tmp_path):
     done = dqn("--quiet", "--out", tmp_path / "a")
     assert done.stdout == "" and done.stderr == ""
