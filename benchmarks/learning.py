@@ -1,20 +1,26 @@
 """The learning suite: `python -m benchmarks.learning [ROW ...] [--tier T] [--render]`.
 
 A row of suite.toml is one command: all its seeds in one vmapped run, then the final greedy policy
-over its episodes. What it reached goes into results/learning.csv, one line a row, with the curves
-beside it as results/<row>.png; `--render` writes the tables of benchmarks/README.md and README.md.
-A run that was stopped is resumed, and a row that has a line for this commit is not run again.
+over its episodes. Where the claim is about the way there (an online return, an error of values) the
+row names a metric of the run instead. What it reached goes into results/learning.csv, one line a
+row, with the curves beside it as results/<row>.png; `--render` writes the tables of
+benchmarks/README.md and README.md. A run that was stopped is resumed, and a row that has a line for
+this commit is not run again.
 """
 
 import argparse
 import csv
 import json
+import math
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+from common.report import summarize
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,13 +77,16 @@ def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
         sys.exit(done.returncode)
     summary = json.loads((folder / "summary.json").read_text())
     result = summary["evaluation"]
-    reached = result["iqm"] is not None and result["iqm"] >= row["threshold"]
+    if "metric" in row:
+        result = summarize(averages(folder / "metrics.csv", row["metric"], row["last"]))
+    low, high = band(row)
+    reached = result["iqm"] is not None and low <= result["iqm"] <= high
     if folder.is_relative_to(ROOT):
         shutil.copy(folder / "curves.png", RESULTS / f"{name}.png")
     return {
         "row": name,
         **{key: f"{x:.4g}" if x is not None else "" for key, x in result.items()},
-        "threshold": row["threshold"],
+        "threshold": in_words(row),
         "reached": "yes" if reached else "no",
         "steps": summary["steps"],
         "seeds": summary["seeds"],
@@ -89,6 +98,35 @@ def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
         "commit": commit(),
         "command": f"python {shlex.join(command(row))}",
     }
+
+
+def averages(path: Path, metric: str, last: float) -> list[float]:
+    """A metric of every seed, averaged over the last part of training; NaN, nothing to report, is
+    left out."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    begin = (1 - last) * max(int(row["step"]) for row in rows)
+    values = {row["seed"]: [] for row in rows}
+    for row in rows:
+        if int(row["step"]) > begin and not math.isnan(float(row[metric])):
+            values[row["seed"]].append(float(row[metric]))
+    return [statistics.fmean(x) if x else math.nan for x in values.values()]
+
+
+def band(row: dict) -> tuple[float, float]:
+    """What the IQM must lie between."""
+    threshold = row["threshold"]
+    return tuple(threshold) if isinstance(threshold, list) else (threshold, math.inf)
+
+
+def in_words(row: dict) -> str:
+    """The threshold, and of what if not of the final policy's return."""
+    low, high = band(row)
+    words = f"{low:g}" if high == math.inf else f"{low:g} to {high:g}"
+    if "metric" not in row:
+        return words
+    part = "whole run" if row["last"] == 1 else f"last {row['last']:.0%}"
+    return f"{words} ({row['metric']}, {part})"
 
 
 def commit() -> str:
@@ -132,7 +170,7 @@ def render(rows: dict[str, dict]) -> None:
     short[0] += ["steps", "seeds", "flags"]
     for name, line in lines().items():
         row = rows[name]
-        reached = [f"{line['iqm']} [{line['low']}, {line['high']}]", line["min"], row["threshold"]]
+        reached = [f"{line['iqm']} [{line['low']}, {line['high']}]", line["min"], in_words(row)]
         size = [f"{int(line['steps']):,}", line["seeds"]]
         reference = f"{row['reference']} ({row['source']})"
         last = [line["seconds"], f"`{line['command']}`", line["commit"]]

@@ -1,8 +1,10 @@
 """The rows of tier `test` of the learning suite, whose thresholds and sources stand there."""
 
+import math
+
 import pytest
 
-from benchmarks.learning import run_row, suite
+from benchmarks.learning import averages, band, in_words, run_row, suite
 
 ROWS = {name: row for name, row in suite().items() if row["tier"] == "test"}
 
@@ -21,5 +23,23 @@ def test_every_row_is_complete_and_every_algorithm_has_one():
     assert {row["algorithm"] for row in rows.values()} == set(ALGORITHMS)
     keys = {"algorithm", "env_id", "flags", "seeds", "episodes", "threshold", "reference"}
     for name, row in rows.items():
-        assert row.keys() == keys | {"source", "tier"}, name
+        scored = {"metric", "last"} if "metric" in row else set()
+        assert row.keys() == keys | {"source", "tier"} | scored, name
         assert row["seeds"] >= 8 and row["episodes"] >= 100 and row["source"], name
+        low, high = band(row)
+        assert low < high and 0 < row.get("last", 1) <= 1, name
+
+
+def test_a_metric_is_averaged_over_the_last_part_of_every_seed(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("seed,step,x\n0,10,1\n1,10,9\n0,20,3\n1,20,nan\n0,30,5\n1,30,7\n0,40,nan\n")
+    assert averages(path, "x", 1.0) == [3, 8]
+    assert averages(path, "x", 0.5) == [5, 7]
+    assert [math.isnan(x) for x in averages(path, "x", 0.1)] == [True, True]
+
+
+def test_a_threshold_is_a_number_or_a_band():
+    assert in_words({"threshold": -13.0}) == "-13" and band({"threshold": 2}) == (2, math.inf)
+    row = {"threshold": [-30.0, -23.0], "metric": "episode_return", "last": 0.2}
+    assert band(row) == (-30, -23)
+    assert in_words(row) == "-30 to -23 (episode_return, last 20%)"
