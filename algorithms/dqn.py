@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.buffers import uniform_buffer
+from common.buffers import Rows, uniform_buffer
 from common.envs import EnvState, Transition, make_env, rollout
 from common.networks import network_for
 from common.run import main
@@ -69,7 +69,7 @@ class State(NamedTuple):
     params: Any  # θ
     target_params: Any  # θ⁻
     opt_state: optax.OptState
-    buffer: Transition  # [capacity, ...]
+    buffer: Rows  # [capacity, ...]
     env: EnvState
 
 
@@ -82,10 +82,10 @@ def td_error(params, target_params, transition: Transition, q, gamma) -> jax.Arr
 
 def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
     """argmax_a q_values [N, A] with probability 1 - ε, else a uniformly random action; [N]."""
-    key_explore, key_action = jax.random.split(key)
     greedy = jnp.argmax(q_values, axis=-1)
-    random = jax.random.randint(key_action, greedy.shape, 0, q_values.shape[-1], greedy.dtype)
-    return jnp.where(jax.random.uniform(key_explore, greedy.shape) < epsilon, random, greedy)
+    explore, action = jax.random.uniform(key, (2, *greedy.shape))
+    random = (action * q_values.shape[-1]).astype(greedy.dtype)
+    return jnp.where(explore < epsilon, random, greedy)
 
 
 def linear_decay(step, start, end, num_steps) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.buffers import uniform_buffer
+from common.buffers import pack, uniform_buffer, unpack
 
 
 def blocks(first, num_steps, num_envs):
@@ -30,7 +30,7 @@ def test_the_ring_holds_the_latest_transitions(buffer_size, num_steps, num_envs,
         first = 1 + (num_warmup + step) * size
         data = add(data, blocks(first, num_steps, num_envs), num_warmup + step)
         oracle.extend(range(first, first + size))
-        ids = np.asarray(data["id"])
+        ids = np.asarray(unpack(data)["id"])
         assert sorted(ids[ids > 0]) == list(oracle)
         batch = sample(data, jax.random.key(step), num_warmup + step + 1)
         assert set(np.asarray(batch["id"])) <= set(oracle)
@@ -53,10 +53,34 @@ def test_positions_stay_right_beyond_what_float32_counts():
     data = buffer.init(blocks(1, 3, 4))
     number = 2**24 + 1
     after = buffer.add(data, blocks(1_000, 1, 4), jnp.int32(number))
-    changed = np.flatnonzero(np.asarray(after["id"]) >= 1_000)
+    changed = np.flatnonzero(np.asarray(unpack(after)["id"]) >= 1_000)
     np.testing.assert_array_equal(changed, number % 3 * 4 + np.arange(4))
 
 
-def test_bool_stays_bool():
+def test_every_bit_comes_back():
+    """Booleans, small and large integers, NaN payloads and denormal numbers, whole images."""
+    bits = jax.random.bits(jax.random.key(0), (2, 3, 4, 5))
+    transitions = {
+        "float32": jax.lax.bitcast_convert_type(bits, jnp.float32),
+        "bool": bits % 2 == 0,
+        "int32": bits[..., 0].astype(jnp.int32),
+        "uint8": bits[:, :, 0, 0].astype(jnp.uint8),
+        "bfloat16": bits.astype(jnp.bfloat16),
+    }
+    rows = jax.jit(pack)(transitions)
+    assert rows.words.shape == (6, 20 + 4) and rows.bytes.shape == (6, 20 + 1 + 2 * 20)
+    for name, x in unpack(rows).items():
+        assert x.dtype == name and x.shape == (6, *transitions[name].shape[2:])
+        assert x.tobytes() == transitions[name].tobytes(), name
+
+
+def test_every_bit_of_float64_comes_back():
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (2, 3, 4), jnp.float64)
+        assert unpack(pack({"x": x}))["x"].tobytes() == x.tobytes()
+
+
+def test_bool_stays_bool_and_takes_one_byte():
     data = uniform_buffer(8, 2, 4).init({"obs": jnp.ones((1, 2, 5), bool)})
-    assert data["obs"].dtype == bool and data["obs"].shape == (8, 5)
+    assert data.bytes.shape == (8, 5) and data.words.shape == (8, 0)
+    assert unpack(data)["obs"].dtype == bool

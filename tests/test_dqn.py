@@ -9,6 +9,7 @@ from helpers import trained
 from probes import GAMMA, PROBES
 
 from algorithms.dqn import Config, epsilon_greedy, linear_decay, make, td_error
+from common.buffers import unpack
 from common.envs import Transition, make_env
 from common.networks import network_for
 
@@ -108,7 +109,7 @@ def test_replay_holds_the_latest_transitions_in_order_of_writing():
     states = states_of(config, 7)
     for step, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
         start = (2 + step) % 4 * 10
-        old, new = np.asarray(before.buffer.obs), np.asarray(after.buffer.obs)
+        old, new = (np.asarray(unpack(state.buffer).obs) for state in (before, after))
         written = np.arange(start, start + 10)
         np.testing.assert_array_equal(np.delete(old, written, 0), np.delete(new, written, 0))
         np.testing.assert_array_equal(new[start : start + 5], np.asarray(before.env.obs))
@@ -124,11 +125,9 @@ def test_the_budget_counts_every_environment_step():
 def test_minatar_is_replayed_as_bool_and_seen_by_a_convolution():
     algorithm = make(small(env_id="Breakout-MinAtar", buffer_size=100))
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
-    assert state.buffer.obs.dtype == state.buffer.next_obs.dtype == bool
-    assert state.buffer.obs.shape == (100, 10, 10, 4)
+    assert state.buffer.words.shape == (100, 2)  # action and reward
+    assert state.buffer.bytes.shape == (100, 2 * 400 + 2)  # obs, next_obs, terminated, truncated
     assert state.params[0][0].shape == (9 * 4, 16)  # 16 filters of 3 x 3
-    bytes_each = sum(x.dtype.itemsize * np.prod(x.shape) for x in state.buffer) / 100
-    assert bytes_each == 2 * 400 + 4 + 4 + 2
     after, _ = jax.jit(algorithm.update)(jax.jit(algorithm.init)(jax.random.key(0)), jnp.int32(0))
     assert np.isfinite(after.params[0][0]).all()
 
