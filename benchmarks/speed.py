@@ -1,20 +1,19 @@
-"""Speed against peers: `python -m benchmarks.speed [--table equal|best|floor]`.
+"""Speed against peers: `python -m benchmarks.speed [--work dqn|ppo|td3] [--table equal|...]`.
 
 Peers come from PyPI, each into a virtual environment of its own under .cache/peers, and train
 through their public interface (peers/driver.py); ours is the command that users type. Everything is
 interleaved: round 1 runs every contestant once, then round 2, each run in a fresh process with a
 time limit. A peer that does not install, fails or hangs is a line of the table.
 
-    equal   the same work: DQN on CartPole-v1, 10 environments, a batch of 128, one gradient step
-            per 10 environment steps, hidden layers 64 and 64, ReLU, Adam 2.5e-4, a buffer of
-            10,000, target copies every 50 gradient steps (500 environment steps), epsilon from 1
-            to 0.05 over half the run, 1,000 random steps first, 100,000 steps a seed
-    best    time until the greedy policies of 32 seeds reach IQM 475, each library at its own
-            published settings
-    floor   ours: microseconds of an update, beside those of the arithmetic it cannot do without
+    equal   the same work, as peers/settings.py spells it for each library
+    best    time until the greedy policies of 32 seeds reach IQM 475 on CartPole-v1, each library
+            with the DQN settings that it publishes
+    floor   ours: microseconds of a DQN update, beside those of the arithmetic it cannot do without
+    hangs   ours: short runs of 32 seeds, spread over the cores and on one device in turn, counted
 
-Numbers are medians over rounds; lines go to results/speed.csv, speed_best.csv, speed_floor.csv.
-Odd rounds start from an empty compilation cache, even ones from the cache of the round before.
+Numbers are medians over rounds; lines go to results/speed_<work>.csv, speed_best.csv,
+speed_floor.csv and speed_hangs_<work>.csv. Odd rounds start from an empty compilation cache, even
+ones from the cache of the round before.
 """
 
 import argparse
@@ -38,7 +37,9 @@ import jax.numpy as jnp
 
 from algorithms import dqn
 from benchmarks.learning import commit, table
-from common.algorithm import advance, begin
+from benchmarks.peers.settings import ONE_SEED, OURS, OURS_ALONE, WORKS, Work
+from common.algorithm import advance, begin, flag
+from common.buffers import unpack
 from common.envs import make_env
 from common.networks import network_for
 from common.report import iqm
@@ -51,9 +52,6 @@ PACKAGES = {
     "stable-baselines3": ("stable-baselines3", "torch==2.13.0"),  # that pin is a small CPU build
     "sbx-rl": ("sbx-rl", "torch==2.13.0"),
 }
-ONE_SEED = ("stable-baselines3", "sbx-rl")  # a process trains one seed; more run one by one
-OURS, OURS_ALONE = "manyseeds", "manyseeds, 1 device"
-HIDDEN_SIZES = (64, 64)  # fixed in rejax
 TARGET = 475.0  # the IQM that `best` races to
 EVAL_EVERY = 2_500  # environment steps between looks at it
 BEST_SEEDS, BEST_SEEDS_ONE_BY_ONE = 32, 3  # a peer that trains one seed reaches it on so many
@@ -65,6 +63,7 @@ class Job(NamedTuple):
     """One run of one contestant."""
 
     contestant: str
+    work: Work
     seeds: int
     first_seed: int
     settings: dict  # in the contestant's own words
@@ -74,8 +73,7 @@ class Job(NamedTuple):
 def main() -> None:
     arguments = parse(sys.argv[1:])
     broken = install(arguments.peers)
-    race = {"equal": race_equal, "best": race_best, "floor": race_floor}[arguments.table]
-    print(table(race(arguments, broken)))
+    print(table(RACES[arguments.table](arguments, broken)))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -85,17 +83,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--work", choices=("dqn",), default="dqn", help="what is trained")
-    add("--table", choices=("equal", "best", "floor"), default="equal")
+    add("--work", choices=WORKS, default="dqn", help="what is trained")
+    add("--table", choices=RACES, default="equal")
     add("--seeds", type=positive, nargs="+", default=[1, 8, 32, 128], help="of table equal")
     add("--rounds", type=positive, default=5, help="every contestant runs once in each")
     add("--peers", choices=PACKAGES, nargs="*", default=list(PACKAGES), help="default: all")
-    add("--steps", type=positive, default=100_000, help="of table equal, of one seed")
+    add("--steps", type=positive, help="of table equal, of one seed; default: as the work says")
     add("--timeout", type=positive, default=1_800, help="seconds, after which a run counts as hung")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the CSV")
     arguments = parser.parse_args(argv)
-    if arguments.table == "floor":
+    if arguments.table in ("floor", "hangs"):
         arguments.peers = []
+    work = WORKS[arguments.work]
+    if arguments.table in ("best", "floor") and arguments.work != "dqn":
+        parser.error(f"--table {arguments.table} is of --work dqn")
+    arguments.steps = arguments.steps or work.steps
     if arguments.steps < 4_000:
         parser.error(f"--steps {arguments.steps}: must be at least 4000, of which 1000 are random")
     if not arguments.out.is_dir():
@@ -109,50 +111,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-# The settings
-
-
-def equal_settings(steps: int) -> dict[str, dict]:
-    """The same work in each library's words."""
-    shared = {"total_timesteps": steps, "num_envs": 10, "buffer_size": 10_000, "batch_size": 128}
-    shared |= {"learning_rate": 2.5e-4, "gamma": 0.99, "exploration_fraction": 0.5}
-    ours = {"train_frequency": 1, "learning_starts": 1_000, "target_network_frequency": 50}
-    ours |= {"tau": 1.0, "epsilon_start": 1.0, "epsilon_end": 0.05, "hidden_sizes": HIDDEN_SIZES}
-    rejax = {"fill_buffer": 1_000, "num_epochs": 1, "target_update_freq": 500, "polyak": 0.0}
-    rejax |= {"eps_start": 1.0, "eps_end": 0.05, "ddqn": False, "agent": "QNetwork"}
-    rejax |= {"agent_kwargs": {"activation": "relu"}}  # its sizes are 64 and 64
-    stable = {"train_freq": 1, "gradient_steps": 1, "learning_starts": 1_000, "tau": 1.0}
-    stable |= {"target_update_interval": 500, "device": "cpu"}
-    stable |= {"exploration_initial_eps": 1.0, "exploration_final_eps": 0.05}
-    stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
-    return by_contestant(shared | ours, shared | rejax, shared | stable)
-
-
-def best_settings() -> dict[str, dict]:
-    """What each library publishes for CartPole-v1: ours are dqn.py's defaults, rejax's those of its
-    configs/gymnax/cartpole.yaml, and for the other two those of RL Baselines3 Zoo."""
-    rejax = {"agent": "DuelingQNetwork", "agent_kwargs": {"activation": "swish"}, "num_envs": 10}
-    rejax |= {"buffer_size": 50_000, "fill_buffer": 5_000, "batch_size": 100, "max_grad_norm": 10}
-    rejax |= {"learning_rate": 1e-3, "num_epochs": 5, "total_timesteps": 100_000, "polyak": 0.98}
-    rejax |= {"eps_start": 1.0, "eps_end": 0.05, "exploration_fraction": 0.5, "gamma": 0.99}
-    rejax |= {"ddqn": True}
-    zoo = {"total_timesteps": 50_000, "num_envs": 1, "learning_rate": 2.3e-3, "batch_size": 64}
-    zoo |= {"buffer_size": 100_000, "learning_starts": 1_000, "gamma": 0.99, "train_freq": 256}
-    zoo |= {"target_update_interval": 10, "gradient_steps": 128, "exploration_fraction": 0.16}
-    zoo |= {"exploration_final_eps": 0.04, "policy_kwargs": {"net_arch": (256, 256)}}
-    return by_contestant({}, rejax, zoo | {"device": "cpu"})
-
-
-def by_contestant(ours: dict, rejax: dict, stable: dict) -> dict[str, dict]:
-    return {OURS: ours, OURS_ALONE: ours, "rejax": rejax} | dict.fromkeys(ONE_SEED, stable)
-
-
 # The tables
 
 
 def race_equal(arguments, broken: dict[str, str]) -> list[list]:
     """Writes the CSV after every round, so that a race that is stopped leaves what it measured."""
-    settings = equal_settings(arguments.steps)
+    work = WORKS[arguments.work]
+    settings = work.equal(arguments.steps)
     entries = [
         (name, seeds)
         for seeds in sorted(set(arguments.seeds))
@@ -163,7 +128,7 @@ def race_equal(arguments, broken: dict[str, str]) -> list[list]:
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(arguments.rounds):
             for name, seeds in entries:
-                job = Job(name, seeds, number * seeds, settings[name])
+                job = Job(name, work, seeds, number * seeds, settings[name])
                 cache = Path(scratch) / f"{name}-{seeds}"
                 run = {"cold": number % 2 == 0, "contestant": name, "seeds": seeds}
                 run |= attempt(job, arguments.timeout, cache, run["cold"], broken)
@@ -175,7 +140,7 @@ def race_equal(arguments, broken: dict[str, str]) -> list[list]:
                 for name in (OURS, OURS_ALONE, *arguments.peers)
             ]
             with_ratios(lines, "steps_per_second", max, lambda ours, peer: ours / peer)
-            write(arguments.out / "speed.csv", lines)
+            write(arguments.out / f"speed_{arguments.work}.csv", lines)
     return rows_to_show(lines)
 
 
@@ -208,7 +173,8 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
     Seconds to it are its steps at the measured rate, so the random steps at the start count as much
     as others; `seconds_with_compile` adds compiling from an empty cache once.
     """
-    settings = best_settings()
+    work = WORKS[arguments.work]
+    settings = work.best()
     names = (OURS, OURS_ALONE, *arguments.peers)
     curves, runs, lines = {}, [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -218,7 +184,7 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
             parts = range(BEST_SEEDS_ONE_BY_ONE if name in ONE_SEED else 1)
             done = [
                 attempt(
-                    Job(name, seeds, part, settings[name], EVAL_EVERY),
+                    Job(name, work, seeds, part, settings[name], EVAL_EVERY),
                     *(arguments.timeout, cache, True, broken),
                 )
                 for part in parts
@@ -229,7 +195,7 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
             for name in names:
                 seeds = 1 if name in ONE_SEED else BEST_SEEDS
                 run = {"contestant": name, "seeds": seeds, "cold": True}
-                job = Job(name, seeds, number, settings[name])
+                job = Job(name, work, seeds, number, settings[name])
                 runs.append(run | attempt(job, arguments.timeout, cache, True, broken))
                 report(number, runs[-1])
             lines = [best_line(runs, name, curves[name]) for name in names]
@@ -288,6 +254,27 @@ def race_floor(arguments, broken: dict[str, str]) -> list[list]:
     return rows_to_show(lines)
 
 
+def race_hangs(arguments, broken: dict[str, str]) -> list[list]:
+    """A round is one run of each kind; a run that is not over in time counts as hung."""
+    work = WORKS[arguments.work]
+    settings, seeds = work.equal(arguments.steps), BEST_SEEDS
+    runs = {OURS: [], OURS_ALONE: []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(arguments.rounds):
+            for name, mine in runs.items():
+                job = Job(name, work, seeds, number * seeds, settings[name])
+                cache = Path(scratch) / name
+                mine.append(attempt(job, arguments.timeout, cache, number == 0, broken))
+                report(number, {"contestant": name, "seeds": seeds, **mine[-1]})
+    label = {"work": arguments.work, "seeds": seeds, "steps": arguments.steps}
+    lines = []
+    for name, mine in runs.items():
+        done = [run for run in mine if run["status"] == "ok"]
+        lines.append({"contestant": name, **label, **outcome(mine), **origin(done)})
+    write(arguments.out / f"speed_hangs_{arguments.work}.csv", lines)
+    return rows_to_show(lines)
+
+
 def floor_line(runs: list[dict], seeds: int) -> dict:
     done = [run for run in runs if run["status"] == "ok"]
     names = ("environment_us", "arithmetic_us", "update_us")
@@ -300,13 +287,14 @@ def floor(seeds: int, updates: int) -> None:
     """Prints, as JSON, microseconds per update of all seeds together: the environment's step alone;
     with it the acting forward pass and the gradient on one fixed batch, without sampling and
     without an optimiser; and the whole update as the harness runs it."""
-    config = dqn.Config(**equal_settings(100_000)[OURS])
+    config = dqn.Config(**WORKS["dqn"].equal(100_000)[OURS])
     env = make_env(config.env_id, config.num_envs)
     network = network_for(env, config.hidden_sizes, env.num_actions)
     algorithm = dqn.make(config)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     progress = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))(keys)
-    batches = jax.tree.map(lambda x: x[:, : config.batch_size].copy(), progress.state.buffer)
+    first = jax.tree.map(lambda x: x[:, : config.batch_size].copy(), progress.state.buffer)
+    batches = jax.vmap(unpack)(first)
 
     def environment(step, carry, key, _):
         state, params = carry
@@ -360,6 +348,9 @@ def fastest(function: Callable, carry, *rest) -> float:
     return min(seconds)
 
 
+RACES = {"equal": race_equal, "best": race_best, "floor": race_floor, "hangs": race_hangs}
+
+
 # One run
 
 
@@ -375,7 +366,8 @@ def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str,
         environment["OMP_NUM_THREADS"] = "1"  # two busy cores: 9,000 steps a second, or 100 with 2
     if job.contestant in (OURS, OURS_ALONE):
         return train_ours(job, environment, timeout)
-    request = {k: x for k, x in job._asdict().items() if k != "contestant"}
+    request = {"algorithm": job.work.name, "env_id": job.work.env_id, "settings": job.settings}
+    request |= {k: getattr(job, k) for k in ("seeds", "first_seed", "eval_every")}
     words = [peer_python(job.contestant), DRIVER, job.contestant, json.dumps(request)]
     return spawn(list(map(str, words)), environment, timeout)
 
@@ -384,12 +376,22 @@ def train_ours(job: Job, environment: dict, timeout: float) -> dict:
     """The command of a user, and what it leaves in its run folder."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        words = [sys.executable, "-m", "algorithms.dqn", "--quiet", "--out", str(folder)]
+        words = [
+            sys.executable,
+            "-m",
+            f"algorithms.{job.work.algorithm}",
+            "--env-id",
+            job.work.env_id,
+        ]
+        words += ["--quiet", "--out", str(folder)]
         words += ["--num-seeds", str(job.seeds), "--seed", str(job.first_seed)]
         words += ["--eval-every", str(job.eval_every)]
         for name, value in job.settings.items():
-            values = value if isinstance(value, tuple) else (value,)
-            words += ["--" + name.replace("_", "-"), *map(str, values)]
+            if isinstance(value, bool):
+                words.append(flag(name if value else f"no_{name}"))
+            else:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [flag(name), *map(str, values)]
         done = spawn(words, environment, timeout, wants_json=False)
         if done["status"] != "ok":
             return done

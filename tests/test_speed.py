@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from algorithms import dqn
+from algorithms import dqn, ppo, td3
 from benchmarks import speed
+from benchmarks.peers.settings import OURS, OURS_ALONE, WORKS
 
 
 def run(contestant, seeds, rate, status="ok", cold=True, **more):
@@ -18,7 +19,7 @@ def run(contestant, seeds, rate, status="ok", cold=True, **more):
 
 
 def test_the_same_work_is_what_the_docstring_says():
-    config = dqn.Config(**speed.equal_settings(100_000)[speed.OURS])
+    config = dqn.Config(**WORKS["dqn"].equal(100_000)[OURS])
     assert (config.env_id, config.num_envs, config.batch_size) == ("CartPole-v1", 10, 128)
     assert config.num_envs * config.train_frequency == 10  # steps for one gradient step
     assert config.hidden_sizes == (64, 64) and config.learning_rate == 2.5e-4
@@ -29,9 +30,9 @@ def test_the_same_work_is_what_the_docstring_says():
 
 
 def test_peers_get_the_same_numbers_in_their_own_words():
-    settings = speed.equal_settings(100_000)
-    ours, rejax, stable = (settings[name] for name in (speed.OURS, "rejax", "sbx-rl"))
-    assert settings["stable-baselines3"] == stable and settings[speed.OURS_ALONE] == ours
+    settings = WORKS["dqn"].equal(100_000)
+    ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
+    assert settings["stable-baselines3"] == stable and settings[OURS_ALONE] == ours
     for name in ("total_timesteps", "num_envs", "buffer_size", "batch_size", "learning_rate"):
         assert ours[name] == rejax[name] == stable[name]
     for name in ("gamma", "exploration_fraction"):
@@ -45,12 +46,39 @@ def test_peers_get_the_same_numbers_in_their_own_words():
     assert ours["hidden_sizes"] == stable["policy_kwargs"]["net_arch"] == (64, 64)
 
 
+def test_ppo_and_td3_do_the_same_work_everywhere():
+    settings = WORKS["ppo"].equal(200_000)
+    config = ppo.Config(**settings[OURS])
+    ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
+    steps = config.num_envs * config.num_steps
+    assert (steps, config.update_epochs, config.num_minibatches) == (512, 4, 4)
+    assert steps == rejax["num_envs"] * rejax["num_steps"] == stable["num_envs"] * stable["n_steps"]
+    assert steps // stable["batch_size"] == rejax["num_minibatches"] == 4
+    assert rejax["num_epochs"] == stable["n_epochs"] == 4 and not config.anneal_lr
+    assert config.clip_coef == rejax["clip_eps"] == stable["clip_range"]
+    for name in ("learning_rate", "gamma", "gae_lambda", "vf_coef", "ent_coef", "max_grad_norm"):
+        assert ours[name] == rejax[name] == stable[name]
+
+    settings = WORKS["td3"].equal(20_000)
+    config = td3.Config(**settings[OURS])
+    ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
+    assert config.policy_frequency == rejax["policy_delay"] == stable["policy_delay"]
+    assert config.tau == stable["tau"] == pytest.approx(1 - rejax["polyak"])
+    assert config.policy_noise == rejax["target_noise"] == stable["target_policy_noise"]
+    assert config.noise_clip == rejax["target_noise_clip"] == stable["target_noise_clip"]
+    assert config.exploration_noise == rejax["exploration_noise"] == stable["action_noise"]
+    assert config.learning_starts == rejax["fill_buffer"] == stable["learning_starts"]
+    assert rejax["num_epochs"] == stable["gradient_steps"] == stable["train_freq"] == 1
+    for name in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size"):
+        assert ours[name] == rejax[name] == stable[name]
+
+
 def test_medians_and_ratios():
-    runs = [run(speed.OURS, 8, x) for x in (100.0, 300.0)]
-    runs += [run(speed.OURS, 8, 200.0, cold=False)]
+    runs = [run(OURS, 8, x) for x in (100.0, 300.0)]
+    runs += [run(OURS, 8, 200.0, cold=False)]
     runs += [run("rejax", 8, x) for x in (90.0, 80.0, 110.0)]
     runs += [run("sbx-rl", 1, 50.0), run("sbx-rl", 1, math.nan, "hung", reason="too long")]
-    names = (speed.OURS, "rejax", "sbx-rl")
+    names = (OURS, "rejax", "sbx-rl")
     lines = [speed.equal_line(runs, name, 8) for name in names]
     speed.with_ratios(lines, "steps_per_second", max, lambda ours, peer: ours / peer)
     ours, rejax, sbx = lines
@@ -66,7 +94,7 @@ def test_time_to_the_target():
     assert speed.steps_to(curve, 475.0) == 2_000  # the IQM drops the best and the worst seed
     assert math.isnan(speed.steps_to(curve, 476.0))
     assert speed.joined([[[5, [1.0]], [9, [2.0]]], [[5, [3.0]]]]) == [[5, [1.0, 3.0]]]
-    ours = speed.best_line([run(speed.OURS, 32, 6_400.0)], speed.OURS, curve)
+    ours = speed.best_line([run(OURS, 32, 6_400.0)], OURS, curve)
     peer = speed.best_line([run("rejax", 32, 1_600.0)], "rejax", curve)
     assert ours["seconds"] == 32 * 2_000 / 6_400 == ours["seconds_with_compile"] - 2
     lines = [ours, peer]
@@ -104,11 +132,11 @@ def test_peers_that_are_broken_are_lines(monkeypatch, tmp_path):
     monkeypatch.setattr(speed, "train_ours", lambda *_: numbers)
     arguments = speed.parse(["--seeds", "1", "2", "--rounds", "2", "--out", str(tmp_path)])
     shown = speed.race_equal(arguments, {"rejax": "does not install: no network"})
-    with open(tmp_path / "speed.csv", newline="") as file:
+    with open(tmp_path / "speed_dqn.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(shown) - 1 == 2 * 5
     by_name = {line["contestant"]: line for line in lines if line["seeds"] == "2"}
-    assert by_name[speed.OURS]["ok"] == "2" and by_name[speed.OURS]["ratio"] == ""
+    assert by_name[OURS]["ok"] == "2" and by_name[OURS]["ratio"] == ""
     assert by_name["rejax"]["failed"] == "2"
     assert by_name["rejax"]["reason"] == "does not install: no network"
     assert by_name["sbx-rl"]["reason"] == "No such file or directory"
@@ -126,7 +154,8 @@ def test_a_peer_that_does_not_install_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "argv",
     [["--seeds", "0"], ["--rounds", "1.5"], ["--peers", "cleanrl"], ["--table", "worst"]]
-    + [["--steps", "100"], ["--out", "no/such/folder"], ["--timeout", "-1"], ["--what"]],
+    + [["--steps", "100"], ["--out", "no/such/folder"], ["--timeout", "-1"], ["--what"]]
+    + [["--work", "sac"], ["--work", "ppo", "--table", "best"]],
 )
 def test_bad_input_is_a_usage_error(argv, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -136,9 +165,9 @@ def test_bad_input_is_a_usage_error(argv, capsys):
 
 
 def test_ours_runs_as_users_run_it():
-    settings = speed.equal_settings(4_000)[speed.OURS] | {"hidden_sizes": (8,), "batch_size": 8}
+    settings = WORKS["dqn"].equal(4_000)[OURS] | {"hidden_sizes": (8,), "batch_size": 8}
     cache = speed.ROOT / ".cache" / "jax"
-    job = speed.Job(speed.OURS, 2, 0, settings, eval_every=2_000)
+    job = speed.Job(OURS, WORKS["dqn"], 2, 0, settings, eval_every=2_000)
     done = speed.attempt(job, 120, cache, False, {})
     assert done["status"] == "ok", done["reason"]
     assert done["steps_per_second"] > 0 and done["compile_seconds"] > 0 and done["peak_mib"] > 50

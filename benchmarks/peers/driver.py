@@ -1,8 +1,9 @@
 """Trains a peer through its public interface: `python driver.py PEER REQUEST` prints one JSON line.
 
 It runs inside the peer's own virtual environment, so it imports nothing of this repository. The
-request is JSON: `settings` in the peer's own words, `seeds`, `first_seed`, and `eval_every`, the
-environment steps between greedy evaluations on the way, 0 for none.
+request is JSON: `algorithm`, the peer's class; `env_id`; `settings` in the peer's own words;
+`seeds`, `first_seed`; and `eval_every`, the environment steps between greedy evaluations on the
+way, 0 for none.
 """
 
 import importlib.metadata
@@ -11,7 +12,8 @@ import resource
 import sys
 import time
 
-ENV_ID = "CartPole-v1"
+import numpy as np
+
 SETTLED = 1_000  # environment steps after learning starts, by when everything is compiled
 EPISODES = 100  # of the final policy
 
@@ -30,10 +32,11 @@ def rejax(request: dict) -> dict:
     which costs more than training itself, only runs where the request asks for it."""
     import jax
     import jax.numpy as jnp
-    from rejax import DQN
+    import rejax
 
     every = request["eval_every"]
-    algorithm = DQN.create(env=ENV_ID, **request["settings"])
+    create = getattr(rejax, request["algorithm"]).create
+    algorithm = create(env=request["env_id"], **request["settings"])
     evaluate = algorithm.eval_callback
 
     def callback(algorithm, state, key):
@@ -61,18 +64,18 @@ def rejax(request: dict) -> dict:
 
 
 def stable_baselines3(request: dict) -> dict:
-    from stable_baselines3 import DQN
+    import stable_baselines3
 
-    return one_seed(DQN, request)
+    return one_seed(getattr(stable_baselines3, request["algorithm"]), request)
 
 
 def sbx(request: dict) -> dict:
-    from sbx import DQN
+    import sbx
 
-    return one_seed(DQN, request)
+    return one_seed(getattr(sbx, request["algorithm"]), request)
 
 
-def one_seed(DQN, request: dict) -> dict:
+def one_seed(kind: type, request: dict) -> dict:
     """One seed: what takes longer before everything is settled than after it counts as compiling,
     and evaluation on the way is left out of the seconds."""
     from stable_baselines3.common.env_util import make_vec_env
@@ -81,10 +84,19 @@ def one_seed(DQN, request: dict) -> dict:
     settings = dict(request["settings"])
     total, num_envs = settings.pop("total_timesteps"), settings.pop("num_envs")
     every, seed = request["eval_every"], request["first_seed"]
-    model = DQN("MlpPolicy", make_vec_env(ENV_ID, num_envs, seed=seed), seed=seed, **settings)
-    tests = make_vec_env(ENV_ID, 10, seed=seed + 1_000_000)
+    envs, tests = (
+        make_vec_env(request["env_id"], n, seed=s)
+        for n, s in ((num_envs, seed), (10, seed + 1_000_000))
+    )
+    if "action_noise" in settings:
+        from stable_baselines3.common.noise import NormalActionNoise
+
+        size = envs.action_space.shape
+        sigma = settings["action_noise"] * np.ones(size)
+        settings["action_noise"] = NormalActionNoise(np.zeros(size), sigma)
+    model = kind("MlpPolicy", envs, seed=seed, **settings)
     curve, mark, evaluating = [], {}, 0.0
-    settled = settings["learning_starts"] + SETTLED
+    settled = settings.get("learning_starts", 0) + SETTLED
 
     def callback(local, _):
         nonlocal evaluating
