@@ -112,6 +112,21 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     return Env(reset, step, num_envs, *single[2:])
 
 
+def scale_action(env: Env, action) -> jax.Array:
+    """From [-1, 1] to the bounds of the environment's actions."""
+    return env.action_low + (action + 1) / 2 * (env.action_high - env.action_low)
+
+
+def with_unit_actions(env: Env) -> Env:
+    """The same environment for actions in [-1, 1], as its Transitions then keep them."""
+
+    def step(state, action, key):
+        state, transition = env.step(state, scale_action(env, action), key)
+        return state, transition._replace(action=action)
+
+    return env._replace(step=step)
+
+
 def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int):
     """`num_steps` steps of `policy(obs [N, ...], key) -> action [N, ...]`.
 
@@ -119,14 +134,14 @@ def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_ste
     ended on the way, NaN if none did.
     """
 
-    def step(state, key):
-        key_policy, key_env = jax.random.split(key)
+    def step(state, keys):
+        key_policy, key_env = keys
         state, transition = env.step(state, policy(state.obs, key_policy), key_env)
         return state, (transition, state.episode_return)
 
-    keys = jax.random.split(key, num_steps)
+    keys = jax.random.split(key, (num_steps, 2))
     # On a GPU each step of a loop costs its launches; on a CPU unrolling costs compile time alone.
-    unroll = num_steps if 1 <= num_steps <= 8 and jax.default_backend() != "cpu" else 1
+    unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))
     state, (transitions, returns) = jax.lax.scan(step, state, keys, unroll=unroll)
     return state, transitions, jnp.nanmean(returns)
 
@@ -170,7 +185,10 @@ def _single(env_id: str) -> _Single:
     if env_id.endswith("-tabular"):
         from common.mdps import TABULAR, make_mdp
 
-        return _tabular(make_mdp(env_id), TABULAR[env_id].max_steps)
+        mdps, known = [make_mdp(env_id)], TABULAR[env_id]
+        if known.change_to:
+            mdps.append(make_mdp(known.change_to))
+        return _tabular(mdps, known.max_steps, known.change_after)
 
     import gymnax
     from gymnax.environments import spaces
@@ -222,12 +240,13 @@ def _encoder(env_id, env, params, obs_space) -> Callable:
     return lambda obs: obs
 
 
-def _tabular(mdp, max_steps: int) -> _Single:
-    """A tabular MDP to sample from: the observation is the state's number."""
-    mdp = jax.tree.map(np.asarray, mdp)
-    num_states, num_actions, _ = mdp.P.shape
-    successor, cumulative, reward_table = _successors(mdp)
-    start = np.cumsum(mdp.start)
+def _tabular(mdps, max_steps: int, change_after: int | None) -> _Single:
+    """A tabular MDP to sample from: the observation is the state's number. After `change_after`
+    steps, over all episodes, the first of `mdps` becomes the second."""
+    num_states, num_actions, _ = mdps[0].P.shape
+    successor, cumulative, reward_table, noise = _successors(mdps)
+    terminal = np.asarray(mdps[0].terminal)
+    start = np.cumsum(mdps[0].start)
 
     def draw(key, cumulative):
         """The index of the first cumulative probability above a uniform number."""
@@ -236,28 +255,34 @@ def _tabular(mdp, max_steps: int) -> _Single:
 
     def reset(key):
         s = draw(key, jnp.asarray(start, float))
-        return s, (s, jnp.int32(0))
+        return s, (s, jnp.int32(0), jnp.int32(0))
 
     def step(key, inner, action):
-        s, time = inner
-        key_next, key_reset = jax.random.split(key)
-        k = draw(key_next, jnp.asarray(cumulative, float)[s, action])
-        next_s = jnp.asarray(successor)[s, action, k]
-        reward = jnp.asarray(reward_table, float)[s, action, k]
-        terminated = jnp.asarray(mdp.terminal)[next_s]
+        s, time, age = inner
+        key_next, key_reset, *key_noise = jax.random.split(key, 2 if noise is None else 3)
+        row = s if change_after is None else s + num_states * (age >= change_after)
+        k = draw(key_next, jnp.asarray(cumulative, float)[row, action])
+        next_s = jnp.asarray(successor)[row, action, k]
+        reward = jnp.asarray(reward_table, float)[row, action, k]
+        if noise is not None:
+            reward += jnp.asarray(noise, float)[row, action] * jax.random.normal(*key_noise)
+        terminated = jnp.asarray(terminal)[next_s]
         truncated = time + 1 >= max_steps
         done = terminated | truncated
         obs = jnp.where(done, draw(key_reset, jnp.asarray(start, float)), next_s)
-        inner = (obs, jnp.where(done, 0, time + 1))
+        inner = (obs, jnp.where(done, 0, time + 1), age + 1)
         return obs, inner, reward, terminated, truncated, next_s
 
     return _Single(reset, step, (), num_states, num_actions, (), None, None, max_steps)
 
 
-def _successors(mdp):
+def _successors(mdps):
     """The K states that can follow each (s, a), their cumulative probabilities and rewards, each
-    [S, A, K] with K the most there are: a step then costs K, not S."""
-    num_successors = int((mdp.P > 0).sum(-1).max())
-    successor = np.argsort(mdp.P <= 0, axis=-1, kind="stable")[..., :num_successors]
-    cumulative = np.cumsum(np.take_along_axis(mdp.P, successor, -1), axis=-1)
-    return successor.astype(np.int32), cumulative, np.take_along_axis(mdp.R, successor, -1)
+    [S, A, K] with K the most there are: a step then costs K, not S. Also the noise [S, A]. The
+    tables of several MDPs follow each other along the axis of states."""
+    P, R = (np.concatenate([np.asarray(getattr(mdp, name)) for mdp in mdps]) for name in "PR")
+    num_successors = int((P > 0).sum(-1).max())
+    successor = np.argsort(P <= 0, axis=-1, kind="stable")[..., :num_successors]
+    cumulative = np.cumsum(np.take_along_axis(P, successor, -1), axis=-1)
+    rewards = np.take_along_axis(R, successor, -1)
+    return successor.astype(np.int32), cumulative, rewards, mdps[0].noise

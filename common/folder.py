@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from common import checkpoint, report
+from common import checkpoint, grid, report
 from common.algorithm import flag
 from common.checkpoint import CheckpointError
 from common.flags import Run
@@ -156,9 +156,11 @@ def write_results(job: Job, groups: list[Group], finished: dict, seconds: float,
         summary |= {"best": job.grid[best], "sweep": ranking}
 
     write_episodes(job, groups, finished)
-    write_policies(job, groups, finished, score)
+    members = write_policies(job, groups, finished, score)
+    if grid.has_map(job.config.env_id):
+        draw_best(job, members, finished)
     heading = f"{job.name} on {job.config.env_id}"
-    unit = "environment steps" if hasattr(job.config, "total_timesteps") else "sweeps"
+    unit = "environment steps" if hasattr(job.config, "total_timesteps") else "updates"
     if job.run.sweep:
         report.plot_curves(folder / "curves.png", steps, metrics, labels, heading, unit)
         kind = "greedy" if evaluated else "training"
@@ -186,8 +188,8 @@ def write_episodes(job: Job, groups: list[Group], finished: dict) -> None:
     )
 
 
-def write_policies(job: Job, groups: list[Group], finished: dict, score) -> None:
-    """policy.npz: the params of every member, and which rows are whose; score [G, S]."""
+def write_policies(job: Job, groups: list[Group], finished: dict, score) -> list[dict]:
+    """policy.npz: the params of every member, and whose they are (returned); score [G, S]."""
     seeds = np.concatenate([group.seed for group in groups])
     members = []
     for group, i, row, g in numbered(groups):
@@ -197,6 +199,26 @@ def write_policies(job: Job, groups: list[Group], finished: dict, score) -> None
     params = {name: x for name, x in finished.items() if "/" in name}
     header = {"algorithm": job.name, "config": dataclasses.asdict(job.config), "members": members}
     checkpoint.save(job.folder / "policy.npz", params, {**header, "imports": job.run.imports})
+    return members
+
+
+def draw_best(job: Job, members: list[dict], finished: dict) -> None:
+    """policy.png: the policy of the best member of a run in a grid world."""
+    member = max(members, key=rank)
+    swept = {name: member[name] for name in job.grid[0]}
+    config = dataclasses.replace(job.config, **swept)
+    algorithm = job.make(config)
+    if algorithm.act is None:
+        return
+    params = {name: x for name, x in finished.items() if "/" in name}
+    act = functools.partial(algorithm.act, member_params(algorithm, params, member))
+    of = f", the best of {len(members)}" if len(members) > 1 else ""
+    who = setting_label(swept | {"seed": member["seed"]})
+    title = f"{job.name} on {config.env_id}\nthe policy of {who}{of}"
+    steps = steps_after(algorithm, algorithm.num_updates) // getattr(config, "num_envs", 1)
+    lived = steps if hasattr(config, "total_timesteps") else 0  # dynamic programming plays none
+    gamma = getattr(config, "gamma", 1.0)
+    grid.draw_policy(job.folder / "policy.png", config.env_id, act, gamma, lived, title)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -228,13 +250,23 @@ def load_agent(folder, seed: int | None = None, **swept) -> Callable:
     members = [m for m in header["members"] if all(m.get(k) == x for k, x in wanted.items())]
     if not members:
         raise ValueError(f"{folder} has no member with {wanted}")
-    member = max(members, key=lambda m: -math.inf if m["score"] is None else m["score"])
+    member = max(members, key=rank)
     module = importlib.import_module(f"algorithms.{header['algorithm']}")
     config = from_json(module.Config, header["config"])
     fields = {field.name for field in dataclasses.fields(config)}
     config = dataclasses.replace(config, **{k: x for k, x in member.items() if k in fields})
     algorithm = module.make(config)
+    return jax.jit(functools.partial(algorithm.act, member_params(algorithm, arrays, member)))
+
+
+def rank(member: dict) -> float:
+    """By what the best member is chosen: its score, if it has one."""
+    return -math.inf if member["score"] is None else member["score"]
+
+
+def member_params(algorithm, arrays: dict, member: dict):
+    """The params of one member of policy.npz."""
     shape = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
-    rows = {name: x[member["row"]] for name, x in arrays.items()}
-    params = jax.device_put(checkpoint.restore(shape, rows, f"{member['policy']}/"))
-    return jax.jit(functools.partial(algorithm.act, params))
+    prefix = f"{member['policy']}/"
+    rows = {name: x[member["row"]] for name, x in arrays.items() if name.startswith(prefix)}
+    return jax.device_put(checkpoint.restore(shape, rows, prefix))

@@ -9,7 +9,7 @@ import pytest
 from probes import PROBES
 
 from common.envs import evaluate, make_env, rollout
-from common.mdps import TABULAR
+from common.mdps import TABULAR, make_mdp
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
 
@@ -197,3 +197,36 @@ def test_probes_are_what_they_say():
             v = q.max(-1)
         for state, value in values.items():
             assert abs(v[state] - value) < 1e-6, name
+
+
+@pytest.mark.parametrize("env_id", ["BlockingMaze-tabular", "ShortcutMaze-tabular"])
+def test_a_maze_changes_once_in_the_life_of_an_environment(env_id):
+    """For so many steps, over all episodes, they follow one MDP, and from then on the other."""
+    change_after, change_to = TABULAR[env_id].change_after, TABULAR[env_id].change_to
+    _, _, t, _ = rolled(env_id, change_after + 1_500, num_envs=20)
+    s, a, n = (np.asarray(x) for x in (t.obs, t.action, t.next_obs))
+    before, after = (make_mdp(x).P[s, a, n] == 1 for x in (env_id, change_to))  # [T, N]
+    assert before[:change_after].all() and not after[:change_after].all()
+    assert after[change_after:].all() and not before[change_after:].all()
+    assert t.terminated[:change_after].any() and not t.truncated.any()
+
+
+def test_a_maze_changes_to_the_step():
+    """The blocking maze's opening, from below, before and after step 1000."""
+    env, up = make_env("BlockingMaze-tabular", 6), jnp.zeros(6, int)
+    below, ages = jnp.full(6, 44), jnp.arange(997, 1_003)
+    state = env.reset(jax.random.key(0))
+    state = state._replace(obs=below, inner=(below, jnp.zeros(6, int), ages))
+    state, transition = env.step(state, up, jax.random.key(1))
+    np.testing.assert_array_equal(transition.next_obs, [35, 35, 35, 44, 44, 44])
+    np.testing.assert_array_equal(state.inner[-1], ages + 1)
+
+
+def test_rewards_are_noisy_where_the_mdp_says_so():
+    """From N(-.1, 1) in B of the maximisation bias, and nowhere else."""
+    _, _, t, _ = rolled("MaximizationBias-tabular", 400, num_envs=100)
+    in_b, reward = np.asarray(t.obs) == 1, np.asarray(t.reward)
+    assert (reward[~in_b] == 0).all() and in_b.sum() > 10_000
+    assert reward[in_b].mean() == pytest.approx(-0.1, abs=4 / np.sqrt(in_b.sum()))
+    assert reward[in_b].std() == pytest.approx(1.0, abs=4 / np.sqrt(2 * in_b.sum()))
+    assert len(np.unique(reward[in_b])) > 0.99 * in_b.sum()
