@@ -62,18 +62,66 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
     return Network(init, apply)
 
 
-def network_for(env: Env, hidden_sizes: Sequence[int], num_outputs: int) -> Network:
+def orthogonal(network: Network, gain: float) -> Network:
+    """The network with orthogonal weights times √2, in the last layer times `gain` (Saxe et al.
+    2014, https://arxiv.org/abs/1312.6120)."""
+
+    def init(key):
+        layers = jax.eval_shape(network.init, jax.random.key(0))
+        gains = [math.sqrt(2)] * (len(layers) - 1) + [gain]
+        keys = jax.random.split(key, len(layers))
+        return [
+            (jax.nn.initializers.orthogonal(g)(k, w.shape), jnp.zeros(b.shape))
+            for k, g, (w, b) in zip(keys, gains, layers, strict=True)
+        ]
+
+    return Network(init, network.apply)
+
+
+def network_for(
+    env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
+) -> Network:
     """The network that fits the environment's observations: MinAtar's over images, else an MLP
     over vectors, flattened matrices or one-hot integers."""
     if len(env.obs_shape) == 3:
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)
-    network = mlp([num_inputs, *hidden_sizes, num_outputs])
+    network = mlp([num_inputs, *hidden_sizes, num_outputs], activation)
 
     def apply(params, obs):
-        if env.num_states is not None:
-            return network.apply(params, jax.nn.one_hot(obs, env.num_states))
-        batch_shape = obs.shape[: obs.ndim - len(env.obs_shape)]
-        return network.apply(params, obs.reshape(*batch_shape, num_inputs).astype(float))
+        return network.apply(params, as_vector(env, obs))
 
     return Network(network.init, apply)
+
+
+def critic_for(env: Env, hidden_sizes: Sequence[int]) -> Network:
+    """Q(s, a), an MLP over the observation as a vector and the action [..., A]: its `apply` takes
+    params, obs, action, and gives one number for each."""
+    num_inputs = (env.num_states or math.prod(env.obs_shape)) + math.prod(env.action_shape)
+    network = mlp([num_inputs, *hidden_sizes, 1])
+
+    def apply(params, obs, action):
+        x = jnp.concatenate([as_vector(env, obs), action], axis=-1)
+        return network.apply(params, x).squeeze(-1)
+
+    return Network(network.init, apply)
+
+
+def ensemble(network: Network, size: int) -> Network:
+    """Networks with parameters of their own, stacked: the outputs have a first axis of `size`."""
+
+    def init(key):
+        return jax.vmap(network.init)(jax.random.split(key, size))
+
+    def apply(params, *inputs):
+        return jax.vmap(network.apply, (0, *[None] * len(inputs)))(params, *inputs)
+
+    return Network(init, apply)
+
+
+def as_vector(env: Env, obs) -> jax.Array:
+    """Observations [..., *obs_shape] as vectors: integers one-hot, matrices flattened."""
+    if env.num_states is not None:
+        return jax.nn.one_hot(obs, env.num_states)
+    batch_shape = obs.shape[: obs.ndim - len(env.obs_shape)]
+    return obs.reshape(*batch_shape, math.prod(env.obs_shape)).astype(float)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.envs import make_env
-from common.networks import conv, dense, mlp, network_for
+from common.networks import conv, critic_for, dense, ensemble, mlp, network_for, orthogonal
 
 
 def test_mlp_is_matrices_and_relus():
@@ -59,3 +59,47 @@ def test_integers_are_one_hot():
     network = network_for(make_env("FrozenLake-misc", 1), [], 4)
     params = network.init(jax.random.key(0))
     np.testing.assert_allclose(network.apply(params, jnp.arange(16)), params[0][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Breakout-MinAtar"])
+def test_orthogonal_weights_have_their_gains_and_another_apply_is_not_made(env_id):
+    plain = network_for(make_env(env_id, 1), [8, 16], 3)
+    network = orthogonal(plain, 0.01)
+    assert network.apply is plain.apply
+    params = network.init(jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, plain.init(jax.random.key(0)))
+    for (w, b), gain in zip(params, [2**0.5] * (len(params) - 1) + [0.01], strict=True):
+        np.testing.assert_allclose(np.linalg.svd(w, compute_uv=False), gain, rtol=1e-4)
+        assert not b.any()
+
+
+def test_the_activation_of_the_hidden_layers_can_be_chosen():
+    network = network_for(make_env("CartPole-v1", 1), [8], 2, jnp.tanh)
+    (w0, b0), (w1, b1) = params = network.init(jax.random.key(0))
+    x = jnp.array([1.0, -2.0, 0.5, 3.0])
+    np.testing.assert_allclose(
+        network.apply(params, x), np.tanh(x @ w0 + b0) @ w1 + b1, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_critic_for_is_an_mlp_over_observation_and_action():
+    env = make_env("Pendulum-v1", 1)
+    network = critic_for(env, [8])
+    params = network.init(jax.random.key(0))
+    obs, action = np.ones((5, 2, 3), np.float32), np.full((5, 2, 1), 0.5, np.float32)
+    expected = mlp([4, 8, 1]).apply(params, np.concatenate([obs, action], -1))[..., 0]
+    np.testing.assert_allclose(network.apply(params, obs, action), expected, rtol=1e-6)
+    assert not np.allclose(network.apply(params, obs, action), network.apply(params, obs, -action))
+
+
+def test_ensemble_has_members_of_their_own_on_a_first_axis():
+    network = critic_for(make_env("Pendulum-v1", 1), [8])
+    both = ensemble(network, 2)
+    params = both.init(jax.random.key(0))
+    obs, action = jnp.ones((5, 3)), jnp.ones((5, 1))
+    values = both.apply(params, obs, action)
+    assert values.shape == (2, 5)
+    for number in range(2):
+        one = jax.tree.map(lambda x, number=number: x[number], params)
+        np.testing.assert_allclose(values[number], network.apply(one, obs, action), rtol=1e-5)
+    assert not np.isclose(values[0], values[1]).any()

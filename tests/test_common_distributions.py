@@ -1,0 +1,89 @@
+"""common/distributions.py against scipy and sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.distributions import categorical, clip_actions, distribution_for, gaussian
+from common.envs import make_env
+from common.networks import mlp
+
+Y = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]], np.float32)
+LOG_STD = np.array([-0.5, 0.0, 0.7], np.float32)
+
+
+def test_categorical_is_the_softmax():
+    d = categorical(3)
+    probs = np.exp(Y) / np.exp(Y).sum(-1, keepdims=True)
+    for action in range(3):
+        got = d.log_prob(Y, jnp.full(2, action))
+        np.testing.assert_allclose(got, np.log(probs[:, action]), rtol=1e-5)
+    np.testing.assert_allclose(d.entropy(Y), [stats.entropy(p) for p in probs], rtol=1e-5)
+    assert d.mode(Y)[0] == 2
+    actions = jax.vmap(lambda key: d.sample(Y, key))(jax.random.split(jax.random.key(0), 20_000))
+    for row in range(2):
+        np.testing.assert_allclose(np.bincount(actions[:, row]) / 20_000, probs[row], atol=0.015)
+
+
+def test_gaussian_has_independent_components():
+    d = gaussian((3,))
+    y = Y, LOG_STD
+    action = np.array([[1.0, 2.0, -3.0], [0.1, 0.2, 0.3]], np.float32)
+    expected = stats.norm.logpdf(action, Y, np.exp(LOG_STD)).sum(-1)
+    np.testing.assert_allclose(d.log_prob(y, action), expected, rtol=1e-5)
+    entropy = stats.norm.entropy(0, np.exp(LOG_STD)).sum()
+    np.testing.assert_allclose(d.entropy(y), [entropy, entropy], rtol=1e-5)
+    np.testing.assert_array_equal(d.mode(y), Y)
+    actions = jax.vmap(lambda key: d.sample(y, key))(jax.random.split(jax.random.key(0), 20_000))
+    np.testing.assert_allclose(actions.mean(0), Y, atol=0.05)
+    np.testing.assert_allclose(actions.std(0), np.tile(np.exp(LOG_STD), (2, 1)), rtol=0.03)
+
+
+@pytest.mark.parametrize("action_shape", [(), (1,), (2, 3)])
+def test_gaussian_takes_any_shape(action_shape):
+    d = gaussian(action_shape)
+    y = jnp.zeros((5, d.num_outputs)), jnp.zeros(d.num_outputs)
+    action = d.sample(y, jax.random.key(0))
+    assert action.shape == d.mode(y).shape == (5, *action_shape)
+    assert d.log_prob(y, action).shape == d.entropy(y).shape == (5,)
+
+
+def test_the_head_of_a_gaussian_learns_one_std_for_all_observations():
+    d = gaussian((2,), std=0.5)
+    network = d.head(mlp([4, 8, d.num_outputs]))
+    params = network.init(jax.random.key(0))
+    obs = jax.random.normal(jax.random.key(1), (7, 4))
+    action = jnp.ones((7, 2))
+    mean, log_std = network.apply(params, obs)
+    assert mean.shape == (7, 2)
+    np.testing.assert_allclose(np.exp(log_std), [0.5, 0.5], rtol=1e-6)
+    loss = lambda params: d.log_prob(network.apply(params, obs), action).sum()
+    _, slope = jax.grad(loss)(params)
+    z = (1 - np.asarray(mean)) / 0.5
+    np.testing.assert_allclose(slope, (np.square(z) - 1).sum(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("env_id, num_outputs", [("Acrobot-v1", 3), ("Pendulum-v1", 1)])
+def test_the_environment_decides(env_id, num_outputs):
+    env = make_env(env_id, 2)
+    d = distribution_for(env, 1.0)
+    assert d.num_outputs == num_outputs
+    network = d.head(mlp([4, d.num_outputs]))
+    y = network.apply(network.init(jax.random.key(0)), jnp.zeros((2, 4)))
+    action = d.sample(y, jax.random.key(1))
+    assert action.shape == (2, *env.action_shape)
+    assert jnp.issubdtype(action.dtype, jnp.integer) == (env.num_actions is not None)
+
+
+def test_actions_are_clipped_where_they_enter_the_step_and_kept_as_drawn():
+    env = make_env("Pendulum-v1", 2)
+    state = env.reset(jax.random.key(0))
+    far, bound = jnp.array([[5.0], [-0.5]]), jnp.array([[2.0], [-0.5]])
+    expected, _ = env.step(state, bound, jax.random.key(1))
+    got, transition = clip_actions(env).step(state, far, jax.random.key(1))
+    np.testing.assert_array_equal(got.obs, expected.obs)
+    np.testing.assert_array_equal(transition.action, far)
+    discrete = make_env("CartPole-v1", 2)
+    assert clip_actions(discrete) is discrete

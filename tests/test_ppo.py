@@ -1,0 +1,190 @@
+"""ppo.py: its equations by hand, its minibatches, and what it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import keys, small_config, trained
+from probes import GAMMA, PROBES
+
+from algorithms import ppo
+from algorithms.ppo import Config, approximate_kl, make, permutation, policy_loss, value_loss
+from common.envs import make_env
+from common.networks import network_for
+
+AT_ONCE = {"update_epochs": 1, "num_minibatches": 1}
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, expected, slope",
+    [
+        (1.0, 2.0, -2.0, -2.0),  # at θ_old: the policy gradient
+        (1.1, 2.0, -2.2, -2.2),
+        (1.5, 2.0, -2.4, 0.0),  # more probable than 1 + ε and good: no reason to go on
+        (0.5, 2.0, -1.0, -1.0),  # less probable and good: back
+        (0.5, -2.0, 1.6, 0.0),
+        (1.5, -2.0, 3.0, 3.0),
+    ],
+)
+def test_policy_loss_by_hand(ratio, advantage, expected, slope):
+    """The slope is with respect to ln π: ρ A inside the clip, 0 outside."""
+    log_ratio = float(np.log(ratio))
+    loss = lambda log_prob: policy_loss(log_prob - 3.0, -3.0, advantage, 0.2)
+    np.testing.assert_allclose(loss(log_ratio), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(loss)(log_ratio), slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "value, clip, expected, slope",
+    [
+        (1.0, 0.2, 0.5 * 2.0**2, -2.0),  # at w_old
+        (1.1, 0.2, 0.5 * 1.9**2, -1.9),
+        (1.5, 0.2, 0.5 * 1.8**2, 0.0),  # moved by more than ε: the clipped error is the larger
+        (0.0, 0.2, 0.5 * 3.0**2, -3.0),  # moved away from the target: the true error is
+        (1.5, jnp.inf, 0.5 * 1.5**2, -1.5),  # not clipped
+    ],
+)
+def test_value_loss_by_hand(value, clip, expected, slope):
+    loss = lambda value: value_loss(value, 1.0, 3.0, clip)
+    np.testing.assert_allclose(loss(value), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(loss)(value), slope, rtol=1e-5, atol=1e-6)
+
+
+def test_approximate_kl_is_unbiased_and_never_negative():
+    old, new = jnp.log(jnp.array([0.2, 0.5, 0.3])), jnp.log(jnp.array([0.3, 0.3, 0.4]))
+    each = approximate_kl(new, old)
+    assert (each >= 0).all()
+    kl = jnp.sum(jnp.exp(old) * (old - new))
+    np.testing.assert_allclose(jnp.sum(jnp.exp(old) * each), kl, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 80, 512, 513])
+def test_permutation_holds_every_number_once(size):
+    for key in keys(0, 1, 2):
+        np.testing.assert_array_equal(np.sort(permutation(key, size)), np.arange(size))
+
+
+def test_every_permutation_is_equally_likely():
+    many = jax.vmap(permutation, (0, None))(jax.random.split(jax.random.key(0), 24_000), 4)
+    _, counts = np.unique(np.asarray(many), axis=0, return_counts=True)
+    assert len(counts) == 24
+    assert np.square(counts - 1_000).sum() / 1_000 < 50  # χ² with 23 degrees: 0.1 % above 49.7
+
+
+def watched(monkeypatch, **fields):
+    """The permutations of two updates."""
+    seen = []
+    config = small_config(ppo, **fields)
+
+    def spy(key, size):
+        index = permutation(key, size)
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), index)
+        return index
+
+    monkeypatch.setattr(ppo, "permutation", spy)
+    algorithm = make(config)
+    state, update = jax.jit(algorithm.init)(jax.random.key(0)), jax.jit(algorithm.update)
+    for step in range(2):
+        state, _ = update(state, jnp.int32(step))
+    jax.effects_barrier()
+    return seen
+
+
+def test_every_epoch_has_a_permutation_of_its_own(monkeypatch):
+    seen = watched(monkeypatch, update_epochs=3)
+    assert len(seen) == 6 and len({tuple(x) for x in seen}) == 6
+    for index in seen:
+        np.testing.assert_array_equal(np.sort(index), np.arange(80))
+
+
+def first_update(**fields):
+    """The algorithm, its State before and after an update, and the metrics."""
+    algorithm = make(small_config(ppo, **fields))
+    before = jax.jit(algorithm.init)(jax.random.key(0))
+    return algorithm, before, *jax.jit(algorithm.update)(before, jnp.int32(0))
+
+
+def test_kl_and_clip_fraction_are_0_in_the_first_minibatch_and_not_later():
+    for fields, is_zero in ((AT_ONCE, True), ({"learning_rate": 0.01}, False)):
+        _, _, _, metrics = first_update(**fields)
+        assert (metrics["clip_fraction"] == 0) == is_zero
+        assert (abs(metrics["approx_kl"]) < 1e-7) == is_zero
+
+
+def test_learning_rate_falls_linearly_to_0():
+    """Adam's first step moves each weight by the learning rate."""
+    algorithm = make(small_config(ppo, **AT_ONCE))
+    state, update = jax.jit(algorithm.init)(jax.random.key(0)), jax.jit(algorithm.update)
+    last = algorithm.num_updates
+    moved = [change(state, update(state, jnp.int32(step))[0]) for step in (0, last // 3, last)]
+    np.testing.assert_allclose(moved, [1e-3, 1e-3 * (1 - last // 3 / last), 0], 0.05, 1e-8)
+
+
+def change(before, after):
+    pairs = zip(
+        jax.tree.leaves(before.params.actor), jax.tree.leaves(after.params.actor), strict=True
+    )
+    return max(float(jnp.abs(x - y).max()) for x, y in pairs)
+
+
+def test_networks_start_as_the_details_say():
+    algorithm = make(Config(env_id="Pendulum-v1", init_std=0.5))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    layers, log_std = state.params.actor
+    for (w, b), gain in zip(layers, (2**0.5, 2**0.5, 0.01), strict=True):
+        singular = np.linalg.svd(w, compute_uv=False)
+        np.testing.assert_allclose(singular, np.full_like(singular, gain), rtol=1e-4)
+        assert not b.any()
+    np.testing.assert_allclose(np.linalg.svd(state.critic[-1][0])[1], [1.0], rtol=1e-4)
+    np.testing.assert_allclose(np.exp(log_std), [0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "Breakout-MinAtar"])
+def test_statistics_are_part_of_the_policy(env_id):
+    fields = {"env_id": env_id, "norm_obs": True, "norm_reward": True}
+    algorithm, _, state, _ = first_update(**AT_ONCE, **fields)
+    assert state.params.statistics.count == 80
+    obs = make_env(env_id, 1).reset(jax.random.key(1)).obs[0]
+    far = state.params.statistics._replace(mean=state.params.statistics.mean + 3)
+    play = lambda statistics: algorithm.act(
+        state.params._replace(statistics=statistics), obs, jax.random.key(2)
+    )
+    assert np.isfinite(play(far)).all()
+    if env_id == "Pendulum-v1":
+        assert play(far) != play(state.params.statistics)
+
+
+def test_actions_may_leave_the_bounds_but_the_environment_never_sees_it():
+    """With a huge std nearly all actions are clipped, and rewards stay those of the bounds."""
+    *_, metrics = first_update(env_id="MountainCarContinuous-v0", init_std=1e3, **AT_ONCE)
+    assert np.isfinite(metrics["value_loss"]) and metrics["value_loss"] < 10
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_it_learns_the_values_of_the_probe(name):
+    config = Config(
+        env_id=name,
+        total_timesteps=30_000,
+        num_envs=4,
+        num_steps=32,
+        learning_rate=5e-3,
+        gamma=GAMMA,
+        ent_coef=0.0,
+        clip_vloss=False,
+        hidden_sizes=(16,),
+    )
+    algorithm = make(config)
+    state = trained(algorithm, [0, 1], algorithm.num_updates).state
+    obs = jnp.arange(len(PROBES[name][0][2]))
+    env = make_env(name, 1)
+    critic = network_for(env, config.hidden_sizes, 1, jnp.tanh)
+    for seed in range(2):
+        mine = jax.tree.map(lambda x, seed=seed: x[seed], state)
+        values = critic.apply(mine.critic, obs)[:, 0]
+        for s, value in PROBES[name][1].items():
+            assert abs(values[s] - value) <= 0.05 * max(abs(value), 2), (s, values[s])
+        action = lambda s, mine=mine: int(algorithm.act(mine.params, obs[s], jax.random.key(0)))
+        if name == "ByAction-probe":
+            assert action(0) == 1
+        if name == "ByBoth-probe":
+            assert [action(0), action(1)] == [0, 1]
