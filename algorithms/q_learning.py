@@ -6,7 +6,9 @@ http://incompleteideas.net/book/the-book-2nd.html
 
     Q(s, a) ← Q(s, a) + α [r + γ (1 - d) max_a' Q(s', a') - Q(s, a)]        (eq. 6.8)
 
-with d = 1 where the MDP terminated; a time limit does not end the MDP.
+with d = 1 where the MDP terminated; a time limit does not end the MDP. The step size at the n-th
+visit to (s, a) is α n^-p. Q converges to Q* with 1/2 < p <= 1 (theorem of the 1992 paper); p = 0 is
+the constant step of the book's examples.
 
 Departs from the book: nothing. An update of ours is `num_steps` steps of the agent, each with its
 own update of Q.
@@ -28,7 +30,8 @@ class Config:
     env_id: str = "CliffWalking-tabular"  # any environment with numbered states and actions
     total_timesteps: int = 20_000  # environment steps
     num_steps: int = 100  # environment steps of one update
-    learning_rate: float = 0.5  # step size α
+    learning_rate: float = 0.5  # step size α, at the first visit to a state and action
+    learning_rate_power: float = 0.0  # p: at the n-th visit it is α n^-p
     gamma: float = 1.0  # discount factor
     epsilon: float = 0.1  # probability of a random action
 
@@ -38,6 +41,7 @@ class Config:
             "num_steps >= 1",
             "total_timesteps >= num_steps",
             "0 < learning_rate <= 1",
+            "0 <= learning_rate_power <= 1",
             "0 <= gamma <= 1",
             "0 <= epsilon <= 1",
         )
@@ -46,6 +50,7 @@ class Config:
 class State(NamedTuple):
     key: jax.Array
     params: jax.Array  # Q [S, A]
+    visits: jax.Array  # n [S, A]
     env: EnvState
 
 
@@ -55,12 +60,16 @@ def td_error(q, transition: Transition, gamma) -> jax.Array:
     return reward + gamma * (1 - terminated) * jnp.max(q[next_obs]) - q[obs, action]
 
 
+def step_size(learning_rate, power, visits) -> jax.Array:
+    """α n^-p, at the n-th visit."""
+    return learning_rate * visits**-power
+
+
 def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
     """argmax_a q_values [A] with probability 1 - ε, ties at random, else any action; scalar."""
-    key_explore, key_action = jax.random.split(key)
-    greedy = q_values == jnp.max(q_values)
-    allowed = greedy | (jax.random.uniform(key_explore) < epsilon)
-    return jax.random.categorical(key_action, jnp.where(allowed, 0.0, -jnp.inf))
+    explore, which = jax.random.uniform(key, 2)
+    allowed = (q_values == jnp.max(q_values)) | (explore < epsilon)
+    return jnp.argmax(jnp.cumsum(allowed) > which * jnp.sum(allowed))
 
 
 def make(config: Config) -> Algorithm:
@@ -68,32 +77,36 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_env = jax.random.split(key)
-        return State(key, jnp.zeros((env.num_states, env.num_actions)), env.reset(key_env))
+        q = jnp.zeros((env.num_states, env.num_actions))
+        return State(key, q, jnp.zeros(q.shape, int), env.reset(key_env))
 
     def update(state, step):
         def interact(carry, key):
-            q, env_state = carry
+            q, visits, env_state = carry
             key_action, key_env = jax.random.split(key)
             action = epsilon_greedy(key_action, q[env_state.obs[0]], config.epsilon)
             env_state, transitions = env.step(env_state, action[None], key_env)
 
             transition = jax.tree.map(lambda x: x[0], transitions)
+            visited = transition.obs, transition.action
             error = td_error(q, transition, config.gamma)
-            q = q.at[transition.obs, transition.action].add(config.learning_rate * error)
+            visits = visits.at[visited].add(1)
+            alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
+            q = q.at[visited].add(alpha * error)
 
-            value = q[transition.obs, transition.action]
-            return (q, env_state), (env_state.episode_return[0], value, jnp.abs(error))
+            report = env_state.episode_return[0], q[visited], jnp.abs(error)
+            return (q, visits, env_state), report
 
         keys = jax.random.split(jax.random.fold_in(state.key, step), config.num_steps)
-        (q, env_state), (episode_return, value, error) = jax.lax.scan(
-            interact, (state.params, state.env), keys
+        (q, visits, env_state), (episode_return, value, error) = jax.lax.scan(
+            interact, (state.params, state.visits, state.env), keys
         )
         metrics = {
             "episode_return": jnp.nanmean(episode_return),
             "value": value.mean(),
             "td_error": error.mean(),
         }
-        return State(state.key, q, env_state), metrics
+        return State(state.key, q, visits, env_state), metrics
 
     def act(params, obs, key):
         return jnp.argmax(params[obs])

@@ -103,3 +103,37 @@ for name, (tables, _) in PROBES.items():
         env_id = name.replace("-", "Vector-") if vector else name
         if env_id not in gymnax.registered_envs:
             gymnax.register(env_id, lambda tables=tables, vector=vector: Probe(*tables, vector))
+
+
+class ContinuousProbe(Probe):
+    """Probes in one: the start decides which. Actions are in [-1, 3]; in states that have a best
+    action the reward falls with the square of the distance from it."""
+
+    def __init__(self, next_state, reward, best, terminal, starts):
+        super().__init__(next_state, reward, terminal, starts, vector=True)
+        self.best = np.array(best, np.float32)
+
+    def step_env(self, key, state, action, params):
+        obs, after, reward, ended, info = super().step_env(key, state, 0, params)
+        distance = action[0] - jnp.asarray(self.best)[state.s]
+        reward -= jnp.where(jnp.isnan(distance), 0, distance**2)
+        return obs, after, reward, ended, info
+
+    def action_space(self, params=None):
+        return spaces.Box(-1, 3, (1,), jnp.float32)
+
+
+NONE = np.nan
+# From 0: one step, reward 1. From 1: one step, reward -1. From 2: two steps, reward 1 at the end.
+# From 4 and 5: one step, best actions 0.5 and 2. From 6: for ever, reward 1, but for a time limit
+# of 8 that must not be taken for an end.
+CONTINUOUS = {
+    "next_state": [[7], [7], [3], [7], [7], [7], [6], [7]],
+    "reward": [[1], [-1], [0], [1], [1], [0], [1], [0]],
+    "best": [NONE, NONE, NONE, NONE, 0.5, 2, NONE, NONE],
+    "terminal": [False] * 7 + [True],
+    "starts": [0, 1, 2, 4, 5, 6],
+}
+CONTINUOUS_VALUES = np.array([1, -1, GAMMA, 1, 1, 0, 1 / (1 - GAMMA)])
+if "Continuous-probe" not in gymnax.registered_envs:
+    gymnax.register("Continuous-probe", lambda: ContinuousProbe(**CONTINUOUS))

@@ -7,12 +7,14 @@ import time
 
 import chex
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ALGORITHMS, ROOT, keys, load, run, small_config, trained
 
 from common import checkpoint
+from common.buffers import Rows, unpack
 from common.envs import evaluate, make_env
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
@@ -220,5 +222,7 @@ def random_env(module) -> str:
 
 
 def to_numpy(tree):
+    is_rows = lambda x: isinstance(x, Rows)  # bits, which say nothing about how close numbers are
+    tree = jax.tree.map(lambda x: jax.vmap(unpack)(x) if is_rows(x) else x, tree, is_leaf=is_rows)
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)

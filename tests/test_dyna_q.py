@@ -1,0 +1,191 @@
+"""dyna_q.py: its equations by hand, the model against plain Python, the probes, and the mazes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import keys, trained
+from probes import GAMMA, PROBES
+
+from algorithms.dyna_q import Config, Model, learn, make, recall, td_error
+from common.envs import Transition
+from common.mdps import make_mdp
+
+Q = jnp.array([[7.0, 3.0], [4.0, 5.0]])
+
+
+@pytest.mark.parametrize(
+    "terminated, truncated, expected",
+    [
+        (False, False, 2 + 0.5 * 5 - 3),
+        (True, False, 2 - 3),  # the MDP ended: no bootstrap
+        (False, True, 2 + 0.5 * 5 - 3),  # only the clock ran out: bootstrap
+        (True, True, 2 - 3),
+    ],
+)
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, expected):
+    t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
+    assert td_error(Q, t, 0.5) == expected
+
+
+def empty_model(**fields) -> Model:
+    return jax.jit(make(Config(env_id="FrozenLake-tabular", **fields)).init)(keys(0)[0]).model
+
+
+@pytest.mark.parametrize("plan_untried", [False, True])
+@pytest.mark.parametrize("num_outcomes", [1, 3])
+def test_model_remembers_the_last_outcomes_of_all_that_was_tried(plan_untried, num_outcomes):
+    """Against lists and dicts, over random transitions of 16 states and 4 actions."""
+    random = np.random.default_rng(0)
+    model = empty_model(num_outcomes=num_outcomes)
+    pairs, outcomes, last = [], {}, {}
+    update = jax.jit(learn, static_argnums=3)
+    for time in range(200):
+        s, a, next_s = random.integers([16, 4, 16])
+        reward, terminated = random.normal(), random.random() < 0.3
+        if plan_untried and (s, 0) not in pairs:
+            pairs += [(s, i) for i in range(4)]
+        if not plan_untried and (s, a) not in pairs:
+            pairs.append((s, a))
+        outcomes.setdefault((s, a), []).append((next_s, np.float32(reward), terminated))
+        last[s, a] = time
+        t = Transition(s, a, reward, next_s, terminated, random.random() < 0.3)
+        model = update(model, jax.tree.map(jnp.asarray, t), time, plan_untried)
+
+        assert model.num_pairs == len(pairs)
+    known = np.asarray(model.pairs)[: len(pairs)]
+    assert [divmod(pair, 4) for pair in known.tolist()] == pairs
+    for s, a in pairs:
+        seen = outcomes.get((s, a), [(s, 0.0, False)])[-num_outcomes:]
+        slots = [x[s, a, : len(seen)] for x in (model.next_obs, model.reward, model.terminated)]
+        assert set(zip(*(x.tolist() for x in slots), strict=True)) == {
+            (int(n), float(r), bool(d)) for n, r, d in seen
+        }
+        assert model.count[s, a] == len(outcomes.get((s, a), []))
+        assert model.last_time[s, a] == last.get((s, a), 0)
+
+
+def test_recall_draws_pairs_and_outcomes_evenly_and_adds_the_bonus():
+    model = empty_model(num_outcomes=3)
+    for time, (s, a, reward, next_s) in enumerate([(5, 1, 1.0, 6), (5, 1, 2.0, 7), (9, 0, 3.0, 8)]):
+        t = Transition(s, a, reward, next_s, next_s == 8, True)
+        model = learn(model, jax.tree.map(jnp.asarray, t), time, False)
+    draw = jax.jit(jax.vmap(recall, (0, None, None, None)))
+    t = draw(jax.random.split(jax.random.key(0), 30_000), model, 5, 0.5)
+    assert not t.truncated.any()
+    expected = {  # r + κ √τ: (5, 1) was last tried at time 1, (9, 0) at time 2
+        (5, 1, 6, False): (0.25, 1 + 0.5 * 2),
+        (5, 1, 7, False): (0.25, 2 + 0.5 * 2),
+        (9, 0, 8, True): (0.5, 3 + 0.5 * 3**0.5),
+    }
+    drawn = np.stack([t.obs, t.action, t.next_obs, t.terminated], axis=1)
+    for what, (share, reward) in expected.items():
+        these = (drawn == what).all(1)
+        np.testing.assert_allclose(these.mean(), share, atol=0.015)
+        np.testing.assert_allclose(t.reward[these], reward, rtol=1e-6)
+    assert sum((drawn == what).all(1).sum() for what in expected) == 30_000
+
+
+def test_a_real_step_is_followed_by_the_planned_ones():
+    """Each makes one update; with α = 1 and γ = 1, planning makes the short way known at once."""
+    config = Config(
+        env_id="TwoStep-probe",
+        num_steps=10,
+        total_timesteps=10,
+        num_planning_steps=30,
+        learning_rate=1.0,
+    )
+    algorithm = make(config)
+    state = trained(algorithm, [0, 1, 2], 1).state
+    assert (state.visits.sum((1, 2)) == 10 * 31).all()
+    assert (state.model.count.sum((1, 2)) == 10).all()
+    np.testing.assert_array_equal(state.params.max(-1)[:, :2], 1)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_it_learns_the_values_of_the_probe(name):
+    config = Config(env_id=name, total_timesteps=8_000, gamma=GAMMA, epsilon=0.2, learning_rate=0.2)
+    algorithm = make(config)
+    progress = trained(algorithm, [0, 1], algorithm.num_updates)
+    values = np.asarray(progress.state.params.max(-1))
+    for state, value in PROBES[name][1].items():
+        np.testing.assert_allclose(values[:, state], value, rtol=0.01)
+    q = progress.state.params[0]
+    if name == "ByBoth-probe":
+        assert [int(algorithm.act(q, s, jax.random.key(0))) for s in (0, 1)] == [0, 1]
+
+
+def goals(**fields) -> np.ndarray:
+    """Which steps reached the goal, for 30 seeds, [30, T]."""
+    algorithm = make(Config(num_steps=1, gamma=0.95, **fields))
+
+    def train(key):
+        def update(state, step):
+            state, metrics = algorithm.update(state, step)
+            return state, ~jnp.isnan(metrics["episode_return"])
+
+        return jax.lax.scan(update, algorithm.init(key), jnp.arange(algorithm.num_updates))[1]
+
+    return np.asarray(jax.jit(jax.vmap(train))(keys(*range(30))))
+
+
+@pytest.mark.parametrize(
+    "num_planning_steps, steps, episode, low, high",
+    [
+        (0, 8_000, 9, 100, 300),  # an independent simulation of 30 runs: 109
+        (5, 3_000, 5, 14, 35),
+        (50, 1_500, 3, 14, 25),
+    ],
+)
+def test_dyna_maze_as_in_figure_8_2(num_planning_steps, steps, episode, low, high):
+    """Sutton & Barto 2018, Figure 8.2: α = .1, γ = .95, ε = .1; mean steps of an episode (the first
+    has number 0), over 30 runs. The shortest way has 14."""
+    reached = goals(
+        env_id="DynaMaze-tabular",
+        learning_rate=0.1,
+        num_planning_steps=num_planning_steps,
+        total_timesteps=steps,
+    )
+    lengths = [np.diff(np.flatnonzero(x), prepend=-1) for x in reached]
+    lengths = [x[episode] for x in lengths if len(x) > episode]
+    assert len(lengths) >= 15 and low <= np.mean(lengths) <= high, lengths
+
+
+@pytest.mark.parametrize(
+    "env_id, steps, change, kappa",
+    [
+        ("BlockingMaze-tabular", 3_000, 1_000, 1e-3),  # as in Figure 8.4
+        ("ShortcutMaze-tabular", 6_000, 3_000, 1e-3),  # as in Figure 8.5
+    ],
+)
+def test_the_bonus_finds_the_new_way_when_the_maze_changes(env_id, steps, change, kappa):
+    """Sutton & Barto 2018, Examples 8.2 and 8.3: after the change Dyna-Q+ collects more reward than
+    Dyna-Q, by more than three standard errors of 30 runs."""
+    after = [
+        goals(
+            env_id=env_id,
+            learning_rate=1.0,
+            num_planning_steps=10,
+            total_timesteps=steps,
+            kappa=kappa,
+            plan_untried=kappa > 0,
+        )[:, change:].sum(1)
+        for kappa in (0.0, kappa)
+    ]
+    difference = np.mean(after[1]) - np.mean(after[0])
+    assert difference > 3 * np.sqrt(sum(np.var(x) for x in after) / 30), after
+
+
+def test_with_decaying_steps_it_converges_to_the_optimal_values():
+    """The largest error over all states and actions that can be reached is below .05 of the range
+    of the true values, for every one of 64 seeds."""
+    config = Config(total_timesteps=8_000, learning_rate=1.0, learning_rate_power=0.6, epsilon=0.5)
+    algorithm = make(config)
+    q = np.asarray(trained(algorithm, range(64), algorithm.num_updates).state.params)
+    P, R, *_ = make_mdp("CliffWalking-tabular")
+    true = np.zeros(q.shape[1:])
+    for _ in range(1_000):
+        true = np.sum(P * (R + true.max(-1)), axis=-1)
+    visited = np.arange(37)  # the rest is the cliff and the goal
+    error = np.abs(q - true)[:, visited].max((1, 2)) / np.ptp(true[visited])
+    assert error.max() <= 0.05, error

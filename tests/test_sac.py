@@ -1,0 +1,237 @@
+"""sac.py: its equations by hand, and what it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import trained
+from probes import CONTINUOUS, CONTINUOUS_VALUES, GAMMA
+
+from algorithms.sac import (
+    Config,
+    correlated_noise,
+    make,
+    policy_loss,
+    squashed_log_prob,
+    td_error,
+    temperature_loss,
+)
+from common.buffers import unpack
+from common.envs import Transition, make_env
+from common.networks import critic_for, ensemble
+
+
+def q(params, obs, action):
+    """c0 obs - (a - c1 obs)² of two critics, for numbers."""
+    return params[:, 0] * obs - (action - params[:, 1] * obs) ** 2
+
+
+def policy(params, obs, noise):
+    """An action, and for its log-probability a number that is easy to follow."""
+    return params * obs + noise, 10 * noise
+
+
+def transition(terminated, truncated):
+    return Transition(jnp.float32(2), jnp.float32(0.5), 3.0, jnp.float32(5), terminated, truncated)
+
+
+CRITICS, PARAMS, NOISE, ALPHA = jnp.array([[1.0, 0.25], [3.0, 0.5]]), 0.1, 0.25, 0.3
+VALUES = np.array([1 * 2 - (0.5 - 0.25 * 2) ** 2, 3 * 2 - (0.5 - 0.5 * 2) ** 2])  # Q(s, a; φᵢ)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("terminated", [False, True])
+@pytest.mark.parametrize("truncated", [False, True])
+def test_td_error_has_the_smaller_value_and_the_entropy_unless_terminated(
+    order, terminated, truncated
+):
+    """a' = 0.1 x 5 + 0.25 = 0.75, ln π = 2.5; the values of a' are 8.4375 and 4.4375."""
+    targets = jnp.array([[2.0, 0.4], [1.0, 0.3]])[::order]
+    t = transition(jnp.array(terminated), jnp.array(truncated))
+    with jax.numpy_rank_promotion("raise"):
+        errors = td_error(CRITICS, targets, PARAMS, ALPHA, t, NOISE, q, policy, 0.5)
+    target = 3 + 0.5 * (not terminated) * (5 - (0.75 - 1.5) ** 2 - 0.3 * 2.5)
+    np.testing.assert_allclose(errors, target - VALUES, rtol=1e-5)
+
+
+def test_gradient_is_semi_gradient_and_each_critic_has_its_own():
+    t = transition(jnp.array(False), jnp.array(False))
+    targets = jnp.array([[2.0, 0.4], [1.0, 0.3]])
+    jacobian, *others = jax.jacobian(td_error, argnums=(0, 1, 2, 3))(
+        CRITICS, targets, PARAMS, ALPHA, t, NOISE, q, policy, 0.5
+    )
+    np.testing.assert_allclose(jacobian[0], [[-2, 0], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(jacobian[1], [[0, 0], [-2, 2]], atol=1e-6)  # -2 (a - c1 s) s
+    assert not any(x.any() for x in others)
+
+
+def test_policy_loss_is_entropy_at_its_temperature_less_the_smaller_value():
+    """a = 0.1 x 2 + 0.25 = 0.45: Q is 2 - 0.05² and 6 - 0.55², and ∂Q₁/∂θ = -2 (a - 0.5) s."""
+    loss, log_prob = policy_loss(PARAMS, CRITICS, ALPHA, 2.0, NOISE, q, policy)
+    np.testing.assert_allclose([loss, log_prob], [0.3 * 2.5 - (2 - 0.05**2), 2.5], rtol=1e-6)
+    gradient = jax.grad(policy_loss, has_aux=True)(PARAMS, CRITICS, ALPHA, 2.0, NOISE, q, policy)[0]
+    np.testing.assert_allclose(gradient, -0.2, rtol=1e-5)
+
+
+def test_temperature_falls_when_entropy_is_above_the_target_and_rises_below():
+    """dJ/d ln α = -α (ln π + H): at entropy 2 (ln π = -2) and H = -1, -α (-3) = 3 α."""
+    gradient = jax.grad(temperature_loss)
+    np.testing.assert_allclose(gradient(jnp.log(0.5), -2.0, -1), 1.5, rtol=1e-6)
+    np.testing.assert_allclose(gradient(jnp.log(0.5), 3.0, -1), -1.0, rtol=1e-6)
+    assert gradient(jnp.log(0.5), 1.0, -1) == 0
+
+
+def test_log_prob_is_exact_and_its_gradient_finite_far_out():
+    """Against NumPy in long double, where tanh' = 4 / (eˣ + e⁻ˣ)²."""
+    x = np.linspace(-100, 100, 4_001)
+    mean, log_std = 0.7, -0.4
+    wide = x.astype(np.longdouble)
+    normal = -((wide - mean) ** 2) / (2 * np.exp(2 * log_std)) - log_std - np.log(2 * np.pi) / 2
+    log_slope = 2 * (np.log(2) - np.log(np.exp(wide) + np.exp(-wide)))
+    log_prob = jax.vmap(lambda x: squashed_log_prob(x[None], mean, log_std))
+    with jax.numpy_rank_promotion("raise"):
+        got = log_prob(x.astype(np.float32))
+    np.testing.assert_allclose(got, (normal - log_slope).astype(float), rtol=2e-5, atol=2e-5)
+    gradient = jax.vmap(jax.grad(lambda x: squashed_log_prob(x[None], mean, log_std)))(
+        x.astype(np.float32)
+    )
+    expected = -(x - mean) / np.exp(2 * log_std) + 2 * np.tanh(x)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_density_of_actions_integrates_to_1_and_multiplies_over_components():
+    a = np.linspace(-1, 1, 200_003)[1:-1]
+    density = np.exp(jax.vmap(lambda x: squashed_log_prob(x[None], 0.3, -0.5))(np.arctanh(a)))
+    np.testing.assert_allclose(density.sum() * (a[1] - a[0]), 1, rtol=1e-3)
+    one = [squashed_log_prob(jnp.array([x]), 0.3, -0.5) for x in (0.2, -1.0)]
+    both = squashed_log_prob(jnp.array([0.2, -1.0]), 0.3, -0.5)
+    np.testing.assert_allclose(both, sum(one), rtol=1e-6)
+
+
+def test_noise_is_standard_normal_with_the_memory_that_is_asked_for():
+    def step(x, key):
+        x = correlated_noise(key, x, 0.2)
+        return x, x
+
+    first, *keys = jax.random.split(jax.random.key(0), 101)
+    x = np.asarray(jax.lax.scan(step, jax.random.normal(first, (5_000,)), jnp.stack(keys))[1])
+    np.testing.assert_allclose([x[0].std(), x[-1].std(), x.std()], 1, atol=0.03)
+    np.testing.assert_allclose((x[1:] * x[:-1]).mean(), 0.8, atol=0.01)
+    independent = correlated_noise(first, jnp.full(5, 100.0), 1.0)
+    np.testing.assert_allclose(independent, jax.random.normal(first, (5,)), rtol=1e-5)
+
+
+def small(**fields):
+    defaults = {
+        "env_id": "Continuous-probe",
+        "total_timesteps": 3_000,
+        "learning_starts": 2_000,
+        "buffer_size": 3_000,
+        "batch_size": 16,
+        "hidden_sizes": (16,),
+        "num_envs": 5,
+    }
+    return Config(**defaults | fields)
+
+
+@pytest.fixture(scope="module")
+def states():
+    """Six updates; the probe's episodes end after 1, 2 or 8 steps."""
+    algorithm = make(small(tau=0.25, alpha=0.4))
+    update = jax.jit(algorithm.update)
+    states = [jax.jit(algorithm.init)(jax.random.key(0))]
+    for step in range(6):
+        states.append(update(states[-1], jnp.int32(step))[0])
+    return states
+
+
+def test_targets_start_equal_and_move_by_tau(states):
+    learned = [jax.tree.leaves(state.critic_params) for state in states]
+    targets = [jax.tree.leaves(state.target_params) for state in states]
+    for x, target in zip(learned[0], targets[0], strict=True):
+        np.testing.assert_array_equal(x, target)
+    for step in range(6):
+        for x, old, new in zip(learned[step + 1], targets[step], targets[step + 1], strict=True):
+            np.testing.assert_allclose(new, 0.25 * x + 0.75 * old, rtol=1e-5, atol=1e-7)
+
+
+def test_critics_begin_different_and_stay_so(states):
+    for state in (states[0], states[-1]):
+        for w, _ in (*state.critic_params, *state.target_params):
+            assert not np.isclose(w[0], w[1]).any()
+
+
+def test_the_temperature_starts_as_given_and_is_learned(states):
+    np.testing.assert_allclose(np.exp(states[0].log_alpha), 0.4, rtol=1e-6)
+    assert all(np.abs(after.log_alpha - before.log_alpha) > 1e-5 for before, after in pairs(states))
+
+
+def test_behaviour_is_a_sample_of_the_policy(states):
+    """5 steps an update, after 2,000 at random: arctanh a = m + σ ε."""
+    noise = []
+    for step, (before, after) in enumerate(pairs(states)):
+        rows = slice(2_000 + 5 * step, 2_005 + 5 * step)
+        recent = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], unpack(after.buffer))
+        mean, log_std = np.split(forward(before.params, recent.obs), 2, axis=-1)
+        noise.append((np.arctanh(recent.action) - mean) / np.exp(log_std))
+    np.testing.assert_allclose(noise, [state.noise for state in states[1:]], atol=1e-3)
+    assert len(np.unique(noise)) == 30
+    np.testing.assert_allclose(np.std(noise), 1, rtol=0.35)
+    np.testing.assert_allclose(np.mean(noise), 0, atol=0.5)
+
+
+def pairs(states):
+    return zip(states[:-1], states[1:], strict=True)
+
+
+def forward(params, x):
+    for w, b in params[:-1]:
+        x = np.maximum(x @ w + b, 0)
+    return x @ params[-1][0] + params[-1][1]
+
+
+def test_act_is_the_mean_action_within_the_bounds(states):
+    obs = jnp.eye(8)[4]
+    action = make(small()).act(states[-1].params, obs, jax.random.key(0))
+    expected = 1 + 2 * np.tanh(forward(states[-1].params, np.asarray(obs))[:1])
+    np.testing.assert_allclose(action, expected, rtol=1e-5)
+
+
+def test_the_budget_counts_every_environment_step():
+    algorithm = make(small(learning_starts=2_001))
+    assert algorithm.initial_steps == 2_005  # rounded up to whole updates
+    assert algorithm.initial_steps + algorithm.num_updates * algorithm.steps_per_update == 3_000
+
+
+def test_it_learns_the_values_of_the_probes():
+    """Where the action is free the policy has nearly the entropy of a uniform one, ln 2; states 2
+    and 6 have it in the state that follows."""
+    config = Config(
+        env_id="Continuous-probe",
+        total_timesteps=12_000,
+        num_envs=4,
+        gamma=GAMMA,
+        learning_starts=400,
+        buffer_size=2_000,
+        batch_size=64,
+        learning_rate=3e-3,
+        tau=0.05,
+        alpha=0.2,
+        hidden_sizes=(32,),
+    )
+    algorithm = make(config)
+    state = trained(algorithm, [0, 1], algorithm.num_updates).state
+    env = make_env(config.env_id, 1)
+    critics = ensemble(critic_for(env, config.hidden_sizes), 2)
+    obs = jnp.eye(8)[:7]
+    for seed in range(2):
+        params, critic_params, log_alpha = jax.tree.map(
+            lambda x, seed=seed: x[seed], (state.params, state.critic_params, state.log_alpha)
+        )
+        bonus = GAMMA * np.exp(log_alpha) * np.log(2)
+        soft_values = CONTINUOUS_VALUES + bonus * np.array([0, 0, 1, 0, 0, 0, 1 / (1 - GAMMA)])
+        actions = algorithm.act(params, obs, jax.random.key(0))
+        values = critics.apply(critic_params, obs, (actions - 1) / 2)[0]
+        np.testing.assert_allclose(values, soft_values, atol=0.1)
+        for s in (4, 5):
+            np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=0.1)
