@@ -59,7 +59,7 @@ class Config:
             "0 <= epsilon_start <= 1",
             "0 <= epsilon_end <= 1",
             "0 < exploration_fraction <= 1",
-            "-1e6 <= initial_value <= 1e6",
+            "initial_value >= 0",
         )
 
 

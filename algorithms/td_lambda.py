@@ -52,7 +52,7 @@ class Config:
             "0 <= td_lambda <= 1",
             "n_step == 1 or td_lambda == 0",
             "total_timesteps >= num_steps + n_step",
-            "-1e6 <= initial_value <= 1e6",
+            "initial_value >= 0",
         )
 
 
