@@ -85,7 +85,7 @@ def step_size(learning_rate, power, visits) -> jax.Array:
     return learning_rate * visits**-power
 
 
-def begin(table) -> Episode:
+def new_episode(table) -> Episode:
     """Nothing visited: the end would change nothing."""
     return Episode(jnp.ones_like(table), jnp.zeros_like(table), jnp.zeros_like(table))
 
@@ -175,7 +175,7 @@ def make(config: Config) -> Algorithm:
         table = zeros + config.initial_value
         exact = exact_values(mdp, policy, config.gamma) if known else zeros + jnp.nan
         visits = zeros.astype(int)
-        return State(key, table, visits, begin(table), env.reset(key_env), exact)
+        return State(key, table, visits, new_episode(table), env.reset(key_env), exact)
 
     def update(state, step):
         epsilon = linear_decay(
@@ -204,7 +204,7 @@ def make(config: Config) -> Algorithm:
 
             done = terminated | truncated
             table = jnp.where(done, end(table, episode), table)
-            episode = jax.tree.map(lambda x, y: jnp.where(done, x, y), begin(table), episode)
+            episode = jax.tree.map(lambda x, y: jnp.where(done, x, y), new_episode(table), episode)
             rms_error = jnp.where(done, root_mean_square(table - state.exact, scored), jnp.nan)
             metrics = env_state.episode_return[0], table[visited], rms_error
             return (table, visits, episode, env_state), metrics

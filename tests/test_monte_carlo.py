@@ -9,12 +9,12 @@ from probes import GAMMA, PROBES
 
 from algorithms.monte_carlo import (
     Config,
-    begin,
     collect,
     end,
     epsilon_greedy,
     linear_decay,
     make,
+    new_episode,
     step_size,
     visit,
 )
@@ -25,7 +25,7 @@ from common.mdps import TABULAR, make_mdp
 def test_end_of_an_episode_moves_what_was_visited_to_the_returns():
     """0 → 1 → 0 → end with rewards 1, 2, 4 and γ = 1/2: G is 3 and 4 from state 0, 4 from 1."""
     table = jnp.array([8.0, 8.0, 8.0])
-    episode = begin(table)
+    episode = new_episode(table)
     for state, reward in ((0, 1.0), (1, 2.0), (0, 4.0)):
         episode = collect(visit(episode, state, 0.5), reward, 0.5)
     expected = [((8 + 3) / 2 + 4) / 2, (8 + 4) / 2, 8]
@@ -34,7 +34,7 @@ def test_end_of_an_episode_moves_what_was_visited_to_the_returns():
 
 def test_end_of_an_episode_without_visits_changes_nothing():
     table = jnp.array([[1.0, 2.0]])
-    np.testing.assert_array_equal(end(table, begin(table)), table)
+    np.testing.assert_array_equal(end(table, new_episode(table)), table)
 
 
 def test_step_size_is_one_over_n_or_constant():
