@@ -45,7 +45,7 @@ CONVERGENCE = {
     ),
     "FrozenLake-tabular": (
         0.9,
-        "--total-timesteps 1_500_000 --learning-rate-power 0.85 --epsilon 0.6",
+        "--total-timesteps 2_000_000 --learning-rate-power 0.85 --epsilon 0.6",
         "--total-timesteps 600_000 --learning-rate-power 0.8 --epsilon 0.6 --num-outcomes 1024",
     ),
 }

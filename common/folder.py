@@ -235,7 +235,12 @@ def peak_bytes() -> int:
     """The most memory that was used: on the accelerators, or else by this process."""
     stats = [device.memory_stats() or {} for device in jax.devices()]
     on_devices = sum(stat.get("peak_bytes_in_use", 0) for stat in stats)
-    return on_devices or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if on_devices:
+        return on_devices
+    status = Path("/proc/self/status")  # Linux, where ru_maxrss is inherited from who started us
+    if status.exists():
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def load_agent(folder, seed: int | None = None, **swept) -> Callable:
