@@ -25,7 +25,8 @@ def test_every_row_is_complete_and_every_algorithm_has_one():
     for name, row in rows.items():
         scored = {"metric", "last"} if "metric" in row else set()
         assert row.keys() == keys | {"source", "tier"} | scored, name
-        assert row["seeds"] >= 8 and row["episodes"] >= 100 and row["source"], name
+        assert row["seeds"] >= 8 and row["source"], name
+        assert row["episodes"] >= 100 or "metric" in row, name
         low, high = band(row)
         assert low < high and 0 < row.get("last", 1) <= 1, name
 
