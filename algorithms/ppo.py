@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.distributions import clip_actions, distribution_for
-from common.envs import EnvState, make_env, rollout
+from common.distributions import distribution_for
+from common.envs import EnvState, clip_actions, make_env, rollout
 from common.networks import network_for, orthogonal
 from common.normalization import obs_normalizer, reward_scaler
 from common.returns import gae

@@ -26,7 +26,7 @@ import numpy as np
 
 from common.algorithm import Algorithm, require
 from common.envs import EnvState, Transition, make_env, rollout
-from common.mdps import MDP, TABULAR, make_mdp
+from common.mdps import TABULAR, given_policy, make_mdp, policy_values, reachable
 from common.run import main
 
 
@@ -80,41 +80,9 @@ def accumulating_trace(trace, obs, gamma, td_lambda) -> jax.Array:
     return (gamma * td_lambda * trace).at[obs].add(1)
 
 
-def exact_values(mdp: MDP, policy, gamma) -> jax.Array:
-    """v = (I - γ P_π)⁻¹ r_π (eq. 4.4), [S]; 0 in terminal states."""
-    P = np.einsum("sa,sat->st", policy, mdp.P) * ~mdp.terminal
-    r = np.einsum("sa,sat,sat->s", policy, mdp.P, mdp.R)
-    return jnp.linalg.solve(jnp.eye(len(r)) - gamma * P, jnp.asarray(r, float))
-
-
-def reached(mdp: MDP, policy) -> np.ndarray:
-    """Which states can follow the start under π, terminal ones left out; [S] bool."""
-    P = np.einsum("sa,sat->st", policy, mdp.P)
-    states = mdp.start > 0
-    for _ in states:
-        states = states | (states @ P > 0)
-    return states & ~mdp.terminal
-
-
 def root_mean_square(x, where) -> jax.Array:
     """√ of the mean of x², over the entries `where` says."""
     return jnp.sqrt(jnp.mean(jnp.square(x), where=where))
-
-
-def given_policy(policy: str, num_states: int, num_actions: int) -> np.ndarray:
-    """π(a|s) [S, A]: uniform, or as in a .npy file; ValueError if it holds something else."""
-    if policy == "uniform":
-        return np.full((num_states, num_actions), 1 / num_actions)
-    try:
-        table = np.asarray(np.load(policy), float)
-    except (OSError, EOFError, TypeError, ValueError) as error:
-        raise ValueError(f"--policy {policy}: no file of numbers written by numpy.save") from error
-    if table.shape != (num_states, num_actions):
-        wanted = f"[{num_states}, {num_actions}]"
-        raise ValueError(f"--policy {policy}: must have shape {wanted}, not {list(table.shape)}")
-    if not (np.all(table >= 0) and np.allclose(table.sum(-1), 1)):
-        raise ValueError(f"--policy {policy}: each row must hold probabilities that sum to 1")
-    return table
 
 
 def make(config: Config) -> Algorithm:
@@ -122,7 +90,10 @@ def make(config: Config) -> Algorithm:
     policy = given_policy(config.policy, env.num_states, env.num_actions)
     fixed = config.env_id in TABULAR and not TABULAR[config.env_id].random
     mdp = make_mdp(config.env_id) if fixed else None
-    scored = reached(mdp, policy) if fixed else None
+    scored = None
+    if fixed:  # the states that can be visited
+        P = np.einsum("sa,sat->st", policy, mdp.P)
+        scored = reachable(P, mdp.start > 0) & ~mdp.terminal
 
     def act(params, obs, key):
         return jax.random.categorical(key, jnp.log(jnp.asarray(policy, float))[obs])
@@ -136,7 +107,7 @@ def make(config: Config) -> Algorithm:
         key, key_env, key_warmup = jax.random.split(key, 3)
         env_state, recent, _ = play(env.reset(key_env), key_warmup, config.n_step)
         zeros = jnp.zeros(env.num_states)
-        exact = exact_values(mdp, policy, config.gamma) if fixed else zeros + jnp.nan
+        exact = policy_values(mdp, policy, config.gamma) if fixed else zeros + jnp.nan
         return State(key, zeros + config.initial_value, zeros, recent, env_state, exact)
 
     def update(state, step):

@@ -25,7 +25,7 @@ import numpy as np
 from algorithms import q_learning
 from benchmarks.learning import RESULTS, commit, table
 from common.flags import parse
-from common.mdps import make_mdp
+from common.mdps import make_mdp, reachable
 from common.plan import Job, plan
 from common.run import build, start_jax
 
@@ -156,11 +156,10 @@ def convergence(seeds: int) -> list[dict]:
 def optimal_values(env_id: str, gamma: float) -> tuple[np.ndarray, np.ndarray]:
     """Q* [S, A] by value iteration, and which states an action can be taken in, [S]."""
     mdp = make_mdp(env_id)
-    q, reached = np.zeros(mdp.P.shape[:2]), np.asarray(mdp.start) > 0
+    q = np.zeros(mdp.P.shape[:2])
     for _ in range(2_000):
         q = np.sum(mdp.P * (mdp.R + gamma * q.max(-1)), axis=-1)
-        reached = reached | (mdp.P[reached].sum((0, 1)) > 0)
-    return q, reached & ~mdp.terminal
+    return q, reachable(mdp.P.sum(1), mdp.start > 0) & ~mdp.terminal
 
 
 def errors(params, q, reached) -> np.ndarray:

@@ -83,17 +83,3 @@ def distribution_for(env: Env, std: float) -> Distribution:
     if env.num_actions is None:
         return gaussian(env.action_shape, std)
     return categorical(env.num_actions)
-
-
-def clip_actions(env: Env) -> Env:
-    """The environment, which clips continuous actions to its bounds when they enter `step`. A
-    Transition keeps the action that was drawn: it is the one that log_prob belongs to."""
-    if env.num_actions is not None:
-        return env
-
-    def step(state, action, key):
-        clipped = jnp.clip(action, env.action_low, env.action_high)
-        state, transition = env.step(state, clipped, key)
-        return state, transition._replace(action=action)
-
-    return env._replace(step=step)

@@ -117,14 +117,27 @@ def scale_action(env: Env, action) -> jax.Array:
     return env.action_low + (action + 1) / 2 * (env.action_high - env.action_low)
 
 
-def with_unit_actions(env: Env) -> Env:
-    """The same environment for actions in [-1, 1], as its Transitions then keep them."""
+def with_actions(env: Env, seen: Callable) -> Env:
+    """The environment that steps with `seen(action)`; a Transition keeps the action itself."""
 
     def step(state, action, key):
-        state, transition = env.step(state, scale_action(env, action), key)
+        state, transition = env.step(state, seen(action), key)
         return state, transition._replace(action=action)
 
     return env._replace(step=step)
+
+
+def with_unit_actions(env: Env) -> Env:
+    """The environment for actions in [-1, 1]."""
+    return with_actions(env, lambda action: scale_action(env, action))
+
+
+def clip_actions(env: Env) -> Env:
+    """The environment, which clips continuous actions to its bounds when they enter `step`: an
+    action's log_prob is that of the action that was drawn."""
+    if env.num_actions is not None:
+        return env
+    return with_actions(env, lambda action: jnp.clip(action, env.action_low, env.action_high))
 
 
 def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from common.mdps import TABULAR, Grid, cells, make_mdp
+from common.mdps import TABULAR, Grid, cells, make_mdp, policy_values, reachable
 from common.report import tidy, write_picture
 
 NUM_SAMPLES = 32  # actions drawn in each state: a policy may be random
@@ -30,23 +30,13 @@ def draw_policy(path, env_id: str, act, gamma: float, num_steps: int, title: str
     plot_policy(path, grid, mdp, policy, gamma, title)
 
 
-def policy_values(mdp, policy, gamma) -> np.ndarray:
-    """V [S] of a policy [S, A]: (I - γ P_π) V = r_π. NaN where γ = 1 and it may never end."""
+def known_values(mdp, policy, gamma) -> np.ndarray:
+    """V [S] of a policy [S, A]; NaN where γ = 1 and it may never end."""
     P = np.einsum("ij,ijk->ik", policy, mdp.P)
-    reward = np.einsum("ij,ijk,ijk->i", policy, mdp.P, mdp.R)
     ends = mdp.terminal if gamma == 1 else np.ones(len(P), bool)
-    trapped = ~spread(P.T, ends)  # where no path leads to an end
-    value = np.where(spread(P.T, trapped), np.nan, 0.0)
-    solved = ~mdp.terminal & ~np.isnan(value)
-    system = np.eye(solved.sum()) - gamma * P[np.ix_(solved, solved)]
-    value[solved] = np.linalg.solve(system, reward[solved])
-    return value
-
-
-def spread(P, states) -> np.ndarray:
-    """[S] bool: `states`, and all that paths from them along P[s,s'] > 0 lead to."""
-    found = states | (P[states] > 0).any(0)
-    return found if np.array_equal(found, states) else spread(P, found)
+    trapped = ~reachable(P.T, ends)  # where no path leads to an end
+    value = policy_values(mdp._replace(terminal=mdp.terminal | trapped), policy, gamma)
+    return np.where(reachable(P.T, trapped), np.nan, value)
 
 
 def plot_policy(path, grid: Grid, mdp, policy, gamma, title: str) -> None:
@@ -58,10 +48,10 @@ def plot_policy(path, grid: Grid, mdp, policy, gamma, title: str) -> None:
     from matplotlib.figure import Figure
 
     shape = height, width = len(grid.layout), len(grid.layout[0])
-    reachable = spread(mdp.P.sum(1), mdp.start > 0).reshape(shape)
+    visited = reachable(mdp.P.sum(1), mdp.start > 0).reshape(shape)
     walls = cells(grid.layout, "#x").reshape(shape)
-    live = reachable & ~mdp.terminal.reshape(shape)
-    value = np.where(live, policy_values(mdp, policy, gamma).reshape(shape), np.nan)
+    live = visited & ~mdp.terminal.reshape(shape)
+    value = np.where(live, known_values(mdp, policy, gamma).reshape(shape), np.nan)
 
     figure = Figure(
         figsize=(max(5, 1.6 + 0.55 * width), 1.1 + 0.55 * height),

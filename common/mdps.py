@@ -506,6 +506,36 @@ def garnet(key, num_states=30, num_actions=4, branching=5) -> MDP:
     )
 
 
+def policy_values(mdp: MDP, policy, gamma) -> jax.Array:
+    """v = (I - γ P_π)⁻¹ r_π (eq. 4.4 as a linear system) of a policy [S, A], [S]; 0 in terminal
+    states. γ may be traced."""
+    P = np.einsum("sa,sat->st", policy, mdp.P) * ~mdp.terminal
+    r = np.einsum("sa,sat,sat->s", policy, mdp.P, mdp.R)
+    return jnp.linalg.solve(jnp.eye(len(r)) - gamma * P, jnp.asarray(r, float))
+
+
+def reachable(P, states) -> np.ndarray:
+    """[S] bool: `states`, and all that paths from them along P[s,s'] > 0 lead to."""
+    found = states | (P[states] > 0).any(0)
+    return found if np.array_equal(found, states) else reachable(P, found)
+
+
+def given_policy(policy: str, num_states: int, num_actions: int) -> np.ndarray:
+    """π(a|s) [S, A]: uniform, or as in a .npy file; ValueError if it holds something else."""
+    if policy == "uniform":
+        return np.full((num_states, num_actions), 1 / num_actions)
+    try:
+        table = np.asarray(np.load(policy), float)
+    except (OSError, EOFError, TypeError, ValueError) as error:
+        raise ValueError(f"--policy {policy}: no file of numbers written by numpy.save") from error
+    if table.shape != (num_states, num_actions):
+        wanted = f"[{num_states}, {num_actions}]"
+        raise ValueError(f"--policy {policy}: must have shape {wanted}, not {list(table.shape)}")
+    if not (np.all(table >= 0) and np.allclose(table.sum(-1), 1)):
+        raise ValueError(f"--policy {policy}: each row must hold probabilities that sum to 1")
+    return table
+
+
 class Tabular(NamedTuple):
     """What an id stands for."""
 

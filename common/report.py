@@ -91,12 +91,12 @@ def bands(curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ordered = np.sort(np.where(np.isfinite(curves), curves, np.nan), axis=0)  # NaN sorts last
     num_seeds = np.isfinite(ordered).sum(0)
     line, low, high = np.full((3, curves.shape[1]), np.nan)
-    rng = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for n in np.unique(num_seeds[num_seeds > 0]):
         at, cut = num_seeds == n, n // 4
         values = ordered[:n, at]
         resamples = int(np.clip(2_000_000 // n, 500, 2000))  # bounds time and memory
-        draws = rng.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+        draws = generator.integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
         counts = np.bincount(draws.ravel(), minlength=resamples * n).reshape(resamples, n)
         kept = np.clip(counts.cumsum(1), cut, n - cut)  # ranks below cut and above n - cut go
         weights = np.diff(kept, prepend=cut, axis=1) / (n - 2 * cut)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.distributions import categorical, clip_actions, distribution_for, gaussian
-from common.envs import make_env
+from common.distributions import categorical, distribution_for, gaussian
+from common.envs import clip_actions, make_env
 from common.networks import mlp
 
 Y = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]], np.float32)

@@ -25,15 +25,15 @@ def test_values_of_a_policy_by_hand():
     mdp = MDP(P, R, np.array([1, 0, 0, 0]), np.array([False, False, False, True]))
     policy = np.ones((4, 1))
     # v0 = -1 + (v0 + v1) γ / 2; v2 has no value at γ = 1
-    np.testing.assert_allclose(grid.policy_values(mdp, policy, 1.0), [2, 4, np.nan, 0])
-    np.testing.assert_allclose(grid.policy_values(mdp, policy, 0.5), [0, 4, 2, 0])
+    np.testing.assert_allclose(grid.known_values(mdp, policy, 1.0), [2, 4, np.nan, 0])
+    np.testing.assert_allclose(grid.known_values(mdp, policy, 0.5), [0, 4, 2, 0])
 
 
 def test_who_may_get_trapped_has_no_value_either():
     P = np.zeros((3, 1, 3))
     P[0, 0], P[1, 0, 1], P[2, 0, 2] = [0.0, 0.1, 0.9], 1, 1
     mdp = MDP(P, np.ones((3, 1, 3)), np.array([1, 0, 0]), np.array([False, False, True]))
-    values = grid.policy_values(mdp, np.ones((3, 1)), 1.0)
+    values = grid.known_values(mdp, np.ones((3, 1)), 1.0)
     np.testing.assert_array_equal(np.isnan(values), [True, True, False])
 
 

@@ -12,14 +12,11 @@ from probes import GAMMA, PROBES
 from algorithms.td_lambda import (
     Config,
     accumulating_trace,
-    exact_values,
-    given_policy,
     make,
     n_step_return,
-    reached,
 )
 from common.envs import Transition, make_env, rollout
-from common.mdps import TABULAR, make_mdp
+from common.mdps import TABULAR, given_policy, make_mdp, policy_values, reachable
 
 V = jnp.array([10.0, 20.0, 30.0, 40.0])
 
@@ -63,13 +60,13 @@ def test_trace_decays_by_gamma_lambda_and_adds_one_where_it_is():
 def test_exact_values_of_the_walk_and_of_the_small_grid():
     """v(s) = s / 6 (Example 6.2), -.9 to .9 (Example 7.1), and the values of Figure 4.1."""
     half = np.full((21, 2), 0.5)
-    five = exact_values(make_mdp("RandomWalk5-tabular"), half[:7], 1.0)
+    five = policy_values(make_mdp("RandomWalk5-tabular"), half[:7], 1.0)
     np.testing.assert_allclose(five[1:-1], np.arange(1, 6) / 6, atol=1e-6)
     walk = make_mdp("RandomWalk19-tabular")
     np.testing.assert_allclose(
-        exact_values(walk, half, 1.0)[1:-1], np.arange(-9, 10) / 10, atol=1e-6
+        policy_values(walk, half, 1.0)[1:-1], np.arange(-9, 10) / 10, atol=1e-6
     )
-    grid = exact_values(make_mdp("GridWorld-tabular"), np.full((16, 4), 0.25), 1.0)
+    grid = policy_values(make_mdp("GridWorld-tabular"), np.full((16, 4), 0.25), 1.0)
     expected = [[0, -14, -20, -22], [-14, -18, -20, -20], [-20, -20, -18, -14], [-22, -20, -14, 0]]
     np.testing.assert_allclose(grid.reshape(4, 4), expected, rtol=1e-4)
 
@@ -77,8 +74,12 @@ def test_exact_values_of_the_walk_and_of_the_small_grid():
 def test_states_that_the_policy_never_reaches_are_not_scored():
     walk = make_mdp("RandomWalk5-tabular")
     right = np.eye(2)[np.ones(7, int)]
-    np.testing.assert_array_equal(np.flatnonzero(reached(walk, right)), [3, 4, 5])
-    np.testing.assert_array_equal(np.flatnonzero(reached(walk, right / 2 + 0.25)), range(1, 6))
+
+    def visited(policy):
+        return reachable(np.einsum("sa,sat->st", policy, walk.P), walk.start > 0) & ~walk.terminal
+
+    np.testing.assert_array_equal(np.flatnonzero(visited(right)), [3, 4, 5])
+    np.testing.assert_array_equal(np.flatnonzero(visited(right / 2 + 0.25)), range(1, 6))
 
 
 def book_td_lambda(episodes, v, alpha, gamma, decay):
