@@ -1,17 +1,19 @@
 """Speed against peers: `python -m benchmarks.speed [--work dqn|ppo|td3] [--table equal|...]`.
 
 Peers come from PyPI, each into a virtual environment of its own under .cache/peers, and train
-through their public interface (peers/driver.py); ours is the command that users type. Everything is
-interleaved: round 1 runs every contestant once, then round 2, each run in a fresh process with a
-time limit. A peer that does not install, fails or hangs is a line of the table.
+through their public interface (peers/driver.py); PureJaxRL, which is not there, joins with
+`--purejaxrl CLONE` (of https://github.com/luchris429/purejaxrl). Ours is the command that users
+type. Everything is interleaved: round 1 runs every contestant once, then round 2, each run in a
+fresh process with a time limit. A peer that does not install, fails or hangs is a line of the
+table.
 
     equal   the same work, as peers/settings.py spells it for each library
     best    time until the greedy policies of 32 seeds reach IQM 475 on CartPole-v1, each library
-            with the DQN settings that it publishes
+            with the DQN or PPO settings that it publishes
     floor   ours: microseconds of a DQN update, beside those of the arithmetic it cannot do without
     hangs   ours: short runs of 32 seeds, spread over the cores and on one device in turn, counted
 
-Numbers are medians over rounds; lines go to results/speed_<work>.csv, speed_best.csv,
+Numbers are medians over rounds; lines go to results/speed_<work>.csv, speed_best_<work>.csv,
 speed_floor.csv and speed_hangs_<work>.csv. Odd rounds start from an empty compilation cache, even
 ones from the cache of the round before.
 """
@@ -51,6 +53,7 @@ PACKAGES = {
     "rejax": ("rejax", "gymnax<1", "jax<0.11"),
     "stable-baselines3": ("stable-baselines3", "torch==2.13.0"),  # that pin is a small CPU build
     "sbx-rl": ("sbx-rl", "torch==2.13.0"),
+    "purejaxrl": ("gymnax<1", "jax<0.11", "six", "flax", "optax", "flashbax"),
 }
 TARGET = 475.0  # the IQM that `best` races to
 EVAL_EVERY = 2_500  # environment steps between looks at it
@@ -68,6 +71,7 @@ class Job(NamedTuple):
     first_seed: int
     settings: dict  # in the contestant's own words
     eval_every: int = 0  # environment steps between greedy evaluations; 0: none
+    folder: str = ""  # PureJaxRL's clone
 
 
 def main() -> None:
@@ -87,7 +91,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--table", choices=RACES, default="equal")
     add("--seeds", type=positive, nargs="+", default=[1, 8, 32, 128], help="of table equal")
     add("--rounds", type=positive, default=5, help="every contestant runs once in each")
-    add("--peers", choices=PACKAGES, nargs="*", default=list(PACKAGES), help="default: all")
+    peers = [name for name in PACKAGES if name != "purejaxrl"]
+    add("--peers", choices=peers, nargs="*", default=peers, help="default: all")
+    add(
+        "--purejaxrl",
+        type=Path,
+        metavar="CLONE",
+        help="a clone of PureJaxRL; it is then a peer too",
+    )
     add("--steps", type=positive, help="of table equal, of one seed; default: as the work says")
     add("--timeout", type=positive, default=1_800, help="seconds, after which a run counts as hung")
     add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the CSV")
@@ -95,8 +106,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.table in ("floor", "hangs"):
         arguments.peers = []
     work = WORKS[arguments.work]
-    if arguments.table in ("best", "floor") and arguments.work != "dqn":
-        parser.error(f"--table {arguments.table} is of --work dqn")
+    if arguments.table == "floor" and arguments.work != "dqn":
+        parser.error("--table floor is of --work dqn")
+    if arguments.table == "best" and work.best is None:
+        parser.error(f"--table best is not of --work {arguments.work}")
+    if arguments.purejaxrl and not (arguments.purejaxrl / "purejaxrl").is_dir():
+        parser.error(f"--purejaxrl {arguments.purejaxrl}: has no folder purejaxrl; give a clone")
+    if arguments.purejaxrl and arguments.table in ("equal", "best") and arguments.work != "td3":
+        arguments.peers = [*arguments.peers, "purejaxrl"]
     arguments.steps = arguments.steps or work.steps
     if arguments.steps < 4_000:
         parser.error(f"--steps {arguments.steps}: must be at least 4000, of which 1000 are random")
@@ -128,7 +145,8 @@ def race_equal(arguments, broken: dict[str, str]) -> list[list]:
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(arguments.rounds):
             for name, seeds in entries:
-                job = Job(name, work, seeds, number * seeds, settings[name])
+                first, folder = number * seeds, str(arguments.purejaxrl or "")
+                job = Job(name, work, seeds, first, settings[name], folder=folder)
                 cache = Path(scratch) / f"{name}-{seeds}"
                 run = {"cold": number % 2 == 0, "contestant": name, "seeds": seeds}
                 run |= attempt(job, arguments.timeout, cache, run["cold"], broken)
@@ -176,7 +194,7 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
     work = WORKS[arguments.work]
     settings = work.best()
     names = (OURS, OURS_ALONE, *arguments.peers)
-    curves, runs, lines = {}, [], []
+    curves, runs, lines, folder = {}, [], [], str(arguments.purejaxrl or "")
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
         for name in names:
@@ -184,7 +202,7 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
             parts = range(BEST_SEEDS_ONE_BY_ONE if name in ONE_SEED else 1)
             done = [
                 attempt(
-                    Job(name, work, seeds, part, settings[name], EVAL_EVERY),
+                    Job(name, work, seeds, part, settings[name], EVAL_EVERY, folder),
                     *(arguments.timeout, cache, True, broken),
                 )
                 for part in parts
@@ -195,12 +213,12 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
             for name in names:
                 seeds = 1 if name in ONE_SEED else BEST_SEEDS
                 run = {"contestant": name, "seeds": seeds, "cold": True}
-                job = Job(name, work, seeds, number, settings[name])
+                job = Job(name, work, seeds, number, settings[name], folder=folder)
                 runs.append(run | attempt(job, arguments.timeout, cache, True, broken))
                 report(number, runs[-1])
             lines = [best_line(runs, name, curves[name]) for name in names]
             with_ratios(lines, "seconds_with_compile", min, lambda ours, peer: peer / ours)
-            write(arguments.out / "speed_best.csv", lines)
+            write(arguments.out / f"speed_best_{arguments.work}.csv", lines)
     return rows_to_show(lines)
 
 
@@ -367,7 +385,7 @@ def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str,
     if job.contestant in (OURS, OURS_ALONE):
         return train_ours(job, environment, timeout)
     request = {"algorithm": job.work.name, "env_id": job.work.env_id, "settings": job.settings}
-    request |= {k: getattr(job, k) for k in ("seeds", "first_seed", "eval_every")}
+    request |= {k: getattr(job, k) for k in ("seeds", "first_seed", "eval_every", "folder")}
     words = [peer_python(job.contestant), DRIVER, job.contestant, json.dumps(request)]
     return spawn(list(map(str, words)), environment, timeout)
 

@@ -40,13 +40,13 @@ CONVERGENCE = {
     ),
     "FourRooms-tabular": (
         0.9,
-        "--total-timesteps 600_000 --learning-rate-power 0.6 --epsilon 0.3",
+        "--total-timesteps 1_000_000 --learning-rate-power 0.6 --epsilon 0.3",
         "--total-timesteps 400_000 --learning-rate-power 0.6 --epsilon 0.3 --num-outcomes 128",
     ),
     "FrozenLake-tabular": (
         0.9,
         "--total-timesteps 2_000_000 --learning-rate-power 0.85 --epsilon 0.6",
-        "--total-timesteps 600_000 --learning-rate-power 0.8 --epsilon 0.6 --num-outcomes 1024",
+        "--total-timesteps 1_200_000 --learning-rate-power 0.8 --epsilon 0.6 --num-outcomes 1024",
     ),
 }
 

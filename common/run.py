@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -245,10 +246,13 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
     advancing = spread(functools.partial(advance, update), split, same, same, same, donate=0)
     progress = jax.tree.map(placed, jax.eval_shape(start, *members))
     span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
+    lowered = start.lower(*members), advancing.lower(progress, *span)
+    with ThreadPoolExecutor() as pool:  # XLA compiles them side by side
+        compiled_start, compiled_advancing = pool.map(lambda x: x.compile(), lowered)
     return Program(
         algorithm=job.make(group.config),
-        begin=start.lower(*members).compile(),
-        advance=advancing.lower(progress, *span).compile(),
+        begin=compiled_start,
+        advance=compiled_advancing,
         evaluate=spread(lambda progress, seed: jax.vmap(play)(progress.state, seed), split, split),
         place=place,
         compile_seconds=time.monotonic() - clock,

@@ -3,14 +3,17 @@
 It runs inside the peer's own virtual environment, so it imports nothing of this repository. The
 request is JSON: `algorithm`, the peer's class; `env_id`; `settings` in the peer's own words;
 `seeds`, `first_seed`; and `eval_every`, the environment steps between greedy evaluations on the
-way, 0 for none.
+way, 0 for none; and for PureJaxRL `folder`, a clone.
 """
 
+import importlib
 import importlib.metadata
 import json
 import resource
 import sys
 import time
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -20,10 +23,15 @@ EPISODES = 100  # of the final policy
 
 def main() -> None:
     peer, request = sys.argv[1], json.loads(sys.argv[2])
-    result = {"rejax": rejax, "stable-baselines3": stable_baselines3, "sbx-rl": sbx}[peer](request)
+    result = PEERS[peer](request)
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    packages = {"rejax": ("gymnax", "jax"), "stable-baselines3": ("torch",), "sbx-rl": ("jax",)}
-    versions = {name: importlib.metadata.version(name) for name in (peer, *packages[peer])}
+    packages = {
+        "rejax": ("rejax", "gymnax", "jax"),
+        "purejaxrl": ("gymnax", "jax"),
+        "stable-baselines3": ("stable-baselines3", "torch"),
+        "sbx-rl": ("sbx-rl", "jax"),
+    }
+    versions = {name: importlib.metadata.version(name) for name in packages[peer]}
     print(json.dumps(result | {"versions": versions}))
 
 
@@ -61,6 +69,128 @@ def rejax(request: dict) -> dict:
         "episode_return": float(returns.mean()),
         "curve": [[(i + 1) * every, x] for i, x in enumerate(curve.T.tolist())] if every else [],
     }
+
+
+def purejaxrl(request: dict) -> dict:
+    """The files of a clone, as they are but for what they import and never use here, a network of
+    the agreed size, and `jax.tree_map`, which JAX has since renamed. It has no evaluation, so its
+    final policy is played here, and its curve is that of training."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.tree_map = jax.tree.map
+    folder = Path(request["folder"]) / "purejaxrl"
+    for name in ("wandb", "navix", "brax", "brax.envs", "brax.envs.wrappers.training", "distrax"):
+        sys.modules[name] = mock.MagicMock()
+    sys.modules["distrax"].Categorical = Categorical
+    sys.path.insert(0, str(folder))
+    module = importlib.import_module(request["algorithm"].lower())
+    settings = dict(request["settings"])
+    sizes, every = settings.pop("hidden_sizes"), request["eval_every"]
+    if hasattr(module, "QNetwork"):
+        module.QNetwork = q_network(sizes)
+    config = settings | {"ENV_NAME": request["env_id"]}
+    train = module.make_train(config)  # which adds to it
+    keys = jax.vmap(jax.random.PRNGKey)(request["first_seed"] + jnp.arange(request["seeds"]))
+    clock = time.monotonic()
+    train = jax.jit(jax.vmap(train)).lower(keys).compile()
+    compile_seconds = time.monotonic() - clock
+    clock = time.monotonic()
+    out = jax.block_until_ready(train(keys))
+    seconds = time.monotonic() - clock
+    steps = config["NUM_UPDATES"] * config["NUM_ENVS"] * config.get("NUM_STEPS", 1)
+    state = out["runner_state"][0]
+    returns = purejaxrl_returns(module, request["env_id"], state.params, keys)
+    return {
+        "steps_per_second": steps * request["seeds"] / seconds,
+        "compile_seconds": compile_seconds,
+        "episode_return": float(returns.mean()),
+        "curve": purejaxrl_curve(out["metrics"], steps, every) if every else [],
+    }
+
+
+class Categorical:
+    """What PureJaxRL uses of distrax, which does not import with today's packages."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def sample(self, seed):
+        import jax
+
+        return jax.random.categorical(seed, self.logits)
+
+    def log_prob(self, value):
+        import jax
+        import jax.numpy as jnp
+
+        log_probs = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(log_probs, value[..., None], -1)[..., 0]
+
+    def entropy(self):
+        import jax
+        import jax.numpy as jnp
+
+        log_probs = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
+
+
+def q_network(sizes):
+    """The class that takes the place of PureJaxRL's network."""
+    import flax.linen as nn
+
+    class QNetwork(nn.Module):
+        action_dim: int
+
+        @nn.compact
+        def __call__(self, x):
+            for size in sizes:
+                x = nn.relu(nn.Dense(size)(x))
+            return nn.Dense(self.action_dim)(x)
+
+    return QNetwork
+
+
+def purejaxrl_returns(module, env_id, params, keys):
+    """Of EPISODES greedy episodes of each seed, [S, EPISODES]."""
+    import gymnax
+    import jax
+    import jax.numpy as jnp
+
+    env, env_params = gymnax.make(env_id)
+    num_actions = env.action_space(env_params).n
+    if hasattr(module, "QNetwork"):
+        values = module.QNetwork(num_actions).apply
+    else:
+        network = module.ActorCritic(num_actions)
+        values = lambda params, obs: network.apply(params, obs)[0].logits
+
+    def play(params, key):
+        def step(carry, key):
+            obs, state, active, total = carry
+            action = jnp.argmax(values(params, obs))
+            obs, state, reward, done, _ = env.step(key, state, action, env_params)
+            return (obs, state, active & ~done, total + active * reward), None
+
+        obs, state = env.reset(key, env_params)
+        keys = jax.random.split(key, env_params.max_steps_in_episode)
+        start = (obs, state, jnp.bool_(True), jnp.float32(0))
+        return jax.lax.scan(step, start, keys)[0][3]
+
+    episodes = jax.vmap(lambda key: jax.random.split(key, EPISODES))(keys)
+    return jax.jit(jax.vmap(jax.vmap(play, (None, 0))))(params, episodes)
+
+
+def purejaxrl_curve(metrics: dict, steps: int, every: int) -> list:
+    """[[steps, training return of each seed], ...]: the mean over environments of the last episode
+    that each had ended by then."""
+    returns = metrics.get("returns", metrics.get("returned_episode_returns"))
+    if returns.ndim > 2:  # [S, updates, T, N]
+        returns = returns[:, :, -1].mean(-1)
+    number = returns.shape[1]
+    points = [steps * (i + 1) // number for i in range(number)]
+    picked = [i for i in range(number) if points[i] // every > (points[i - 1] if i else 0) // every]
+    return [[points[i], np.asarray(returns[:, i]).tolist()] for i in picked]
 
 
 def stable_baselines3(request: dict) -> dict:
@@ -120,6 +250,14 @@ def one_seed(kind: type, request: dict) -> dict:
         "episode_return": float(evaluate_policy(model, tests, EPISODES)[0]),
         "curve": curve,
     }
+
+
+PEERS = {
+    "rejax": rejax,
+    "purejaxrl": purejaxrl,
+    "stable-baselines3": stable_baselines3,
+    "sbx-rl": sbx,
+}
 
 
 if __name__ == "__main__":

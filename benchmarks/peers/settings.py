@@ -17,8 +17,9 @@ class Work(NamedTuple):
     best: Callable | None  # -> settings of every contestant
 
 
-def by_contestant(ours: dict, rejax: dict, stable: dict) -> dict[str, dict]:
-    return {OURS: ours, OURS_ALONE: ours, "rejax": rejax} | dict.fromkeys(ONE_SEED, stable)
+def by_contestant(ours: dict, rejax: dict, stable: dict, **others: dict) -> dict[str, dict]:
+    ours = dict.fromkeys((OURS, OURS_ALONE), ours)
+    return ours | {"rejax": rejax} | others | dict.fromkeys(ONE_SEED, stable)
 
 
 def dqn_equal(steps: int) -> dict[str, dict]:
@@ -36,12 +37,17 @@ def dqn_equal(steps: int) -> dict[str, dict]:
     stable |= {"target_update_interval": 500, "device": "cpu"}
     stable |= {"exploration_initial_eps": 1.0, "exploration_final_eps": 0.05}
     stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
-    return by_contestant(shared | ours, shared | rejax, shared | stable)
+    pure = {"TOTAL_TIMESTEPS": steps, "NUM_ENVS": 10, "BUFFER_SIZE": 10_000, "LR": 2.5e-4}
+    pure |= {"BUFFER_BATCH_SIZE": 128, "TRAINING_INTERVAL": 10, "TARGET_UPDATE_INTERVAL": 500}
+    pure |= {"EPSILON_START": 1.0, "EPSILON_FINISH": 0.05, "EPSILON_ANNEAL_TIME": steps // 2}
+    pure |= {"LEARNING_STARTS": 1_000, "GAMMA": 0.99, "TAU": 1.0, "hidden_sizes": HIDDEN_SIZES}
+    return by_contestant(shared | ours, shared | rejax, shared | stable, purejaxrl=pure)
 
 
 def dqn_best() -> dict[str, dict]:
     """What each library publishes for CartPole-v1: ours are dqn.py's defaults, rejax's those of its
-    configs/gymnax/cartpole.yaml, and for the other two those of RL Baselines3 Zoo."""
+    configs/gymnax/cartpole.yaml, PureJaxRL's those of its dqn.py, and for the other two those of RL
+    Baselines3 Zoo."""
     rejax = {"agent": "DuelingQNetwork", "agent_kwargs": {"activation": "swish"}, "num_envs": 10}
     rejax |= {"buffer_size": 50_000, "fill_buffer": 5_000, "batch_size": 100, "max_grad_norm": 10}
     rejax |= {"learning_rate": 1e-3, "num_epochs": 5, "total_timesteps": 100_000, "polyak": 0.98}
@@ -51,7 +57,11 @@ def dqn_best() -> dict[str, dict]:
     zoo |= {"buffer_size": 100_000, "learning_starts": 1_000, "gamma": 0.99, "train_freq": 256}
     zoo |= {"target_update_interval": 10, "gradient_steps": 128, "exploration_fraction": 0.16}
     zoo |= {"exploration_final_eps": 0.04, "policy_kwargs": {"net_arch": (256, 256)}}
-    return by_contestant({}, rejax, zoo | {"device": "cpu"})
+    pure = {"TOTAL_TIMESTEPS": 500_000, "NUM_ENVS": 10, "BUFFER_SIZE": 10_000, "LR": 2.5e-4}
+    pure |= {"BUFFER_BATCH_SIZE": 128, "TRAINING_INTERVAL": 10, "TARGET_UPDATE_INTERVAL": 500}
+    pure |= {"EPSILON_START": 1.0, "EPSILON_FINISH": 0.05, "EPSILON_ANNEAL_TIME": 250_000}
+    pure |= {"LEARNING_STARTS": 10_000, "GAMMA": 0.99, "TAU": 1.0, "hidden_sizes": (120, 84)}
+    return by_contestant({}, rejax, zoo | {"device": "cpu"}, purejaxrl=pure)
 
 
 def ppo_equal(steps: int) -> dict[str, dict]:
@@ -66,7 +76,29 @@ def ppo_equal(steps: int) -> dict[str, dict]:
     rejax |= {"clip_eps": 0.2, "agent_kwargs": {"activation": "tanh"}}
     stable = {"num_envs": 4, "n_steps": 128, "n_epochs": 4, "batch_size": 128, "device": "cpu"}
     stable |= {"clip_range": 0.2, "policy_kwargs": {"net_arch": HIDDEN_SIZES}}  # tanh by default
-    return by_contestant(shared | ours, shared | rejax, shared | stable)
+    pure = purejaxrl_ppo(steps) | {"ANNEAL_LR": False}
+    return by_contestant(shared | ours, shared | rejax, shared | stable, purejaxrl=pure)
+
+
+def purejaxrl_ppo(steps: int) -> dict:
+    """What is at the end of its ppo.py."""
+    pure = {"TOTAL_TIMESTEPS": steps, "NUM_ENVS": 4, "NUM_STEPS": 128, "LR": 2.5e-4, "GAMMA": 0.99}
+    pure |= {"UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 4, "GAE_LAMBDA": 0.95, "CLIP_EPS": 0.2}
+    pure |= {"ENT_COEF": 0.01, "VF_COEF": 0.5, "MAX_GRAD_NORM": 0.5, "ANNEAL_LR": True}
+    return pure | {"ACTIVATION": "tanh", "hidden_sizes": HIDDEN_SIZES}
+
+
+def ppo_best() -> dict[str, dict]:
+    """What each library publishes for CartPole-v1: ours are ppo.py's defaults, the others' from
+    where `dqn_best` has them. The Zoo's two linear schedules stay at their means."""
+    rejax = {"agent_kwargs": {"activation": "tanh"}, "num_envs": 5, "num_steps": 100}
+    rejax |= {"num_epochs": 5, "num_minibatches": 5, "learning_rate": 7.5e-4, "gamma": 0.99}
+    rejax |= {"max_grad_norm": 0.5, "total_timesteps": 100_000, "gae_lambda": 0.95}
+    rejax |= {"clip_eps": 0.2, "ent_coef": 0.01, "vf_coef": 0.5}
+    zoo = {"total_timesteps": 100_000, "num_envs": 8, "n_steps": 32, "batch_size": 256}
+    zoo |= {"gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0, "device": "cpu"}
+    zoo |= {"learning_rate": 5e-4, "clip_range": 0.1}
+    return by_contestant({}, rejax, zoo, purejaxrl=purejaxrl_ppo(500_000))
 
 
 def td3_equal(steps: int) -> dict[str, dict]:
@@ -88,6 +120,6 @@ def td3_equal(steps: int) -> dict[str, dict]:
 
 WORKS = {
     "dqn": Work("dqn", "DQN", "CartPole-v1", 100_000, dqn_equal, dqn_best),
-    "ppo": Work("ppo", "PPO", "CartPole-v1", 200_000, ppo_equal, None),
+    "ppo": Work("ppo", "PPO", "CartPole-v1", 200_000, ppo_equal, ppo_best),
     "td3": Work("td3", "TD3", "Pendulum-v1", 20_000, td3_equal, None),
 }
