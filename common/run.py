@@ -34,6 +34,7 @@ from common.flags import fail, parse, settings
 from common.folder import new_folder, resumed, versions, write_metrics, write_results
 from common.plan import Group, Job, first, log_points, plan, steps_after
 from common.screen import display, results, say, title
+from common.threefry import unroll_threefry
 
 CHUNK_SECONDS = 0.5  # between looks at the clock, the screen and signals
 EVALUATION = 0x5EED  # folded into a seed's key for its evaluation: far from what `init` splits off
@@ -98,7 +99,8 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
 
 
 def start_jax() -> None:
-    """Sets what JAX reads when it first looks for devices."""
+    """Sets what JAX reads when it first looks for devices, and when it compiles."""
+    unroll_threefry()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # On two cores XLA's thread pool can dead-lock; with four threads or more it does not.
     os.environ["NPROC"] = str(max(4, cores, int(os.environ.get("NPROC") or 0)))
