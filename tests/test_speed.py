@@ -46,6 +46,37 @@ def test_peers_get_the_same_numbers_in_their_own_words():
     assert ours["hidden_sizes"] == stable["policy_kwargs"]["net_arch"] == (64, 64)
 
 
+def test_purejaxrl_gets_the_same_numbers_too():
+    ours, pure = (WORKS["dqn"].equal(100_000)[name] for name in (OURS, "purejaxrl"))
+    assert (ours["total_timesteps"], ours["num_envs"]) == (pure["TOTAL_TIMESTEPS"], 10)
+    assert (ours["buffer_size"], ours["learning_rate"]) == (pure["BUFFER_SIZE"], pure["LR"])
+    assert ours["batch_size"] == pure["BUFFER_BATCH_SIZE"] and ours["gamma"] == pure["GAMMA"]
+    assert ours["num_envs"] * ours["train_frequency"] == pure["TRAINING_INTERVAL"]
+    assert 10 * ours["target_network_frequency"] == pure["TARGET_UPDATE_INTERVAL"]
+    assert ours["exploration_fraction"] * 100_000 == pure["EPSILON_ANNEAL_TIME"]
+    assert ours["epsilon_end"] == pure["EPSILON_FINISH"] and ours["tau"] == pure["TAU"]
+    assert ours["learning_starts"] == pure["LEARNING_STARTS"]
+    assert ours["hidden_sizes"] == pure["hidden_sizes"]
+
+    ours, pure = (WORKS["ppo"].equal(100_000)[name] for name in (OURS, "purejaxrl"))
+    both = {"total_timesteps": "TOTAL_TIMESTEPS", "learning_rate": "LR", "clip_coef": "CLIP_EPS"}
+    same = "num_envs num_steps update_epochs num_minibatches gamma gae_lambda ent_coef vf_coef"
+    both |= {name: name.upper() for name in (*same.split(), "max_grad_norm")}
+    for mine, theirs in both.items():
+        assert ours[mine] == pure[theirs]
+    assert ours["anneal_lr"] == pure["ANNEAL_LR"] and ours["hidden_sizes"] == pure["hidden_sizes"]
+
+
+def test_purejaxrl_joins_with_a_clone_and_where_it_has_the_algorithm(tmp_path):
+    clone = ["--purejaxrl", str(tmp_path)]
+    (tmp_path / "purejaxrl").mkdir()
+    assert "purejaxrl" not in speed.parse([]).peers
+    assert speed.parse(clone).peers[-1] == "purejaxrl"
+    assert speed.parse([*clone, "--work", "ppo", "--table", "best"]).peers[-1] == "purejaxrl"
+    assert "purejaxrl" not in speed.parse([*clone, "--work", "td3"]).peers
+    assert speed.parse([*clone, "--table", "hangs"]).peers == []
+
+
 def test_ppo_and_td3_do_the_same_work_everywhere():
     settings = WORKS["ppo"].equal(200_000)
     config = ppo.Config(**settings[OURS])
@@ -155,7 +186,12 @@ def test_a_peer_that_does_not_install_is_named(monkeypatch, tmp_path):
     "argv",
     [["--seeds", "0"], ["--rounds", "1.5"], ["--peers", "cleanrl"], ["--table", "worst"]]
     + [["--steps", "100"], ["--out", "no/such/folder"], ["--timeout", "-1"], ["--what"]]
-    + [["--work", "sac"], ["--work", "ppo", "--table", "best"]],
+    + [
+        ["--work", "sac"],
+        ["--work", "td3", "--table", "best"],
+        ["--work", "ppo", "--table", "floor"],
+    ]
+    + [["--purejaxrl", "no/such/clone"], ["--peers", "purejaxrl"]],
 )
 def test_bad_input_is_a_usage_error(argv, capsys):
     with pytest.raises(SystemExit) as stop:
