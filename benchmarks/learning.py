@@ -178,8 +178,8 @@ def render(rows: dict[str, dict]) -> None:
         file = f"[`{row['algorithm']}.py`](algorithms/{row['algorithm']}.py)"
         flags = f"`{row['flags']}`" if row["flags"] else "none"
         short.append([file, row["env_id"], *reached, *size, flags])
-    put(ROOT / "benchmarks" / "README.md", table(full))
-    put(ROOT / "README.md", table(short))
+    put(ROOT / "benchmarks" / "README.md", "learning", table(full))
+    put(ROOT / "README.md", "learning", table(short))
 
 
 def table(rows: list[list]) -> str:
@@ -188,9 +188,9 @@ def table(rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in every)
 
 
-def put(path: Path, text: str) -> None:
-    """Replaces what stands between the two markers."""
-    begin, end = "<!-- learning: begin -->", "<!-- learning: end -->"
+def put(path: Path, name: str, text: str) -> None:
+    """Replaces what stands between the two markers of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = path.read_text().partition(begin)
     after = rest.partition(end)[2]
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}")

@@ -98,7 +98,42 @@ PROBES = {
         {0: 50 + GAMMA / (1 - GAMMA), 1: 1 / (1 - GAMMA)},
     ),
 }
-for name, (tables, _) in PROBES.items():
+
+
+def side_by_side(probes):
+    """Tables and values of those probes in one. The states of each follow those of the one before,
+    and all starts are equally likely."""
+    next_state, reward, terminal, starts, values = [], [], [], [], {}
+    for (probe_next, probe_reward, probe_terminal, probe_starts), probe_values in probes:
+        first = len(terminal)
+        next_state += [[first + s for s in row] for row in probe_next]
+        reward += probe_reward
+        terminal += probe_terminal
+        starts += [first + s for s in probe_starts]
+        values |= {first + s: value for s, value in probe_values.items()}
+    return (next_state, reward, terminal, starts), values
+
+
+def best_actions(tables) -> dict[int, int]:
+    """Of the states where the action matters, which in these probes is for its reward alone."""
+    _, reward, terminal, _ = tables
+    matters = [s for s, row in enumerate(reward) if not terminal[s] and min(row) < max(row)]
+    return {s: int(np.argmax(reward[s])) for s in matters}
+
+
+def probes_but(*names):
+    return [probe for name, probe in PROBES.items() if name not in names]
+
+
+ALL_PROBES = PROBES | {
+    # The resets of ResetTrap must land nowhere but in its state 0.
+    "Together-probe": side_by_side(probes_but("ResetTrap-probe")),
+    # Those that end, whose values do not depend on what a time limit does to a return.
+    "Ending-probe": side_by_side(probes_but("ResetTrap-probe", "AlwaysTruncated-probe")),
+}
+TOGETHER, TOGETHER_VALUES = ALL_PROBES["Together-probe"]
+TOGETHER_ACTIONS = best_actions(TOGETHER)
+for name, (tables, _) in ALL_PROBES.items():
     for vector in (False, True):
         env_id = name.replace("-", "Vector-") if vector else name
         if env_id not in gymnax.registered_envs:

@@ -1,0 +1,135 @@
+"""prioritized_dqn.py: its equations by hand, and what it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import check_q_probe, every_end, relu_mlp, states_of
+
+from algorithms import prioritized_dqn
+from algorithms.prioritized_dqn import Config, importance_weights, make, priority, td_error
+from common.buffers import unpack
+from common.envs import Transition
+from common.prioritized import prioritized_buffer
+
+
+def q(params, obs):
+    return params[obs]
+
+
+def transition(terminated, truncated):
+    return Transition(jnp.int32(0), jnp.int32(1), 2.0, jnp.int32(1), terminated, truncated)
+
+
+PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is worth 3
+TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
+
+
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
+    t = transition(jnp.array(terminated), jnp.array(truncated))
+    with jax.numpy_rank_promotion("raise"):
+        error = td_error(PARAMS, TARGET_PARAMS, t, q, 0.5)
+    assert error == 2 + bootstraps * 0.5 * 40 - 3
+
+
+def test_priority_by_hand():
+    errors = jnp.array([0.0, 3.75, -3.75, -0.75])
+    np.testing.assert_allclose(priority(errors, 0.5, 0.25), [0.5, 2, 2, 1])
+    np.testing.assert_allclose(priority(errors, 1.0, 0.25), [0.25, 4, 4, 1])
+    np.testing.assert_array_equal(priority(errors, 0.0, 0.25), np.ones(4))
+
+
+@pytest.mark.parametrize("num_transitions", [3, 1_000])
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_importance_weights_are_those_of_the_paper(num_transitions, beta):
+    probability = np.array([0.02, 0.5, 0.08])
+    weights = (num_transitions * probability) ** -beta
+    got = importance_weights(jnp.array(probability), beta)
+    np.testing.assert_allclose(got, weights / weights.max(), rtol=1e-6)
+    assert got.max() == 1
+
+
+def test_importance_weights_by_hand():
+    got = importance_weights(jnp.array([0.01, 0.04, 0.09]), 0.5)
+    np.testing.assert_allclose(got, [1, 1 / 2, 1 / 3], rtol=1e-6)
+
+
+def small(**fields):
+    defaults = {
+        "total_timesteps": 1_000,
+        "learning_starts": 100,
+        "buffer_size": 500,
+        "batch_size": 16,
+        "hidden_sizes": (16,),
+        "num_envs": 5,
+        "prioritized_replay_alpha": 0.7,
+        "prioritized_replay_beta": 0.3,
+        "prioritized_replay_eps": 0.01,
+    }
+    return Config(**defaults | fields)
+
+
+def drawn(config, before, step):
+    """What an update draws, and the replay it draws from: the rows are written before."""
+    buffer = prioritized_buffer(config.buffer_size, config.num_envs, config.batch_size)
+    algorithm = make(config)
+    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(step))
+    block = jax.tree.map(
+        lambda x: x[None],
+        Transition(
+            *(
+                np.asarray(x)[(num := (20 + step) * 5 % 500) : num + 5]
+                for x in unpack(after.buffer.rows)
+            )
+        ),
+    )
+    data = buffer.add(before.buffer, block, 20 + step)
+    key_sample = jax.random.split(jax.random.fold_in(before.key, step))[1]
+    return buffer.sample(data, key_sample), data, after, metrics
+
+
+@pytest.mark.parametrize("step", [0, 90, 179])
+def test_an_update_weights_the_loss_and_renews_the_priorities(step):
+    """179 is the last update, where β is nearly 1; the ring has wrapped by then."""
+    config = small()
+    algorithm = make(config)
+    assert algorithm.num_updates == 180
+    progress = jax.jit(
+        lambda key: jax.lax.fori_loop(
+            0, step, lambda i, state: algorithm.update(state, i)[0], algorithm.init(key)
+        )
+    )
+    before = progress(jax.random.key(0))
+    sample, data, after, metrics = drawn(config, before, step)
+    t = sample.transitions
+    next_values = relu_mlp(before.target_params, t.next_obs).max(-1)
+    values = relu_mlp(before.params, t.obs)[np.arange(16), t.action]
+    errors = np.asarray(t.reward + 0.99 * ~t.terminated * next_values - values, np.float64)
+
+    leaves = np.asarray(data.sums[0], np.float64)
+    probability = leaves[sample.index] / leaves.sum()
+    beta = 0.3 + 0.7 * step / 180
+    weights = (500 * probability) ** -beta
+    loss = np.mean(weights / weights.max() * errors**2)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
+
+    leaves[sample.index] = (np.abs(errors) + 0.01) ** 0.7
+    np.testing.assert_allclose(after.buffer.sums[0], leaves, rtol=1e-3)
+    largest = max(before.buffer.max_priority, leaves[sample.index].max())
+    np.testing.assert_allclose(after.buffer.max_priority, largest, rtol=1e-3)
+
+
+def test_alpha_0_draws_uniformly_and_weights_nothing():
+    states = states_of(make(small(prioritized_replay_alpha=0.0)), 30)
+    leaves = np.asarray(states[-1].buffer.sums[0])
+    np.testing.assert_array_equal(leaves, np.arange(len(leaves)) < 100 + 30 * 5)
+    sample, *_ = drawn(small(prioritized_replay_alpha=0.0), states[-1], 30)
+    np.testing.assert_allclose(importance_weights(sample.probability, 1.0), np.ones(16), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["Together-probe", "TogetherVector-probe", "ResetTrapVector-probe"]
+)
+def test_it_learns_the_values_and_best_actions_of_the_probes(name):
+    check_q_probe(prioritized_dqn, name)
