@@ -11,7 +11,9 @@ Schaul et al. 2016, Prioritized Experience Replay, https://arxiv.org/abs/1511.05
 with δ that of dqn.py and N transitions in memory; new transitions have the largest priority so far,
 β rises linearly to 1.
 
-Departs from the paper: DQN rather than double DQN; the error is not clipped; otherwise as dqn.py.
+Departs from the paper: β is 1 from the start, where the paper starts at .4 or .5 (which costs a
+quarter of the return on CartPole); DQN rather than double DQN; the error is not clipped; otherwise
+as dqn.py.
 """
 
 from dataclasses import dataclass
@@ -39,7 +41,7 @@ class Config:
     buffer_size: int = 20_000  # transitions, rounded up to whole updates
     batch_size: int = 64  # transitions
     prioritized_replay_alpha: float = 0.6  # α: 0 draws uniformly
-    prioritized_replay_beta: float = 0.4  # β at first; it is 1 at last
+    prioritized_replay_beta: float = 1.0  # β at first, which rises linearly to 1
     prioritized_replay_eps: float = 1e-6  # ε
     learning_starts: int = 1_000  # environment steps at random first, rounded up to whole updates
     target_network_frequency: int = 15  # gradient steps between copies of θ into θ⁻

@@ -3,38 +3,20 @@ originals do; and the exporter's rules, on small trees of files."""
 
 import ast
 import dataclasses
-import importlib
-import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
 
+import jax
 import numpy as np
 import pytest
+from helpers import ALGORITHMS, load, trained
 
 from common.copy import ROOT, standalone
 
-ALGORITHMS = sorted(path.stem for path in (ROOT / "algorithms").glob("[!_]*.py"))
-SMALL = {"total_timesteps": 2_000, "learning_starts": 200, "num_iterations": 10}
-
-# The repository's own run on one device, in a single range of updates where the copy takes ten.
-ORIGINAL = """
-import importlib, json, sys
-import jax, jax.numpy as jnp, numpy as np
-from common.algorithm import advance, begin
-
-name, settings, path = sys.argv[1:]
-module = importlib.import_module(f"algorithms.{name}")
-algorithm = module.make(module.Config(**json.loads(settings)))
-keys = jnp.stack([jax.random.key(3), jax.random.key(4)])
-progress = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))(keys)
-run = jax.jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
-progress = run(progress, jnp.int32(0), jnp.int32(algorithm.num_updates), jnp.bool_(True))
-leaves = jax.tree_util.tree_leaves_with_path(progress.state.params)
-np.savez(path, **{"params" + jax.tree_util.keystr(where): x for where, x in leaves})
-"""
+SMALL = {"total_timesteps": 2_000, "learning_starts": 200, "batch_size": 16, "num_iterations": 10}
 
 
 def python(*args, cwd):
@@ -116,7 +98,7 @@ def test_a_copy_has_the_algorithm_letter_by_letter(name, copied):
 def test_help_lists_every_flag(name, copied):
     result = python(copied.name, "--help", cwd=copied.parent)
     assert result.returncode == 0, result.stderr
-    config = importlib.import_module(f"algorithms.{name}").Config
+    config = load(name).Config
     for field in [
         *(field.name for field in dataclasses.fields(config)),
         "seed",
@@ -132,13 +114,13 @@ def test_a_refused_setting_is_one_line_and_exit_code_2(copied):
     assert result.stderr == "--num-seeds 0: must satisfy num_seeds >= 1\n"
 
 
-def test_a_copy_alone_trains_bit_for_bit_as_the_original(name, copied, tmp_path_factory):
-    config = importlib.import_module(f"algorithms.{name}").Config
-    fields = {field.name for field in dataclasses.fields(config)}
+def test_a_copy_alone_trains_bit_for_bit_as_the_original(name, copied):
+    """The original on one device, in a single range of updates where the copy takes ten."""
+    module = load(name)
+    fields = {field.name for field in dataclasses.fields(module.Config)}
     settings = {field: x for field, x in SMALL.items() if field in fields}  # else the defaults
-    original = tmp_path_factory.mktemp("original") / "params.npz"
-    result = python("-c", ORIGINAL, name, json.dumps(settings), original, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
+    algorithm = module.make(module.Config(**settings))
+    params = trained(algorithm, [3, 4], algorithm.num_updates).state.params
 
     flags = [y for field, x in settings.items() for y in ("--" + field.replace("_", "-"), x)]
     result = python("-I", copied.name, "--seed", 3, "--num-seeds", 2, *flags, cwd=copied.parent)
@@ -146,12 +128,13 @@ def test_a_copy_alone_trains_bit_for_bit_as_the_original(name, copied, tmp_path_
     assert len(result.stdout.splitlines()) <= 11
     assert f"params in {name}.npz" in result.stdout
 
-    expected, got = np.load(original), np.load(copied.with_suffix(".npz"))
-    assert got.files == expected.files
-    for leaf in expected.files:
+    leaves, got = jax.tree_util.tree_leaves_with_path(params), np.load(copied.with_suffix(".npz"))
+    expected = {"params" + jax.tree_util.keystr(where): np.asarray(x) for where, x in leaves}
+    assert got.files == list(expected)
+    for leaf, x in expected.items():
         assert got[leaf].shape[0] == 2
-        assert got[leaf].dtype == expected[leaf].dtype
-        assert got[leaf].tobytes() == expected[leaf].tobytes(), leaf
+        assert got[leaf].dtype == x.dtype
+        assert got[leaf].tobytes() == x.tobytes(), leaf
 
 
 # --- the command ---------------------------------------------------------------------------------

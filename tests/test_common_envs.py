@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import PROBES
+from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_actions
 
 from common.envs import evaluate, make_env, rollout
 from common.mdps import TABULAR, make_mdp
@@ -186,17 +186,24 @@ def test_unsuitable_environments_are_refused_in_one_line():
 
 
 def test_probes_are_what_they_say():
-    """The values that the learning tests expect, from each probe's own tables."""
-    from probes import GAMMA
-
-    for name, ((next_state, reward, terminal, _), values) in PROBES.items():
+    """The values and best actions that the learning tests expect, from each probe's own tables."""
+    for name, (tables, values) in ALL_PROBES.items():
+        next_state, reward, terminal, _ = map(np.array, tables)
         v = np.zeros(len(terminal))
         for _ in range(300):
-            go_on = ~np.array(terminal)[np.array(next_state)]
-            q = np.array(reward) + GAMMA * go_on * v[np.array(next_state)]
+            q = reward + GAMMA * ~terminal[next_state] * v[next_state]
             v = q.max(-1)
         for state, value in values.items():
             assert abs(v[state] - value) < 1e-6, name
+        matters = np.flatnonzero((np.ptp(q, axis=-1) > 1e-6) & ~terminal)
+        assert best_actions(tables) == {s: q[s].argmax() for s in matters}, name
+
+
+def test_probes_together_have_all_their_states():
+    """Starting with Constant's, whose end is state 1; AlwaysTruncated has the last, 13."""
+    expected = {0: 1, 2: -1, 3: 1, 5: GAMMA, 6: 1, 8: 1, 10: 1, 11: 1, 13: 1 / (1 - GAMMA)}
+    assert pytest.approx(expected) == TOGETHER_VALUES
+    assert TOGETHER_ACTIONS == {8: 1, 10: 0, 11: 1}
 
 
 @pytest.mark.parametrize("env_id", ["BlockingMaze-tabular", "ShortcutMaze-tabular"])

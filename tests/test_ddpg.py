@@ -1,13 +1,24 @@
 """ddpg.py: its equations by hand, and what it learns."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import trained
-from probes import CONTINUOUS, CONTINUOUS_VALUES, GAMMA
+from helpers import (
+    check_budget,
+    check_continuous_probe,
+    check_targets,
+    every_end,
+    relu_mlp,
+    replayed,
+    small_continuous,
+    states_of,
+)
 
-from algorithms.ddpg import Config, make, ornstein_uhlenbeck, policy_loss, td_error
+from algorithms import ddpg
+from algorithms.ddpg import make, ornstein_uhlenbeck, policy_loss, td_error
 from common.buffers import unpack
 from common.envs import Transition, make_env, scale_action, with_unit_actions
 from common.networks import critic_for
@@ -31,20 +42,12 @@ VALUE = 1 * 2 - (1 - 0.25 * 2) ** 2  # Q(s, a; φ)
 NEXT_VALUE = 2 * 5 - (0.6 * 5 - 0.4 * 5) ** 2  # Q(s', μ(s'; θ⁻); φ⁻)
 
 
-@pytest.mark.parametrize(
-    "terminated, truncated, expected",
-    [
-        (False, False, 3 + 0.5 * NEXT_VALUE - VALUE),
-        (True, False, 3 - VALUE),  # the MDP ended: no bootstrap
-        (False, True, 3 + 0.5 * NEXT_VALUE - VALUE),  # only the clock ran out: bootstrap
-        (True, True, 3 - VALUE),
-    ],
-)
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, expected):
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
     t = transition(jnp.array(terminated), jnp.array(truncated))
     with jax.numpy_rank_promotion("raise"):
         error = td_error(CRITIC, (TARGET, TARGET_CRITIC), t, q, policy, 0.5)
-    np.testing.assert_allclose(error, expected, rtol=1e-6)
+    np.testing.assert_allclose(error, 3 + bootstraps * 0.5 * NEXT_VALUE - VALUE, rtol=1e-6)
 
 
 def test_gradient_is_semi_gradient():
@@ -93,58 +96,28 @@ def test_actions_are_scaled_to_the_bounds_and_kept_as_they_were():
     np.testing.assert_array_equal(kept.reward, given.reward)
 
 
-def small(**fields):
-    defaults = {
-        "env_id": "Continuous-probe",
-        "total_timesteps": 3_000,
-        "learning_starts": 2_000,
-        "buffer_size": 3_000,
-        "batch_size": 16,
-        "hidden_sizes": (16,),
-        "num_envs": 5,
-    }
-    return Config(**defaults | fields)
-
-
 @pytest.fixture(scope="module")
 def states():
-    """Six updates; the probe's episodes end after 1, 2 or 8 steps."""
-    algorithm = make(small(tau=0.25, noise_theta=0.1, exploration_noise=0.3))
-    update = jax.jit(algorithm.update)
-    states = [jax.jit(algorithm.init)(jax.random.key(0))]
-    for step in range(6):
-        states.append(update(states[-1], jnp.int32(step))[0])
-    return states
+    return states_of(
+        make(small_continuous(ddpg, tau=0.25, noise_theta=0.1, exploration_noise=0.3)), 6
+    )
 
 
 def test_targets_start_equal_and_move_by_tau(states):
-    learned = [jax.tree.leaves((state.params, state.critic_params)) for state in states]
-    targets = [jax.tree.leaves(state.target_params) for state in states]
-    for x, target in zip(learned[0], targets[0], strict=True):
-        np.testing.assert_array_equal(x, target)
-    for step in range(6):
-        for x, old, new in zip(learned[step + 1], targets[step], targets[step + 1], strict=True):
-            np.testing.assert_allclose(new, 0.25 * x + 0.75 * old, rtol=1e-5, atol=1e-7)
+    check_targets(states, lambda state: (state.params, state.critic_params), tau=0.25)
 
 
 def test_noise_goes_on_within_an_episode_and_begins_anew_with_one(states):
-    for step, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
-        rows = slice(2_000 + step * 5, 2_000 + step * 5 + 5)
-        recent = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], unpack(after.buffer))
+    for step, (before, after) in enumerate(pairwise(states)):
+        recent = replayed(after, 2_000 + 5 * step, 2_005 + 5 * step)
         ended = recent.terminated | recent.truncated
         assert (np.asarray(after.noise)[ended] == 0).all()
         moved = after.noise[~ended] - 0.9 * before.noise[~ended]
         assert (np.abs(moved) > 1e-6).all() and (np.abs(moved) < 0.3 * 5).all()
-        greedy = np.tanh(forward(before.params, recent.obs))
+        greedy = np.tanh(relu_mlp(before.params, recent.obs))
         expected = np.clip(greedy + np.asarray(after.noise), -1, 1)
         np.testing.assert_allclose(recent.action[~ended], expected[~ended], rtol=1e-5, atol=1e-6)
     assert (np.asarray(states[0].noise) == 0).all()
-
-
-def forward(params, x):
-    for w, b in params[:-1]:
-        x = np.maximum(x @ w + b, 0)
-    return x @ params[-1][0] + params[-1][1]
 
 
 def test_the_first_actions_are_uniform_over_the_range(states):
@@ -154,44 +127,21 @@ def test_the_first_actions_are_uniform_over_the_range(states):
 
 
 def test_act_is_the_mean_action_within_the_bounds(states):
-    algorithm = make(small())
+    algorithm = make(small_continuous(ddpg))
     obs = jnp.eye(8)[4]
     action = algorithm.act(states[-1].params, obs, jax.random.key(0))
-    expected = 1 + 2 * np.tanh(forward(states[-1].params, np.asarray(obs)))
+    expected = 1 + 2 * np.tanh(relu_mlp(states[-1].params, obs))
     np.testing.assert_allclose(action, expected, rtol=1e-5)
 
 
 def test_the_budget_counts_every_environment_step():
-    algorithm = make(small(learning_starts=2_001))
-    assert algorithm.initial_steps == 2_005  # rounded up to whole updates
-    assert algorithm.initial_steps + algorithm.num_updates * algorithm.steps_per_update == 3_000
+    check_budget(make(small_continuous(ddpg, learning_starts=2_001)), 2_005, 3_000)
 
 
-def test_it_learns_the_values_of_the_probes():
-    config = Config(
-        env_id="Continuous-probe",
-        total_timesteps=12_000,
-        num_envs=4,
-        gamma=GAMMA,
-        learning_starts=400,
-        buffer_size=2_000,
-        batch_size=64,
-        learning_rate=3e-3,
-        tau=0.05,
-        exploration_noise=0.2,
-        hidden_sizes=(32,),
-    )
-    algorithm = make(config)
-    state = trained(algorithm, [0, 1], algorithm.num_updates).state
-    env = make_env(config.env_id, 1)
-    critic = critic_for(env, config.hidden_sizes)
-    obs = jnp.eye(8)[:7]
-    for seed in range(2):
-        params, critic_params = jax.tree.map(
-            lambda x, seed=seed: x[seed], (state.params, state.critic_params)
-        )
-        actions = algorithm.act(params, obs, jax.random.key(0))
-        values = critic.apply(critic_params, obs, (actions - 1) / 2)
-        np.testing.assert_allclose(values, CONTINUOUS_VALUES, atol=0.1)
-        for s in (4, 5):
-            np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=0.1)
+def values_of(config, state, obs, action):
+    critic = critic_for(make_env(config.env_id, 1), config.hidden_sizes)
+    return critic.apply(state.critic_params, obs, action)
+
+
+def test_it_learns_the_values_and_best_actions_of_the_probes():
+    check_continuous_probe(ddpg, values_of)

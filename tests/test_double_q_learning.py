@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import keys, load, trained
-from probes import GAMMA, PROBES
+from helpers import check_table_probe, episode_returns, every_end, keys, load, online_return
 
+from algorithms import double_q_learning
 from algorithms.double_q_learning import Config, make, td_error
 from common.envs import Transition
 
@@ -14,18 +14,10 @@ Q1 = jnp.array([[7.0, 3.0], [4.0, 5.0]])  # in state 1 it prefers action 1
 Q2 = jnp.array([[0.0, 1.0], [9.0, 6.0]])  # which this table says is worth 6
 
 
-@pytest.mark.parametrize(
-    "terminated, truncated, expected",
-    [
-        (False, False, 2 + 0.5 * 6 - 3),
-        (True, False, 2 - 3),  # the MDP ended: no bootstrap
-        (False, True, 2 + 0.5 * 6 - 3),  # only the clock ran out: bootstrap
-        (True, True, 2 - 3),
-    ],
-)
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, expected):
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
     t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    assert td_error(Q1, Q2, t, 0.5) == expected
+    assert td_error(Q1, Q2, t, 0.5) == 2 + bootstraps * 0.5 * 6 - 3
 
 
 def test_a_coin_chooses_the_table_that_learns_and_the_other_one_values():
@@ -51,17 +43,9 @@ def test_it_acts_on_the_sum_of_the_tables():
     assert algorithm.act(params, 0, jax.random.key(0)) == 2
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_it_learns_the_values_of_the_probe(name):
-    config = Config(env_id=name, total_timesteps=8_000, gamma=GAMMA, epsilon=0.2, learning_rate=0.2)
-    algorithm = make(config)
-    progress = trained(algorithm, [0, 1], algorithm.num_updates)
-    values = np.asarray(progress.state.params.mean(1).max(-1))
-    for state, value in PROBES[name][1].items():
-        np.testing.assert_allclose(values[:, state], value, rtol=0.01)
-    q = progress.state.params[0]
-    if name == "ByBoth-probe":
-        assert [int(algorithm.act(q, s, jax.random.key(0))) for s in (0, 1)] == [0, 1]
+@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+def test_it_learns_the_values_and_best_actions_of_the_probes(name):
+    check_table_probe(double_q_learning, name, table=lambda params: params.mean(0))
 
 
 def test_cliff_walking_beside_figure_6_4():
@@ -69,18 +53,7 @@ def test_cliff_walking_beside_figure_6_4():
     online return of the last 100: an independent simulation of 100 runs gave -25.0, with a standard
     deviation of 5.5 a run; the band is three standard errors of 64 seeds and 100 runs together."""
     algorithm = make(Config(num_steps=1, total_timesteps=25_000))
-
-    def train(key):
-        def update(state, step):
-            state, metrics = algorithm.update(state, step)
-            return state, metrics["episode_return"]
-
-        return jax.lax.scan(update, algorithm.init(key), jnp.arange(algorithm.num_updates))
-
-    _, returns = jax.jit(jax.vmap(train))(keys(*range(64)))
-    episodes = [x[~np.isnan(x)] for x in np.asarray(returns)]
-    assert min(map(len, episodes)) >= 500
-    online = np.mean([x[400:500] for x in episodes])
+    online = online_return(episode_returns(algorithm, 64))
     assert -27.7 <= online <= -22.3, online
 
 

@@ -1,17 +1,18 @@
 """dqn.py: its equations by hand, and what it learns."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import trained
-from probes import GAMMA, PROBES
+from helpers import check_budget, check_q_probe, every_end, pairs, states_of
 
+from algorithms import dqn
 from algorithms.dqn import Config, epsilon_greedy, linear_decay, make, td_error
 from common.buffers import unpack
-from common.envs import Transition, make_env
-from common.networks import network_for
+from common.envs import Transition
 
 
 def q(params, obs):
@@ -26,19 +27,12 @@ PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is
 TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
 
 
-@pytest.mark.parametrize(
-    "terminated, truncated, expected",
-    [
-        (False, False, 2 + 0.5 * 40 - 3),
-        (True, False, 2 - 3),  # the MDP ended: no bootstrap
-        (False, True, 2 + 0.5 * 40 - 3),  # only the clock ran out: bootstrap
-        (True, True, 2 - 3),
-    ],
-)
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, expected):
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
     t = transition(jnp.array(terminated), jnp.array(truncated))
     with jax.numpy_rank_promotion("raise"):
-        assert td_error(PARAMS, TARGET_PARAMS, t, q, 0.5) == expected
+        error = td_error(PARAMS, TARGET_PARAMS, t, q, 0.5)
+    assert error == 2 + bootstraps * 0.5 * 40 - 3
 
 
 def test_gradient_is_semi_gradient():
@@ -76,38 +70,30 @@ def small(**fields):
     return Config(**defaults | fields)
 
 
-def states_of(config, num_updates):
-    algorithm = make(config)
-    update = jax.jit(algorithm.update)
-    states = [jax.jit(algorithm.init)(jax.random.key(0))]
-    for step in range(num_updates):
-        states.append(update(states[-1], jnp.int32(step))[0])
-    return states
+@pytest.fixture(scope="module")
+def states():
+    """Seven updates of 10 transitions into a ring of 40 that began with 20."""
+    fields = {"buffer_size": 40, "learning_starts": 20, "train_frequency": 2}
+    return states_of(make(small(target_network_frequency=3, **fields)), 7)
 
 
-def test_target_network_is_copied_at_its_period_and_only_then():
-    states = states_of(small(target_network_frequency=3), 7)
-    for before, after, number in zip(states[:-1], states[1:], range(1, 8), strict=True):
+def test_target_network_is_copied_at_its_period_and_only_then(states):
+    for number, (before, after) in enumerate(pairwise(states), start=1):
         expected = after.params if number % 3 == 0 else before.target_params
-        for got, want in zip(
-            jax.tree.leaves(after.target_params), jax.tree.leaves(expected), strict=True
-        ):
+        for got, want in pairs(after.target_params, expected):
             np.testing.assert_array_equal(got, want)
         assert not np.array_equal(before.params[0][0], after.params[0][0])
 
 
 def test_target_network_moves_by_tau():
-    before, after = states_of(small(target_network_frequency=1, tau=0.25), 1)
+    before, after = states_of(make(small(target_network_frequency=1, tau=0.25)), 1)
     mixed = optax.incremental_update(after.params, before.target_params, 0.25)
     np.testing.assert_allclose(after.target_params[0][0], mixed[0][0], rtol=1e-6)
     assert not np.array_equal(after.target_params[0][0], before.target_params[0][0])
 
 
-def test_replay_holds_the_latest_transitions_in_order_of_writing():
-    """7 updates of 10 transitions into a ring of 40 that began with 20."""
-    config = small(buffer_size=40, learning_starts=20, num_envs=5, train_frequency=2)
-    states = states_of(config, 7)
-    for step, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
+def test_replay_holds_the_latest_transitions_in_order_of_writing(states):
+    for step, (before, after) in enumerate(pairwise(states)):
         start = (2 + step) % 4 * 10
         old, new = (np.asarray(unpack(state.buffer).obs) for state in (before, after))
         written = np.arange(start, start + 10)
@@ -117,9 +103,7 @@ def test_replay_holds_the_latest_transitions_in_order_of_writing():
 
 
 def test_the_budget_counts_every_environment_step():
-    algorithm = make(small(total_timesteps=1_000, learning_starts=101, num_envs=5))
-    assert algorithm.initial_steps == 105  # rounded up to whole updates
-    assert algorithm.initial_steps + algorithm.num_updates * algorithm.steps_per_update == 1_000
+    check_budget(make(small(learning_starts=101)), 105, 1_000)
 
 
 def test_minatar_is_replayed_as_bool_and_seen_by_a_convolution():
@@ -132,32 +116,8 @@ def test_minatar_is_replayed_as_bool_and_seen_by_a_convolution():
     assert np.isfinite(after.params[0][0]).all()
 
 
-@pytest.mark.parametrize("kind", ["", "Vector"])
-@pytest.mark.parametrize("name", PROBES)
-def test_it_learns_the_values_of_the_probe(name, kind):
-    config = Config(
-        env_id=name.replace("-", f"{kind}-"),
-        total_timesteps=16_000,
-        num_envs=4,
-        gamma=GAMMA,
-        learning_starts=400,
-        buffer_size=2_000,
-        batch_size=32,
-        learning_rate=3e-3,
-        target_network_frequency=20,
-        hidden_sizes=(32,),
-    )
-    algorithm = make(config)
-    progress = trained(algorithm, [0, 1], algorithm.num_updates)
-    env_states = jnp.arange(len(PROBES[name][0][2]))
-    obs = jax.nn.one_hot(env_states, len(env_states)) if kind else env_states
-    network = network_for(make_env(config.env_id, 1), config.hidden_sizes, 2)
-    for seed in range(2):
-        params = jax.tree.map(lambda x, seed=seed: x[seed], progress.state.params)
-        values = network.apply(params, obs).max(-1)
-        for state, value in PROBES[name][1].items():
-            assert abs(values[state] - value) <= 0.03 * max(abs(value), 2), (state, values[state])
-    if name == "ByAction-probe":
-        assert algorithm.act(params, obs[0], jax.random.key(0)) == 1
-    if name == "ByBoth-probe":
-        assert [int(algorithm.act(params, obs[s], jax.random.key(0))) for s in (0, 1)] == [0, 1]
+@pytest.mark.parametrize(
+    "name", ["Together-probe", "TogetherVector-probe", "ResetTrapVector-probe"]
+)
+def test_it_learns_the_values_and_best_actions_of_the_probes(name):
+    check_q_probe(dqn, name)

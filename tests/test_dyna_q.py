@@ -4,28 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import keys, trained
-from probes import GAMMA, PROBES
+from helpers import check_table_probe, error_on_the_cliff, every_end, histories, keys, trained
 
+from algorithms import dyna_q
 from algorithms.dyna_q import Config, Model, learn, make, recall, td_error
 from common.envs import Transition
-from common.mdps import make_mdp
 
 Q = jnp.array([[7.0, 3.0], [4.0, 5.0]])
 
 
-@pytest.mark.parametrize(
-    "terminated, truncated, expected",
-    [
-        (False, False, 2 + 0.5 * 5 - 3),
-        (True, False, 2 - 3),  # the MDP ended: no bootstrap
-        (False, True, 2 + 0.5 * 5 - 3),  # only the clock ran out: bootstrap
-        (True, True, 2 - 3),
-    ],
-)
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, expected):
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
     t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    assert td_error(Q, t, 0.5) == expected
+    assert td_error(Q, t, 0.5) == 2 + bootstraps * 0.5 * 5 - 3
 
 
 def empty_model(**fields) -> Model:
@@ -102,31 +93,15 @@ def test_a_real_step_is_followed_by_the_planned_ones():
     np.testing.assert_array_equal(state.params.max(-1)[:, :2], 1)
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_it_learns_the_values_of_the_probe(name):
-    config = Config(env_id=name, total_timesteps=8_000, gamma=GAMMA, epsilon=0.2, learning_rate=0.2)
-    algorithm = make(config)
-    progress = trained(algorithm, [0, 1], algorithm.num_updates)
-    values = np.asarray(progress.state.params.max(-1))
-    for state, value in PROBES[name][1].items():
-        np.testing.assert_allclose(values[:, state], value, rtol=0.01)
-    q = progress.state.params[0]
-    if name == "ByBoth-probe":
-        assert [int(algorithm.act(q, s, jax.random.key(0))) for s in (0, 1)] == [0, 1]
+@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+def test_it_learns_the_values_and_best_actions_of_the_probes(name):
+    check_table_probe(dyna_q, name)
 
 
 def goals(**fields) -> np.ndarray:
     """Which steps reached the goal, for 30 seeds, [30, T]."""
     algorithm = make(Config(num_steps=1, gamma=0.95, **fields))
-
-    def train(key):
-        def update(state, step):
-            state, metrics = algorithm.update(state, step)
-            return state, ~jnp.isnan(metrics["episode_return"])
-
-        return jax.lax.scan(update, algorithm.init(key), jnp.arange(algorithm.num_updates))[1]
-
-    return np.asarray(jax.jit(jax.vmap(train))(keys(*range(30))))
+    return ~np.isnan(histories(algorithm, "episode_return", 30)[1])
 
 
 @pytest.mark.parametrize(
@@ -180,12 +155,5 @@ def test_with_decaying_steps_it_converges_to_the_optimal_values():
     """The largest error over all states and actions that can be reached is below .05 of the range
     of the true values, for every one of 64 seeds."""
     config = Config(total_timesteps=8_000, learning_rate=1.0, learning_rate_power=0.6, epsilon=0.5)
-    algorithm = make(config)
-    q = np.asarray(trained(algorithm, range(64), algorithm.num_updates).state.params)
-    P, R, *_ = make_mdp("CliffWalking-tabular")
-    true = np.zeros(q.shape[1:])
-    for _ in range(1_000):
-        true = np.sum(P * (R + true.max(-1)), axis=-1)
-    visited = np.arange(37)  # the rest is the cliff and the goal
-    error = np.abs(q - true)[:, visited].max((1, 2)) / np.ptp(true[visited])
+    error = error_on_the_cliff(make(config), 64)
     assert error.max() <= 0.05, error

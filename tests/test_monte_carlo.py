@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import trained
-from probes import GAMMA, PROBES
+from helpers import check_table_probe, episodes_of, trained, values_of_the_walk
+from probes import GAMMA
 
+from algorithms import monte_carlo
 from algorithms.monte_carlo import (
     Config,
     collect,
@@ -90,14 +91,12 @@ def test_it_makes_the_updates_of_the_book(env_id, num_steps, fields, monkeypatch
         config = Config(env_id, num_steps=num_steps, total_timesteps=400, **settings | fields)
         tables, errors, rows, done = played(config, seed=3)
     ends = np.flatnonzero(done)
-    episodes = [rows[i:j] for i, j in zip([0, *ends[:-1] + 1], ends + 1, strict=True)]
+    episodes = episodes_of(rows, ends)
     alpha, power = config.learning_rate, config.learning_rate_power
     start = np.full(tables[0].shape, 0.5)
     after = np.array([start, *book(episodes, start, alpha, power, 0.9, config.first_visit)])
 
-    walk = make_mdp(env_id)
-    P, r = walk.P.mean(1) * ~walk.terminal, [0, 0, 0, 0, 0, 0.5, 0]
-    exact = np.linalg.solve(np.eye(7) - 0.9 * P, r)
+    exact = values_of_the_walk(0.9)
     for update, (table, error) in enumerate(zip(tables, errors, strict=True)):
         before, now = (np.sum(ends < u * num_steps) for u in (update, update + 1))
         np.testing.assert_allclose(table, after[now], rtol=1e-10)
@@ -139,27 +138,9 @@ def played(config, seed):
     return np.asarray(tables), np.asarray(errors), rows, steps.terminated | steps.truncated
 
 
-TERMINATING = [name for name in PROBES if name not in ("AlwaysTruncated-probe", "ResetTrap-probe")]
-
-
-@pytest.mark.parametrize("name", TERMINATING)
-def test_control_learns_the_values_of_the_probe(name):
-    config = Config(
-        name,
-        control=True,
-        total_timesteps=4_000,
-        learning_rate=0.2,
-        learning_rate_power=0.0,
-        gamma=GAMMA,
-    )
-    algorithm = make(config)
-    progress = trained(algorithm, [0, 1], algorithm.num_updates)
-    values = np.asarray(progress.state.params.max(-1))
-    for state, value in PROBES[name][1].items():
-        np.testing.assert_allclose(values[:, state], value, rtol=0.01)
-    q = progress.state.params[0]
-    if name == "ByBoth-probe":
-        assert [int(algorithm.act(q, s, jax.random.key(0))) for s in (0, 1)] == [0, 1]
+def test_control_learns_the_values_and_best_actions_of_the_probes_that_end():
+    fields = {"control": True, "total_timesteps": 16_000, "learning_rate_power": 0.0}
+    check_table_probe(monte_carlo, "Ending-probe", **fields)
 
 
 @pytest.mark.parametrize("first_visit", [True, False])

@@ -4,13 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import keys, small_config, trained
-from probes import GAMMA, PROBES
+from helpers import check_actor_critic_probe, keys, pairs, small_config, states_of
 
 from algorithms import ppo
 from algorithms.ppo import Config, approximate_kl, make, permutation, policy_loss, value_loss
 from common.envs import make_env
-from common.networks import network_for
 
 AT_ONCE = {"update_epochs": 1, "num_minibatches": 1}
 
@@ -82,10 +80,7 @@ def watched(monkeypatch, **fields):
         return index
 
     monkeypatch.setattr(ppo, "permutation", spy)
-    algorithm = make(config)
-    state, update = jax.jit(algorithm.init)(jax.random.key(0)), jax.jit(algorithm.update)
-    for step in range(2):
-        state, _ = update(state, jnp.int32(step))
+    states_of(make(config), 2)
     jax.effects_barrier()
     return seen
 
@@ -121,10 +116,8 @@ def test_learning_rate_falls_linearly_to_0():
 
 
 def change(before, after):
-    pairs = zip(
-        jax.tree.leaves(before.params.actor), jax.tree.leaves(after.params.actor), strict=True
-    )
-    return max(float(jnp.abs(x - y).max()) for x, y in pairs)
+    changes = pairs(before.params.actor, after.params.actor)
+    return max(float(jnp.abs(x - y).max()) for x, y in changes)
 
 
 def test_networks_start_as_the_details_say():
@@ -160,31 +153,12 @@ def test_actions_may_leave_the_bounds_but_the_environment_never_sees_it():
     assert np.isfinite(metrics["value_loss"]) and metrics["value_loss"] < 10
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_it_learns_the_values_of_the_probe(name):
-    config = Config(
-        env_id=name,
-        total_timesteps=30_000,
-        num_envs=4,
-        num_steps=32,
-        learning_rate=5e-3,
-        gamma=GAMMA,
-        ent_coef=0.0,
-        clip_vloss=False,
-        hidden_sizes=(16,),
-    )
-    algorithm = make(config)
-    state = trained(algorithm, [0, 1], algorithm.num_updates).state
-    obs = jnp.arange(len(PROBES[name][0][2]))
-    env = make_env(name, 1)
-    critic = network_for(env, config.hidden_sizes, 1, jnp.tanh)
-    for seed in range(2):
-        mine = jax.tree.map(lambda x, seed=seed: x[seed], state)
-        values = critic.apply(mine.critic, obs)[:, 0]
-        for s, value in PROBES[name][1].items():
-            assert abs(values[s] - value) <= 0.05 * max(abs(value), 2), (s, values[s])
-        action = lambda s, mine=mine: int(algorithm.act(mine.params, obs[s], jax.random.key(0)))
-        if name == "ByAction-probe":
-            assert action(0) == 1
-        if name == "ByBoth-probe":
-            assert [action(0), action(1)] == [0, 1]
+@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+def test_it_learns_the_values_and_best_actions_of_the_probes(name):
+    fields = {
+        "total_timesteps": 30_000,
+        "num_steps": 32,
+        "learning_rate": 5e-3,
+        "clip_vloss": False,
+    }
+    check_actor_critic_probe(ppo, name, **fields)

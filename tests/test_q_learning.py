@@ -4,28 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import trained
-from probes import GAMMA, PROBES
+from helpers import (
+    check_table_probe,
+    error_on_the_cliff,
+    every_end,
+    histories,
+    keys,
+    online_return,
+    trained,
+)
 
+from algorithms import q_learning
 from algorithms.q_learning import Config, epsilon_greedy, make, step_size, td_error
 from common.envs import Transition, evaluate, make_env
-from common.mdps import make_mdp
 
 Q = jnp.array([[7.0, 3.0], [4.0, 5.0]])
 
 
-@pytest.mark.parametrize(
-    "terminated, truncated, expected",
-    [
-        (False, False, 2 + 0.5 * 5 - 3),
-        (True, False, 2 - 3),  # the MDP ended: no bootstrap
-        (False, True, 2 + 0.5 * 5 - 3),  # only the clock ran out: bootstrap
-        (True, True, 2 - 3),
-    ],
-)
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, expected):
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
     t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    assert td_error(Q, t, 0.5) == expected
+    assert td_error(Q, t, 0.5) == 2 + bootstraps * 0.5 * 5 - 3
 
 
 def test_epsilon_greedy_splits_ties_evenly():
@@ -61,17 +60,9 @@ def test_one_step_changes_one_entry_by_alpha_times_the_error():
     assert after.params[tuple(changed[0])] == -8 - 0.25 * metrics["td_error"]
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_it_learns_the_values_of_the_probe(name):
-    config = Config(env_id=name, total_timesteps=8_000, gamma=GAMMA, epsilon=0.2, learning_rate=0.2)
-    algorithm = make(config)
-    progress = trained(algorithm, [0, 1], algorithm.num_updates)
-    values = np.asarray(progress.state.params.max(-1))
-    for state, value in PROBES[name][1].items():
-        np.testing.assert_allclose(values[:, state], value, rtol=0.01)
-    q = progress.state.params[0]
-    if name == "ByBoth-probe":
-        assert [int(algorithm.act(q, s, jax.random.key(0))) for s in (0, 1)] == [0, 1]
+@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+def test_it_learns_the_values_and_best_actions_of_the_probes(name):
+    check_table_probe(q_learning, name)
 
 
 def test_cliff_walking_as_in_figure_6_4():
@@ -79,37 +70,19 @@ def test_cliff_walking_as_in_figure_6_4():
     the last 100 lies in [-53, -47] over 64 seeds (an independent simulation of 100 runs gave
     -50.2; the exact ε-greedy return of Q* is -50.8), and the greedy path is optimal, -13."""
     algorithm = make(Config(num_steps=1, total_timesteps=25_000))
-
-    def train(key):
-        def update(state, step):
-            state, metrics = algorithm.update(state, step)
-            return state, metrics["episode_return"]
-
-        return jax.lax.scan(update, algorithm.init(key), jnp.arange(algorithm.num_updates))
-
-    keys = jax.vmap(jax.random.key)(jnp.arange(64))
-    states, returns = jax.jit(jax.vmap(train))(keys)
-    episodes = [x[~np.isnan(x)] for x in np.asarray(returns)]
-    assert min(map(len, episodes)) >= 500
-    online = np.mean([x[400:500] for x in episodes])
+    states, returns = histories(algorithm, "episode_return", 64)
+    online = online_return([x[~np.isnan(x)] for x in returns])
     assert -53 <= online <= -47, online
     env = make_env("CliffWalking-tabular", 1)
-    greedy = jax.vmap(lambda q, key: evaluate(env, algorithm.act, q, key)[0])(states.params, keys)
-    np.testing.assert_array_equal(greedy, -13)
+    play = jax.vmap(lambda q, key: evaluate(env, algorithm.act, q, key)[0])
+    np.testing.assert_array_equal(play(states.params, keys(*range(64))), -13)
 
 
 def test_with_decaying_steps_it_converges_to_the_optimal_values():
     """The largest error over all states and actions that can be reached is below .05 of the range
     of the true values, for every one of 64 seeds."""
     config = Config(total_timesteps=30_000, learning_rate=1.0, learning_rate_power=0.6, epsilon=0.5)
-    algorithm = make(config)
-    q = np.asarray(trained(algorithm, range(64), algorithm.num_updates).state.params)
-    P, R, *_ = make_mdp("CliffWalking-tabular")
-    true = np.zeros(q.shape[1:])
-    for _ in range(1_000):
-        true = np.sum(P * (R + true.max(-1)), axis=-1)
-    visited = np.arange(37)  # the rest is the cliff and the goal
-    error = np.abs(q - true)[:, visited].max((1, 2)) / np.ptp(true[visited])
+    error = error_on_the_cliff(make(config), 64)
     assert error.max() <= 0.05, error
 
 
@@ -122,6 +95,5 @@ def test_frozen_lake_is_the_same_through_gymnax_and_as_a_table(env_id):
     progress = trained(algorithm, range(8), algorithm.num_updates)
     env = make_env(env_id, 400)
     play = jax.jit(jax.vmap(lambda q, key: evaluate(env, algorithm.act, q, key)[0].mean()))
-    keys = jax.vmap(jax.random.key)(jnp.arange(8))
-    returns = np.asarray(play(progress.state.params, keys))
+    returns = np.asarray(play(progress.state.params, keys(*range(8))))
     assert np.median(returns) >= 0.70, returns  # gymnasium's reward threshold for FrozenLake-v1

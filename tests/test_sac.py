@@ -1,14 +1,25 @@
 """sac.py: its equations by hand, and what it learns."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import trained
-from probes import CONTINUOUS, CONTINUOUS_VALUES, GAMMA
+from helpers import (
+    check_budget,
+    check_continuous_probe,
+    check_targets,
+    relu_mlp,
+    replayed,
+    small_continuous,
+    states_of,
+    twin_critic_values,
+)
+from probes import CONTINUOUS_VALUES, GAMMA
 
+from algorithms import sac
 from algorithms.sac import (
-    Config,
     correlated_noise,
     make,
     policy_loss,
@@ -16,9 +27,7 @@ from algorithms.sac import (
     td_error,
     temperature_loss,
 )
-from common.buffers import unpack
-from common.envs import Transition, make_env
-from common.networks import critic_for, ensemble
+from common.envs import Transition
 
 
 def q(params, obs, action):
@@ -121,38 +130,13 @@ def test_noise_is_standard_normal_with_the_memory_that_is_asked_for():
     np.testing.assert_allclose(independent, jax.random.normal(first, (5,)), rtol=1e-5)
 
 
-def small(**fields):
-    defaults = {
-        "env_id": "Continuous-probe",
-        "total_timesteps": 3_000,
-        "learning_starts": 2_000,
-        "buffer_size": 3_000,
-        "batch_size": 16,
-        "hidden_sizes": (16,),
-        "num_envs": 5,
-    }
-    return Config(**defaults | fields)
-
-
 @pytest.fixture(scope="module")
 def states():
-    """Six updates; the probe's episodes end after 1, 2 or 8 steps."""
-    algorithm = make(small(tau=0.25, alpha=0.4))
-    update = jax.jit(algorithm.update)
-    states = [jax.jit(algorithm.init)(jax.random.key(0))]
-    for step in range(6):
-        states.append(update(states[-1], jnp.int32(step))[0])
-    return states
+    return states_of(make(small_continuous(sac, tau=0.25, alpha=0.4)), 6)
 
 
 def test_targets_start_equal_and_move_by_tau(states):
-    learned = [jax.tree.leaves(state.critic_params) for state in states]
-    targets = [jax.tree.leaves(state.target_params) for state in states]
-    for x, target in zip(learned[0], targets[0], strict=True):
-        np.testing.assert_array_equal(x, target)
-    for step in range(6):
-        for x, old, new in zip(learned[step + 1], targets[step], targets[step + 1], strict=True):
-            np.testing.assert_allclose(new, 0.25 * x + 0.75 * old, rtol=1e-5, atol=1e-7)
+    check_targets(states, lambda state: state.critic_params, tau=0.25)
 
 
 def test_critics_begin_different_and_stay_so(states):
@@ -163,16 +147,17 @@ def test_critics_begin_different_and_stay_so(states):
 
 def test_the_temperature_starts_as_given_and_is_learned(states):
     np.testing.assert_allclose(np.exp(states[0].log_alpha), 0.4, rtol=1e-6)
-    assert all(np.abs(after.log_alpha - before.log_alpha) > 1e-5 for before, after in pairs(states))
+    assert all(
+        np.abs(after.log_alpha - before.log_alpha) > 1e-5 for before, after in pairwise(states)
+    )
 
 
 def test_behaviour_is_a_sample_of_the_policy(states):
     """5 steps an update, after 2,000 at random: arctanh a = m + σ ε."""
     noise = []
-    for step, (before, after) in enumerate(pairs(states)):
-        rows = slice(2_000 + 5 * step, 2_005 + 5 * step)
-        recent = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], unpack(after.buffer))
-        mean, log_std = np.split(forward(before.params, recent.obs), 2, axis=-1)
+    for step, (before, after) in enumerate(pairwise(states)):
+        recent = replayed(after, 2_000 + 5 * step, 2_005 + 5 * step)
+        mean, log_std = np.split(relu_mlp(before.params, recent.obs), 2, axis=-1)
         noise.append((np.arctanh(recent.action) - mean) / np.exp(log_std))
     np.testing.assert_allclose(noise, [state.noise for state in states[1:]], atol=1e-3)
     assert len(np.unique(noise)) == 30
@@ -180,58 +165,23 @@ def test_behaviour_is_a_sample_of_the_policy(states):
     np.testing.assert_allclose(np.mean(noise), 0, atol=0.5)
 
 
-def pairs(states):
-    return zip(states[:-1], states[1:], strict=True)
-
-
-def forward(params, x):
-    for w, b in params[:-1]:
-        x = np.maximum(x @ w + b, 0)
-    return x @ params[-1][0] + params[-1][1]
-
-
 def test_act_is_the_mean_action_within_the_bounds(states):
     obs = jnp.eye(8)[4]
-    action = make(small()).act(states[-1].params, obs, jax.random.key(0))
-    expected = 1 + 2 * np.tanh(forward(states[-1].params, np.asarray(obs))[:1])
+    action = make(small_continuous(sac)).act(states[-1].params, obs, jax.random.key(0))
+    expected = 1 + 2 * np.tanh(relu_mlp(states[-1].params, obs)[:1])
     np.testing.assert_allclose(action, expected, rtol=1e-5)
 
 
 def test_the_budget_counts_every_environment_step():
-    algorithm = make(small(learning_starts=2_001))
-    assert algorithm.initial_steps == 2_005  # rounded up to whole updates
-    assert algorithm.initial_steps + algorithm.num_updates * algorithm.steps_per_update == 3_000
+    check_budget(make(small_continuous(sac, learning_starts=2_001)), 2_005, 3_000)
 
 
-def test_it_learns_the_values_of_the_probes():
+def test_it_learns_the_values_and_best_actions_of_the_probes():
     """Where the action is free the policy has nearly the entropy of a uniform one, ln 2; states 2
     and 6 have it in the state that follows."""
-    config = Config(
-        env_id="Continuous-probe",
-        total_timesteps=12_000,
-        num_envs=4,
-        gamma=GAMMA,
-        learning_starts=400,
-        buffer_size=2_000,
-        batch_size=64,
-        learning_rate=3e-3,
-        tau=0.05,
-        alpha=0.2,
-        hidden_sizes=(32,),
-    )
-    algorithm = make(config)
-    state = trained(algorithm, [0, 1], algorithm.num_updates).state
-    env = make_env(config.env_id, 1)
-    critics = ensemble(critic_for(env, config.hidden_sizes), 2)
-    obs = jnp.eye(8)[:7]
-    for seed in range(2):
-        params, critic_params, log_alpha = jax.tree.map(
-            lambda x, seed=seed: x[seed], (state.params, state.critic_params, state.log_alpha)
-        )
-        bonus = GAMMA * np.exp(log_alpha) * np.log(2)
-        soft_values = CONTINUOUS_VALUES + bonus * np.array([0, 0, 1, 0, 0, 0, 1 / (1 - GAMMA)])
-        actions = algorithm.act(params, obs, jax.random.key(0))
-        values = critics.apply(critic_params, obs, (actions - 1) / 2)[0]
-        np.testing.assert_allclose(values, soft_values, atol=0.1)
-        for s in (4, 5):
-            np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=0.1)
+
+    def soft_values(state):
+        bonus = GAMMA * np.exp(state.log_alpha) * np.log(2)
+        return CONTINUOUS_VALUES + bonus * np.array([0, 0, 1, 0, 0, 0, 1 / (1 - GAMMA)])
+
+    check_continuous_probe(sac, twin_critic_values, soft_values, alpha=0.2)

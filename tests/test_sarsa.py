@@ -4,27 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import trained
-from probes import GAMMA, PROBES
+from helpers import check_table_probe, episode_returns, every_end, online_return, trained
 
+from algorithms import sarsa
 from algorithms.sarsa import Config, make, td_error
 from common.envs import Transition
 
 Q = jnp.array([[7.0, 3.0], [4.0, 5.0]])
 
 
-@pytest.mark.parametrize(
-    "terminated, truncated, expected",
-    [
-        (False, False, 2 + 0.5 * 4 - 3),
-        (True, False, 2 - 3),  # the MDP ended: no bootstrap
-        (False, True, 2 + 0.5 * 4 - 3),  # only the clock ran out: bootstrap
-        (True, True, 2 - 3),
-    ],
-)
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, expected):
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
     t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    assert td_error(Q, t, 0, 0.5) == expected
+    assert td_error(Q, t, 0, 0.5) == 2 + bootstraps * 0.5 * 4 - 3
 
 
 def test_the_action_that_the_target_uses_is_the_one_taken_next():
@@ -58,18 +50,9 @@ def test_the_first_action_of_an_episode_is_chosen_where_it_starts():
     assert starts == {0, 1}
 
 
-@pytest.mark.parametrize("name", PROBES)
-def test_it_learns_the_values_of_the_probe(name):
-    """In the probes an action matters at most on the last step, so ε changes no maximum."""
-    config = Config(env_id=name, total_timesteps=8_000, gamma=GAMMA, epsilon=0.2, learning_rate=0.2)
-    algorithm = make(config)
-    progress = trained(algorithm, [0, 1], algorithm.num_updates)
-    values = np.asarray(progress.state.params.max(-1))
-    for state, value in PROBES[name][1].items():
-        np.testing.assert_allclose(values[:, state], value, rtol=0.01)
-    q = progress.state.params[0]
-    if name == "ByBoth-probe":
-        assert [int(algorithm.act(q, s, jax.random.key(0))) for s in (0, 1)] == [0, 1]
+@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+def test_it_learns_the_values_and_best_actions_of_the_probes(name):
+    check_table_probe(sarsa, name)
 
 
 def test_cliff_walking_as_in_figure_6_4():
@@ -77,19 +60,7 @@ def test_cliff_walking_as_in_figure_6_4():
     the last 100 lies in [-30, -23] over 64 seeds (an independent simulation of 100 runs gave
     -26.8); Q-learning, which walks along the edge, has about -50."""
     algorithm = make(Config(num_steps=1, total_timesteps=20_000))
-
-    def train(key):
-        def update(state, step):
-            state, metrics = algorithm.update(state, step)
-            return state, metrics["episode_return"]
-
-        return jax.lax.scan(update, algorithm.init(key), jnp.arange(algorithm.num_updates))
-
-    keys = jax.vmap(jax.random.key)(jnp.arange(64))
-    states, returns = jax.jit(jax.vmap(train))(keys)
-    episodes = [x[~np.isnan(x)] for x in np.asarray(returns)]
-    assert min(map(len, episodes)) >= 500
-    online = np.mean([x[400:500] for x in episodes])
+    online = online_return(episode_returns(algorithm, 64))
     assert -30 <= online <= -23, online
 
 

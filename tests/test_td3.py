@@ -1,16 +1,28 @@
 """td3.py: its equations by hand, and what it learns."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import trained
-from probes import CONTINUOUS, CONTINUOUS_VALUES, GAMMA
+from helpers import (
+    check_budget,
+    check_continuous_probe,
+    check_targets,
+    pairs,
+    relu_mlp,
+    replayed,
+    small_continuous,
+    states_of,
+    twin_critic_values,
+)
 
-from algorithms.td3 import Config, clipped_noise, make, td_error
-from common.buffers import uniform_buffer, unpack
+from algorithms import td3
+from algorithms.td3 import clipped_noise, make, td_error
+from common.buffers import uniform_buffer
 from common.envs import Transition, make_env
-from common.networks import critic_for, ensemble
+from common.networks import critic_for
 
 
 def q(params, obs, action):
@@ -71,38 +83,16 @@ def test_smoothing_noise_is_gaussian_within_its_bounds():
     assert not clipped_noise(jax.random.key(0), (5,), 0.0, 0.5).any()
 
 
-def small(**fields):
-    defaults = {
-        "env_id": "Continuous-probe",
-        "total_timesteps": 3_000,
-        "learning_starts": 2_000,
-        "buffer_size": 3_000,
-        "batch_size": 16,
-        "hidden_sizes": (16,),
-        "num_envs": 5,
-    }
-    return Config(**defaults | fields)
+FIELDS = {"tau": 0.25, "policy_frequency": 3, "exploration_noise": 0.1}
 
 
 @pytest.fixture(scope="module")
 def states():
-    """Six updates; the probe's episodes end after 1, 2 or 8 steps."""
-    algorithm = make(small(tau=0.25, policy_frequency=3, exploration_noise=0.1))
-    update = jax.jit(algorithm.update)
-    states = [jax.jit(algorithm.init)(jax.random.key(0))]
-    for step in range(6):
-        states.append(update(states[-1], jnp.int32(step))[0])
-    return states
+    return states_of(make(small_continuous(td3, **FIELDS)), 6)
 
 
 def test_targets_start_equal_and_move_by_tau(states):
-    learned = [jax.tree.leaves((state.params, state.critic_params)) for state in states]
-    targets = [jax.tree.leaves(state.target_params) for state in states]
-    for x, target in zip(learned[0], targets[0], strict=True):
-        np.testing.assert_array_equal(x, target)
-    for step in range(6):
-        for x, old, new in zip(learned[step + 1], targets[step], targets[step + 1], strict=True):
-            np.testing.assert_allclose(new, 0.25 * x + 0.75 * old, rtol=1e-5, atol=1e-7)
+    check_targets(states, lambda state: (state.params, state.critic_params), tau=0.25)
 
 
 def test_critics_begin_different_and_stay_so(states):
@@ -120,24 +110,17 @@ def test_an_update_is_three_critic_steps_and_then_one_of_the_actor(states):
 def test_behaviour_is_the_actor_with_gaussian_noise(states):
     """15 steps an update, after 2,010 at random; 90 samples of noise, few of them clipped."""
     noise = []
-    for step, (before, after) in enumerate(zip(states[:-1], states[1:], strict=True)):
-        rows = slice(2_010 + 15 * step, 2_025 + 15 * step)
-        recent = jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], unpack(after.buffer))
-        noise.append(recent.action - np.tanh(forward(before.params, recent.obs)))
+    for step, (before, after) in enumerate(pairwise(states)):
+        recent = replayed(after, 2_010 + 15 * step, 2_025 + 15 * step)
+        noise.append(recent.action - np.tanh(relu_mlp(before.params, recent.obs)))
     assert len(np.unique(noise)) > 80
     np.testing.assert_allclose(np.std(noise), 0.1, rtol=0.25)
     np.testing.assert_allclose(np.mean(noise), 0, atol=0.035)
 
 
-def forward(params, x, np=np):
-    for w, b in params[:-1]:
-        x = np.maximum(x @ w + b, 0)
-    return x @ params[-1][0] + params[-1][1]
-
-
 def test_the_actor_follows_the_first_critic(states):
     """One step of Adam from rest is the sign of the gradient times the learning rate."""
-    config = small(tau=0.25, policy_frequency=3, exploration_noise=0.1)
+    config = small_continuous(td3, **FIELDS)
     before, after = states[0], states[1]
     critic = critic_for(make_env(config.env_id, 1), config.hidden_sizes)
     key_sample = jax.random.split(jax.random.fold_in(before.key, 0), 3)[1]
@@ -147,48 +130,19 @@ def test_the_actor_follows_the_first_critic(states):
 
     def loss(params, number):
         critic_params = jax.tree.map(lambda x: x[number], after.critic_params)
-        return -critic.apply(critic_params, obs, jnp.tanh(forward(params, obs, jnp))).mean()
+        return -critic.apply(critic_params, obs, jnp.tanh(relu_mlp(params, obs))).mean()
 
     for number, same in ((0, True), (1, False)):
         signs = jax.tree.map(jnp.sign, jax.grad(loss)(before.params, number))
         steps = jax.tree.map(lambda x, y: jnp.sign(y - x), before.params, after.params)
-        agree = [
-            np.mean(x == -y) for x, y in zip(*map(jax.tree.leaves, (signs, steps)), strict=True)
-        ]
+        agree = [np.mean(x == -y) for x, y in pairs(signs, steps)]
         assert (min(agree) > 0.99) == same, (number, agree)
 
 
 def test_the_budget_counts_every_environment_step():
-    algorithm = make(small(learning_starts=2_001, total_timesteps=3_009))
-    assert algorithm.initial_steps == 2_010  # rounded up to whole updates, of 2 x 5 steps
-    assert algorithm.initial_steps + algorithm.num_updates * algorithm.steps_per_update == 3_000
+    algorithm = make(small_continuous(td3, learning_starts=2_001, total_timesteps=3_009))
+    check_budget(algorithm, 2_010, 3_000)  # whole updates of 2 x 5 steps
 
 
-def test_it_learns_the_values_of_the_probes():
-    config = Config(
-        env_id="Continuous-probe",
-        total_timesteps=12_000,
-        num_envs=4,
-        gamma=GAMMA,
-        learning_starts=400,
-        buffer_size=2_000,
-        batch_size=64,
-        learning_rate=3e-3,
-        tau=0.05,
-        exploration_noise=0.2,
-        hidden_sizes=(32,),
-    )
-    algorithm = make(config)
-    state = trained(algorithm, [0, 1], algorithm.num_updates).state
-    env = make_env(config.env_id, 1)
-    critics = ensemble(critic_for(env, config.hidden_sizes), 2)
-    obs = jnp.eye(8)[:7]
-    for seed in range(2):
-        params, critic_params = jax.tree.map(
-            lambda x, seed=seed: x[seed], (state.params, state.critic_params)
-        )
-        actions = algorithm.act(params, obs, jax.random.key(0))
-        values = critics.apply(critic_params, obs, (actions - 1) / 2)[0]
-        np.testing.assert_allclose(values, CONTINUOUS_VALUES, atol=0.1)
-        for s in (4, 5):
-            np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=0.1)
+def test_it_learns_the_values_and_best_actions_of_the_probes():
+    check_continuous_probe(td3, twin_critic_values)

@@ -1,0 +1,160 @@
+"""The variance of REINFORCE's three estimators of the gradient: `python -m benchmarks.variance`.
+
+On CartPole-v1, of policies that algorithms/reinforce.py had on its way after so many updates, and
+at γ = 1, where all three have the same mean. Each gradient is of one episode; the same episodes
+serve all three. The variance is E[|g - E g|²], summed over the actor's parameters. The baseline is
+the critic after 100 updates more in which the policy stays.
+
+The picture is results/reinforce-variance.png, the numbers results/reinforce_variance.csv.
+"""
+
+import argparse
+import csv
+import dataclasses
+import os
+import platform
+import time
+from itertools import pairwise
+from pathlib import Path
+
+os.environ.setdefault("NPROC", "4")  # fewer threads can dead-lock XLA on two cores
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from algorithms import reinforce
+from benchmarks.learning import RESULTS, commit, table
+from common.report import COLORS, blank_figure, tidy, write_picture
+
+CONFIG = reinforce.Config(anneal_lr=False)
+BATCH = 128  # episodes at a time
+NAMES = {"return": "whole return", "reward_to_go": "reward to go", "baseline": "with a baseline"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.variance", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--episodes", type=int, default=2_048, help=f"multiple of {BATCH}")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where CSV and picture go")
+    arguments = parser.parse_args()
+    if arguments.episodes < BATCH or arguments.episodes % BATCH or not arguments.out.is_dir():
+        parser.error(f"--episodes must be a multiple of {BATCH}, and --out a folder")
+    clock = time.monotonic()
+    lines = measure(arguments.episodes)
+    draw(lines, arguments.out)
+    origin = {
+        "machine": f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].platform}",
+        "versions": f"jax={jax.__version__}",
+        "commit": commit(),
+    }
+    with open(arguments.out / "reinforce_variance.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0] | origin, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rounded(line) | origin for line in lines)
+    print(table([list(lines[0]), *(list(rounded(line).values()) for line in lines)]))
+    print(f"in {time.monotonic() - clock:.0f} s")
+
+
+def rounded(line: dict) -> dict:
+    return {name: f"{x:.5g}" if isinstance(x, float) else x for name, x in line.items()}
+
+
+def measure(num_episodes, updates=(0, 10, 20, 30), num_fits=100, config=CONFIG) -> list[dict]:
+    """A line for each policy and estimator."""
+    lines = []
+    for num_updates, state in zip(updates, policies(config, updates, num_fits), strict=True):
+        samples, returns = gradients(config, state, num_episodes)
+        for name, x in samples.items():
+            square = np.square(x - x.mean(0)).sum(1)
+            variance = square.sum() / (num_episodes - 1)
+            lines.append(
+                {
+                    "updates": num_updates,
+                    "episode_return": float(returns.mean()),
+                    "estimator": name,
+                    "variance": float(variance),
+                    "standard_error": float(square.std() / np.sqrt(num_episodes)),
+                    # |E g|², of which |mean|² has variance / n too much.
+                    "squared_mean": float(np.square(x.mean(0)).sum() - variance / num_episodes),
+                    "cosine_with_return": cosine(x.mean(0), samples["return"].mean(0)),
+                    "episodes": num_episodes,
+                }
+            )
+    return lines
+
+
+def cosine(x, y) -> float:
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+def policies(config, updates, num_fits):
+    """States of seed 0 after so many updates, and then `num_fits` more of the critic at γ = 1."""
+    learn = jax.jit(reinforce.make(config).update)
+    fit = jax.jit(reinforce.make(dataclasses.replace(config, gamma=1.0)).update)
+    state = jax.jit(reinforce.make(config).init)(jax.random.key(0))
+    for start, stop in pairwise([0, *updates]):
+        for step in range(start, stop):
+            state, _ = learn(state, jnp.int32(step))
+        fitted = state
+        for more in range(num_fits):
+            after, _ = fit(fitted, jnp.int32(1_000_000 + more))
+            fitted = after._replace(params=state.params)
+        yield fitted
+
+
+def gradients(config, state, num_episodes) -> tuple[dict, np.ndarray]:
+    """The gradients of each estimator, [episodes, parameters], and the returns. They are read from
+    the first moment of Adam after its first step, which is a tenth of the loss's gradient, and that
+    is over all steps of the update."""
+    samples = {}
+    for name in reinforce.ESTIMATORS:
+        one = dataclasses.replace(config, estimator=name, num_envs=1, num_steps=1, gamma=1.0)
+        algorithm = reinforce.make(one)
+        opt_state = algorithm.init(jax.random.key(0)).opt_state
+
+        def gradient(key, algorithm=algorithm, opt_state=opt_state):
+            fresh = state._replace(key=key, opt_state=opt_state)
+            after, metrics = algorithm.update(fresh, jnp.int32(0))
+            moments = optax.tree_utils.tree_get(after.opt_state.inner_states["actor"], "mu")[0]
+            flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(moments)])
+            return -10 * algorithm.steps_per_update * flat, metrics["episode_return"]
+
+        keys = jax.random.split(jax.random.key(1), num_episodes)
+        mapped = jax.jit(lambda keys, f=gradient: jax.lax.map(f, keys, batch_size=BATCH))
+        samples[name], returns = map(np.asarray, mapped(keys))
+    return samples, returns
+
+
+def draw(lines, folder) -> None:
+    """reinforce-variance.png: the variance and the noise in the gradient, of each policy."""
+    figure = blank_figure(height=4)
+    left, right = figure.subplots(1, 2)
+    updates = sorted({line["updates"] for line in lines})
+    for color, (name, label) in zip(COLORS, NAMES.items(), strict=False):
+        mine = {line["updates"]: line for line in lines if line["estimator"] == name}
+        mine = [mine[x] for x in updates]
+        returns = [line["episode_return"] for line in mine]
+        variance = np.array([line["variance"] for line in mine])
+        error = 1.96 * np.array([line["standard_error"] for line in mine])
+        style = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1, "capsize": 3}
+        left.errorbar(returns, variance, error, label=label, **style)
+        signal = np.array([line["squared_mean"] for line in mine])
+        right.errorbar(returns, variance / signal, error / signal, label=label, **style)
+    for axes in (left, right):
+        axes.set(xlabel="mean return of the policy", xscale="log", yscale="log")
+        axes.set_xticks(returns, [f"{x:.0f}" for x in returns])
+        axes.minorticks_off()
+    tidy(left, "variance of the gradient of one episode")
+    tidy(right, "variance over the square of the mean: episodes until they are equal")
+    left.legend(frameon=False, fontsize=8)
+    caption = (
+        f"CartPole-v1, γ = 1, {lines[0]['episodes']:,} episodes for each policy, 95 % intervals"
+    )
+    figure.supxlabel(f"{caption} · python -m benchmarks.variance", fontsize=8, color="0.35")
+    write_picture(Path(folder) / "reinforce-variance.png", figure)
+
+
+if __name__ == "__main__":
+    main()
