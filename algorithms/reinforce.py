@@ -190,7 +190,7 @@ def make(config: Config) -> Algorithm:
         metrics |= {
             "episode_return": jnp.sum(counts * recent.reward) / jnp.sum(counts & done),
             "value": value.mean(where=counts),
-            "counted": counts.mean(),
+            "counted": counts.astype(float).mean(),
         }
         return State(state.key, *networks, opt_state), metrics
 

@@ -63,11 +63,16 @@ def rounded(line: dict) -> dict:
 
 def measure(num_episodes, updates=(0, 10, 20, 30), num_fits=100, config=CONFIG) -> list[dict]:
     """A line for each policy and estimator."""
-    lines = []
+    lines, keys = [], jax.random.split(jax.random.key(1), num_episodes)
+    functions = estimators(config)
     for num_updates, state in zip(updates, policies(config, updates, num_fits), strict=True):
-        samples, returns = gradients(config, state, num_episodes)
-        for name, x in samples.items():
-            square = np.square(x - x.mean(0)).sum(1)
+        means, squares = {}, {}
+        for name, gradients in functions.items():
+            x, returns = map(np.asarray, gradients(state, keys))
+            means[name] = x.mean(0)
+            squares[name] = np.square(x - x.mean(0)).sum(1)
+        above = dict(zip(["reward_to_go", "baseline"], squares.values(), strict=False))
+        for name, square in squares.items():
             variance = square.sum() / (num_episodes - 1)
             lines.append(
                 {
@@ -75,14 +80,21 @@ def measure(num_episodes, updates=(0, 10, 20, 30), num_fits=100, config=CONFIG) 
                     "episode_return": float(returns.mean()),
                     "estimator": name,
                     "variance": float(variance),
-                    "standard_error": float(square.std() / np.sqrt(num_episodes)),
-                    # |E g|², of which |mean|² has variance / n too much.
-                    "squared_mean": float(np.square(x.mean(0)).sum() - variance / num_episodes),
-                    "cosine_with_return": cosine(x.mean(0), samples["return"].mean(0)),
+                    "standard_error": standard_error(square),
+                    # Of the estimator above it; the episodes are the same.
+                    "less_than_before": float(np.mean(above.get(name, square) - square)),
+                    "error_of_that": standard_error(above.get(name, square) - square),
+                    # |E g|²: the square of a mean of n has variance / n too much.
+                    "squared_mean": float(means[name] @ means[name] - variance / num_episodes),
+                    "cosine_with_return": cosine(means[name], means["return"]),
                     "episodes": num_episodes,
                 }
             )
     return lines
+
+
+def standard_error(x) -> float:
+    return float(x.std() / np.sqrt(len(x)))
 
 
 def cosine(x, y) -> float:
@@ -104,53 +116,56 @@ def policies(config, updates, num_fits):
         yield fitted
 
 
-def gradients(config, state, num_episodes) -> tuple[dict, np.ndarray]:
-    """The gradients of each estimator, [episodes, parameters], and the returns. They are read from
-    the first moment of Adam after its first step, which is a tenth of the loss's gradient, and that
-    is over all steps of the update."""
-    samples = {}
-    for name in reinforce.ESTIMATORS:
+def estimators(config) -> dict:
+    """For each estimator, a function from a State and keys to the gradients of an episode for each
+    key, [keys, parameters], and the returns. A gradient is read from the first moment of Adam after
+    its first step, which is a tenth of the loss's gradient, and that is over all steps."""
+
+    def of(name):
         one = dataclasses.replace(config, estimator=name, num_envs=1, num_steps=1, gamma=1.0)
         algorithm = reinforce.make(one)
         opt_state = algorithm.init(jax.random.key(0)).opt_state
 
-        def gradient(key, algorithm=algorithm, opt_state=opt_state):
-            fresh = state._replace(key=key, opt_state=opt_state)
-            after, metrics = algorithm.update(fresh, jnp.int32(0))
-            moments = optax.tree_utils.tree_get(after.opt_state.inner_states["actor"], "mu")[0]
+        def gradient(state, key):
+            state, metrics = algorithm.update(
+                state._replace(key=key, opt_state=opt_state), jnp.int32(0)
+            )
+            moments = optax.tree_utils.tree_get(state.opt_state.inner_states["actor"], "mu")[0]
             flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(moments)])
             return -10 * algorithm.steps_per_update * flat, metrics["episode_return"]
 
-        keys = jax.random.split(jax.random.key(1), num_episodes)
-        mapped = jax.jit(lambda keys, f=gradient: jax.lax.map(f, keys, batch_size=BATCH))
-        samples[name], returns = map(np.asarray, mapped(keys))
-    return samples, returns
+        return jax.jit(
+            lambda state, keys: jax.lax.map(
+                lambda key: gradient(state, key), keys, batch_size=BATCH
+            )
+        )
+
+    return {name: of(name) for name in reinforce.ESTIMATORS}
 
 
 def draw(lines, folder) -> None:
-    """reinforce-variance.png: the variance and the noise in the gradient, of each policy."""
+    """reinforce-variance.png: the variance of each estimator, and how many episodes take it down to
+    the square of the gradient, which the estimator with the least noise tells."""
     figure = blank_figure(height=4)
     left, right = figure.subplots(1, 2)
-    updates = sorted({line["updates"] for line in lines})
+    of = {name: [line for line in lines if line["estimator"] == name] for name in NAMES}
+    returns = [line["episode_return"] for line in of["return"]]
+    signal = np.array([line["squared_mean"] for line in of["baseline"]])
     for color, (name, label) in zip(COLORS, NAMES.items(), strict=False):
-        mine = {line["updates"]: line for line in lines if line["estimator"] == name}
-        mine = [mine[x] for x in updates]
-        returns = [line["episode_return"] for line in mine]
-        variance = np.array([line["variance"] for line in mine])
-        error = 1.96 * np.array([line["standard_error"] for line in mine])
+        variance = np.array([line["variance"] for line in of[name]])
+        error = 1.96 * np.array([line["standard_error"] for line in of[name]])
         style = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1, "capsize": 3}
         left.errorbar(returns, variance, error, label=label, **style)
-        signal = np.array([line["squared_mean"] for line in mine])
-        right.errorbar(returns, variance / signal, error / signal, label=label, **style)
+        right.plot(returns, variance / signal, color=color, marker="o", markersize=4, linewidth=1)
+    tidy(left, "variance of the gradient of one episode")
+    tidy(right, "episodes until the variance is the gradient's square")
     for axes in (left, right):
         axes.set(xlabel="mean return of the policy", xscale="log", yscale="log")
         axes.set_xticks(returns, [f"{x:.0f}" for x in returns])
         axes.minorticks_off()
-    tidy(left, "variance of the gradient of one episode")
-    tidy(right, "variance over the square of the mean: episodes until they are equal")
     left.legend(frameon=False, fontsize=8)
     caption = (
-        f"CartPole-v1, γ = 1, {lines[0]['episodes']:,} episodes for each policy, 95 % intervals"
+        f"CartPole-v1, γ = 1, {lines[0]['episodes']:,} episodes of each policy, 95 % intervals"
     )
     figure.supxlabel(f"{caption} · python -m benchmarks.variance", fontsize=8, color="0.35")
     write_picture(Path(folder) / "reinforce-variance.png", figure)

@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from common.algorithm import Progress, advance, begin, require
+from common.threefry import unroll_threefry
 
 
 def main(config_class: type, make: Callable) -> None:
@@ -20,6 +21,7 @@ def main(config_class: type, make: Callable) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # On two cores XLA's thread pool can dead-lock; with four threads or more it does not.
     os.environ["NPROC"] = str(max(4, cores, int(os.environ.get("NPROC") or 0)))
+    unroll_threefry()
 
     @dataclass(frozen=True)
     class Flags(config_class):

@@ -206,8 +206,8 @@ def test_no_field_takes_nonsense(name, bad):
     """Each number of the Config refuses what cannot be: a ValueError with one line."""
     module = load(name)
     for field in dataclasses.fields(module.Config):
-        if field.type not in (int, float):
-            continue
+        if field.type not in (int, float) or field.name == "v_min" and bad.startswith("-"):
+            continue  # a least return may well be negative
         try:
             value = field.type(bad)
         except ValueError:

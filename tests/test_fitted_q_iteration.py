@@ -112,7 +112,7 @@ def test_the_data_are_collected_once_and_at_random():
     states = states_of(make(config), 2)
     data = unpack(states[0].dataset)
     assert len(data.reward) == 5_000
-    assert abs(data.action.mean() - 0.5) < 0.03
+    assert abs(data.action.mean() - 0.5) < 0.15  # each of the 50 explorers has a taste of its own
     np.testing.assert_array_equal(
         data.obs[50:],
         np.where(

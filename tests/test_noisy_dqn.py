@@ -195,14 +195,15 @@ def test_the_two_draws_of_a_gradient_step_are_independent():
 
 
 def test_sigma_learns():
-    """Every weight of σ moves with the first gradient step: its gradient is the weight's own times
+    """σ of every layer moves with the first gradient step: its gradient is the weight's own times
     the noise."""
-    config = small(env_id="CartPole-v1", learning_rate=1e-3, hidden_sizes=(8, 8))
+    config = small(env_id="CartPole-v1", learning_rate=1e-3, hidden_sizes=(64, 64))
     before, after = states_of(make(config), 1)
     for old, new in zip(
         jax.tree.leaves(before.params.sigma), jax.tree.leaves(after.params.sigma), strict=True
     ):
-        assert (np.asarray(old) != np.asarray(new)).mean() > 0.3  # units that ReLU shuts learn not
+        # What leads from or to a unit that ReLU shuts does not learn: three quarters in the middle.
+        assert (np.asarray(old) != np.asarray(new)).mean() > 0.15
 
     sigma = jax.tree.map(jnp.ones_like, LAYERS)
     x = jnp.array([3.0, -1.0])
