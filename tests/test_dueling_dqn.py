@@ -58,7 +58,7 @@ def test_value_and_advantages_are_identified():
 def test_gradient_of_one_value_reaches_every_advantage():
     """∂Q(s, a)/∂V = 1, ∂Q(s, a)/∂A(s, a) = 1 - 1/|A|, and -1/|A| for the other actions."""
     of_action = lambda value, advantage: dueling(value, advantage)[1]
-    gradients = jax.grad(of_action, argnums=(0, 1))(jnp.zeros(1), jnp.zeros(4))
+    gradients = jax.grad(of_action, argnums=(0, 1))(jnp.zeros(1), jnp.arange(4.0))
     np.testing.assert_allclose(gradients[0], [1])
     np.testing.assert_allclose(gradients[1], [-0.25, 0.75, -0.25, -0.25])
 
