@@ -11,11 +11,8 @@ second edition the figure of Example 6.6 and Figure 6.5.
 import argparse
 import dataclasses
 import inspect
-import os
 import time
 from pathlib import Path
-
-os.environ.setdefault("NPROC", "4")  # fewer threads can dead-lock XLA on two cores
 
 import jax
 import jax.numpy as jnp

@@ -123,7 +123,7 @@ def compiled(name: str, row: tuple, plugin: Path, hlo: Path | None) -> dict:
     """One row in a process of its own, where the plugin is on the path."""
     algorithm, flags, limit = row
     environment = dict(os.environ)
-    environment |= {"PYTHONPATH": str(plugin), "JAX_PLATFORMS": "cpu", "NPROC": "4"}
+    environment |= {"PYTHONPATH": str(plugin), "JAX_PLATFORMS": "cpu"}
     environment["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     to = str((hlo / f"{name}.txt").absolute()) if hlo else ""

@@ -380,6 +380,10 @@ def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str,
         shutil.rmtree(cache, ignore_errors=True)
     devices = 1 if job.contestant == OURS_ALONE else None
     environment = child_environment(devices) | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    if job.contestant not in (OURS, OURS_ALONE) and job.work.name == "PPO":
+        environment["NPROC"] = (
+            "4"  # with fewer, drawing orthogonal weights hangs
+        )
     if job.contestant in ONE_SEED:
         environment["OMP_NUM_THREADS"] = "1"  # two busy cores: 9,000 steps a second, or 100 with 2
     if job.contestant in (OURS, OURS_ALONE):
@@ -448,7 +452,6 @@ def child_environment(devices: int | None) -> dict[str, str]:
     """A run's environment; `devices` None leaves their number to the harness."""
     mine = {k: x for k, x in os.environ.items() if not k.startswith(("JAX_", "XLA_", "NPROC"))}
     mine |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-    mine |= {"NPROC": "4"}  # with fewer threads XLA can dead-lock on two cores
     return mine | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {})
 
 

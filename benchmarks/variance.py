@@ -11,13 +11,10 @@ The picture is results/reinforce-variance.png, the numbers results/reinforce_var
 import argparse
 import csv
 import dataclasses
-import os
 import platform
 import time
 from itertools import pairwise
 from pathlib import Path
-
-os.environ.setdefault("NPROC", "4")  # fewer threads can dead-lock XLA on two cores
 
 import jax
 import jax.numpy as jnp

@@ -71,11 +71,30 @@ def orthogonal(network: Network, gain: float) -> Network:
         gains = [math.sqrt(2)] * (len(layers) - 1) + [gain]
         keys = jax.random.split(key, len(layers))
         return [
-            (jax.nn.initializers.orthogonal(g)(k, w.shape), jnp.zeros(b.shape))
+            (g * orthonormal(jax.random.normal(k, w.shape)), jnp.zeros(b.shape))
             for k, g, (w, b) in zip(keys, gains, layers, strict=True)
         ]
 
     return Network(init, network.apply)
+
+
+def orthonormal(x: jax.Array) -> jax.Array:
+    """The columns of x [m, n], or its rows if there are fewer, made orthonormal in turn by Gram and
+    Schmidt: uniformly distributed if x is normal. A second pass removes what rounding left.
+
+    LAPACK's QR under vmap waits on XLA's CPU threads for work that only they can do, and as many
+    such calls at once as there are threads hang the program for ever.
+    """
+    if x.shape[0] < x.shape[1]:
+        return orthonormal(x.T).T
+
+    def column(i, q):  # whose columns from i on are 0
+        v = x[:, i]
+        for _ in range(2):
+            v -= q @ (v @ q)
+        return q.at[:, i].set(v / jnp.linalg.norm(v))
+
+    return jax.lax.fori_loop(0, x.shape[1], column, jnp.zeros_like(x))
 
 
 def network_for(

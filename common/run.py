@@ -102,8 +102,6 @@ def start_jax() -> None:
     """Sets what JAX reads when it first looks for devices, and when it compiles."""
     unroll_threefry()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # On two cores XLA's thread pool can dead-lock; with four threads or more it does not.
-    os.environ["NPROC"] = str(max(4, cores, int(os.environ.get("NPROC") or 0)))
     # Vmapped small networks keep one core busy, so seeds are spread over one CPU device a core.
     # JAX_NUM_CPU_DEVICES=1 turns that off.
     if jax.config.jax_num_cpu_devices < 1:

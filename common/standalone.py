@@ -1,6 +1,5 @@
 """The command line: seeds trained in parallel, and their params saved."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -18,9 +17,6 @@ from common.threefry import unroll_threefry
 
 def main(config_class: type, make: Callable) -> None:
     """Trains as the flags say, prints the training return, saves the params of every seed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # On two cores XLA's thread pool can dead-lock; with four threads or more it does not.
-    os.environ["NPROC"] = str(max(4, cores, int(os.environ.get("NPROC") or 0)))
     unroll_threefry()
 
     @dataclass(frozen=True)

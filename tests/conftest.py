@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("NPROC", "4")  # fewer threads can dead-lock XLA on two cores
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(

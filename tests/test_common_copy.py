@@ -25,7 +25,7 @@ def python(*args, cwd):
     return subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,
-        env=env | {"NPROC": str(max(4, os.cpu_count()))},  # the threads that a copy asks for
+        env=env,
         capture_output=True,
         text=True,
         timeout=300,

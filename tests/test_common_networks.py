@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from common.envs import make_env
-from common.networks import conv, critic_for, dense, ensemble, mlp, network_for, orthogonal
+from common.networks import (
+    conv,
+    critic_for,
+    dense,
+    ensemble,
+    mlp,
+    network_for,
+    orthogonal,
+    orthonormal,
+)
 
 
 def test_mlp_is_matrices_and_relus():
@@ -71,6 +80,18 @@ def test_orthogonal_weights_have_their_gains_and_another_apply_is_not_made(env_i
     for (w, b), gain in zip(params, [2**0.5] * (len(params) - 1) + [0.01], strict=True):
         np.testing.assert_allclose(np.linalg.svd(w, compute_uv=False), gain, rtol=1e-4)
         assert not b.any()
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (4, 64), (256, 3), (1, 1)])
+def test_orthonormal_weights_are_those_of_a_qr_decomposition(shape):
+    """JAX's initializer takes the Q whose R has a positive diagonal, which is unique."""
+    key = jax.random.key(3)
+    w = jax.vmap(orthonormal)(jax.random.normal(key, (1, *shape)))[0]
+    small = w.T @ w if shape[0] > shape[1] else w @ w.T
+    np.testing.assert_allclose(small, np.eye(min(shape)), atol=2e-6)
+    if shape[0] >= shape[1]:  # it draws wide matrices as tall ones
+        expected = jax.nn.initializers.orthogonal()(key, shape)
+        np.testing.assert_allclose(w, expected, atol=2e-4)
 
 
 def test_the_activation_of_the_hidden_layers_can_be_chosen():

@@ -1,0 +1,204 @@
+"""rainbow.py: its equations by hand, what it shares with the six, and what it learns."""
+
+import ast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import ROOT, check_budget, check_q_probe, every_end, states_of
+
+from algorithms import rainbow
+from algorithms.rainbow import Config, cross_entropy, dueling, make, n_step, perturb
+from common.buffers import unpack
+from common.envs import Transition, make_env
+from common.prioritized import prioritized_buffer
+
+SIX = ["double_dqn", "dueling_dqn", "n_step_dqn", "prioritized_dqn", "noisy_dqn", "c51"]
+
+
+def definitions(name):
+    """The text of the functions and classes of a file, by name."""
+    source = (ROOT / "algorithms" / f"{name}.py").read_text()
+    nodes = [node for node in ast.parse(source).body if hasattr(node, "name")]
+    return {node.name: ast.get_source_segment(source, node) for node in nodes}
+
+
+def test_what_the_six_define_it_has_letter_by_letter():
+    """But for those in which several of them meet."""
+    known = {text for name in SIX for text in definitions(name).values()}
+    own = {name for name, text in definitions("rainbow").items() if text not in known}
+    meet = {"Config", "State", "dueling", "dueling_network_for", "cross_entropy", "make"}
+    assert own == meet
+
+
+def test_every_field_is_that_of_one_of_the_six():
+    lines = {line for name in SIX for line in definitions(name)["Config"].splitlines()}
+    own = [x for x in definitions("rainbow")["Config"].splitlines() if x not in lines]
+    assert own == []
+
+
+def test_dueling_by_hand():
+    """Two actions, three atoms: A less its mean over the actions, atom by atom."""
+    value = jnp.array([[1.0, 2.0, 3.0]])
+    advantage = jnp.array([[4.0, 0.0, -2.0], [0.0, 6.0, 2.0]])
+    with jax.numpy_rank_promotion("raise"):
+        np.testing.assert_array_equal(dueling(value, advantage), [[3, -1, 1], [-1, 5, 5]])
+
+
+def logits(params, obs):
+    return params[obs]
+
+
+ATOMS = jnp.array([0.0, 1.0, 2.0])
+# At s' = 1 θ prefers the second action (mean 1.5 to 1), θ⁻ the first (2 to 1.3).
+PARAMS = jnp.log(
+    jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.3, 0.6]], [[0.3, 0.4, 0.3], [0.2, 0.1, 0.7]]])
+)
+TARGET_PARAMS = jnp.log(
+    jnp.array([[[0.4, 0.3, 0.3], [0.4, 0.3, 0.3]], [[0.0, 0.0, 1.0], [0.0, 0.7, 0.3]]]) + 1e-9
+)
+
+
+@every_end
+def test_loss_is_double_distributional_and_of_n_steps(terminated, truncated, bootstraps):
+    """An episode of two steps, rewards 0.5 and 0.5: R = 0.75 with γ = 0.5, and γ² z is 0.25 and 0.5
+    above it, with the probabilities 0.7 and 0.3 of the action that θ chooses. If it goes on, the
+    third reward is 1, so that R = 1, and γ³ z is 0.125 and 0.25 above it."""
+    steps = Transition(
+        obs=jnp.array([0, 0, 0]),
+        action=jnp.array([1, 0, 0]),
+        reward=jnp.array([0.5, 0.5, 1.0]),
+        next_obs=jnp.array([0, 1 if terminated or truncated else 0, 1]),
+        terminated=jnp.array([False, terminated, False]),
+        truncated=jnp.array([False, truncated, False]),
+    )
+    if not (terminated or truncated):
+        target = [0, 0.7 * 0.875 + 0.3 * 0.75, 0.7 * 0.125 + 0.3 * 0.25]
+    elif bootstraps:
+        target = [0, 0.7 + 0.3 * 0.75, 0.3 * 0.25]
+    else:
+        target = [0.25, 0.75, 0]
+    loss = cross_entropy(PARAMS, TARGET_PARAMS, n_step(steps, 0.5), logits, ATOMS)
+    np.testing.assert_allclose(loss, -np.sum(target * np.log([0.1, 0.3, 0.6])), rtol=1e-5)
+
+
+def test_gradient_is_that_of_the_prediction_alone():
+    t = rainbow.NStep(jnp.int32(0), jnp.int32(1), 0.5, jnp.int32(1), jnp.array(False), 0.5)
+    gradient, target_gradient = jax.grad(cross_entropy, argnums=(0, 1))(
+        PARAMS, TARGET_PARAMS, t, logits, ATOMS
+    )
+    expected = np.zeros((2, 2, 3))
+    expected[0, 1] = np.array([0.1, 0.3, 0.6]) - [0, 0.85, 0.15]
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+    np.testing.assert_array_equal(target_gradient, np.zeros((2, 2, 3)))
+
+
+def small(**fields):
+    defaults = {
+        "total_timesteps": 1_000,
+        "learning_starts": 100,
+        "buffer_size": 150,
+        "batch_size": 16,
+        "hidden_sizes": (16, 8),
+        "num_envs": 5,
+        "num_atoms": 11,
+        "prioritized_replay_beta": 0.4,
+        "prioritized_replay_eps": 0.01,
+    }
+    return Config(**defaults | fields)
+
+
+def log_probabilities(layers, obs, num_actions=2):
+    """log p [..., A, K] of two hidden layers, the second split between the streams."""
+    (w0, b0), (w1, b1), (wv, bv), (wa, ba) = jax.tree.map(lambda x: np.asarray(x, float), layers)
+    x = np.maximum(np.maximum(np.asarray(obs, float) @ w0 + b0, 0) @ w1 + b1, 0)
+    value, advantage = x[..., :8] @ wv + bv, x[..., 8:] @ wa + ba
+    advantage = advantage.reshape(*advantage.shape[:-1], num_actions, -1)
+    x = value[..., None, :] + advantage - advantage.mean(-2, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_an_update_weights_the_loss_and_renews_the_priorities():
+    """Update 25 of 176, in a ring that has wrapped, against the equations in float64."""
+    config, step = small(), 25
+    algorithm = make(config)
+    before = states_of(algorithm, step)[-1]
+    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(step))
+    buffer = prioritized_buffer(150, 5, 16)
+    start = (20 + step) * 5 % 150
+    block = jax.tree.map(lambda x: x[None, start : start + 5], unpack(after.buffer.rows))
+    data = buffer.add(before.buffer, block, 20 + step)
+    _, key_sample, key_noise = jax.random.split(jax.random.fold_in(before.key, step), 3)
+    t, index, _ = buffer.sample(data, key_sample)
+    online, target = (
+        perturb(params, key)
+        for params, key in zip(
+            (before.params, before.target_params), jax.random.split(key_noise), strict=True
+        )
+    )
+
+    z = np.linspace(0, 100, 11)
+    best = (np.exp(log_probabilities(online, t.next_obs)) @ z).argmax(-1)
+    next_p = np.exp(log_probabilities(target, t.next_obs))[np.arange(16), best]
+    log_p = log_probabilities(online, t.obs)[np.arange(16), t.action]
+    discount = np.asarray(t.discount * ~t.terminated, float)
+    position = np.clip(np.asarray(t.reward)[:, None] + discount[:, None] * z, 0, 100) / 10
+    m = np.zeros((16, 11))
+    for i, j in np.ndindex(16, 11):
+        low = min(int(position[i, j]), 9)
+        m[i, low] += next_p[i, j] * (low + 1 - position[i, j])
+        m[i, low + 1] += next_p[i, j] * (position[i, j] - low)
+    errors = -(m * log_p).sum(-1)
+
+    leaves = np.asarray(data.sums[0], np.float64)
+    beta = config.prioritized_replay_beta
+    beta += (1 - beta) * step / algorithm.num_updates
+    weights = (150 * leaves[index] / leaves.sum()) ** -beta
+    np.testing.assert_allclose(
+        metrics["loss"], np.mean(weights / weights.max() * errors), rtol=1e-4
+    )
+    leaves[index] = (errors + 0.01) ** config.prioritized_replay_alpha
+    np.testing.assert_allclose(after.buffer.sums[0], leaves, rtol=1e-4)
+
+
+def test_every_layer_is_noisy_and_the_final_policy_is_not():
+    algorithm = make(small())
+    params = algorithm.init(jax.random.key(0)).params
+    assert len(params.mu) == len(params.sigma) == 4
+    obs = jnp.array([0.3, -0.2, 0.1, 0.4])
+    values = np.exp(log_probabilities(params.mu, obs)) @ np.linspace(0, 100, 11)
+    actions = {int(algorithm.act(params, obs, jax.random.key(k))) for k in range(5)}
+    assert actions == {int(values.argmax())}
+
+
+def test_the_budget_counts_every_environment_step():
+    check_budget(make(small(learning_starts=101, n_step=3)), 105 + 2 * 5, 1_000)
+
+
+def test_minatar_has_a_distribution_for_each_action():
+    algorithm = make(small(env_id="Breakout-MinAtar"))
+    _, after = states_of(algorithm, 1)
+    assert len(after.params.sigma) == len(after.params.mu) - 1  # the convolution has no noise
+    assert after.params.mu[-1][0].shape == (8, 3 * 11)
+    assert np.isfinite(after.params.mu[0][0]).all()
+
+
+def values_of(config, state, obs):
+    env = make_env(config.env_id, 1)
+    network = rainbow.dueling_network_for(env, config.hidden_sizes, config.num_atoms)
+    support = np.linspace(config.v_min, config.v_max, config.num_atoms)
+    p = jax.nn.softmax(network.apply(state.params.mu, obs))
+    return np.sum(p * support, axis=-1).max(-1)
+
+
+@pytest.mark.parametrize(
+    "name, support",
+    [
+        ("Together-probe", {"v_min": -2.0, "v_max": 6.0, "num_atoms": 41}),
+        ("ResetTrapVector-probe", {"v_min": -2.0, "v_max": 60.0, "num_atoms": 125}),
+    ],
+)
+def test_it_learns_the_values_and_best_actions_of_the_probes(name, support):
+    """The support spans the values of the probe: -1 to 5, and 5 to 54."""
+    check_q_probe(rainbow, name, values_of, **support)
