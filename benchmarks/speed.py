@@ -381,9 +381,7 @@ def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str,
     devices = 1 if job.contestant == OURS_ALONE else None
     environment = child_environment(devices) | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     if job.contestant not in (OURS, OURS_ALONE) and job.work.name == "PPO":
-        environment["NPROC"] = (
-            "4"  # with fewer, drawing orthogonal weights hangs
-        )
+        environment["NPROC"] = "4"  # with fewer, drawing orthogonal weights hangs
     if job.contestant in ONE_SEED:
         environment["OMP_NUM_THREADS"] = "1"  # two busy cores: 9,000 steps a second, or 100 with 2
     if job.contestant in (OURS, OURS_ALONE):
