@@ -330,3 +330,13 @@ def check_budget(algorithm, initial_steps, total):
     """Steps in `init`, rounded up to whole updates, and in all updates together."""
     assert algorithm.initial_steps == initial_steps
     assert algorithm.initial_steps + algorithm.num_updates * algorithm.steps_per_update == total
+
+
+def check_mean(samples, exact, deviations=4.5):
+    """The mean of samples [S, ...] is the exact gradient within its standard errors, which are a
+    few per cent of the gradient."""
+    samples = np.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(samples)], axis=1)
+    exact = np.concatenate([np.ravel(x) for x in jax.tree.leaves(exact)])
+    errors = samples.std(0) / np.sqrt(len(samples))
+    assert np.linalg.norm(errors) < 0.05 * np.linalg.norm(exact)
+    assert np.all(np.abs(samples.mean(0) - exact) <= deviations * errors + 1e-12)

@@ -172,3 +172,13 @@ CONTINUOUS = {
 CONTINUOUS_VALUES = np.array([1, -1, GAMMA, 1, 1, 0, 1 / (1 - GAMMA)])
 if "Continuous-probe" not in gymnax.registered_envs:
     gymnax.register("Continuous-probe", lambda: ContinuousProbe(**CONTINUOUS))
+# Two steps, whose rewards fall with the square of the action's distance from 0.5 and from 1.5.
+SLOPE = {
+    "next_state": [[1], [2], [2]],
+    "reward": [[0.0], [1.0], [0.0]],
+    "best": [0.5, 1.5, NONE],
+    "terminal": [False, False, True],
+    "starts": [0],
+}
+if "Slope-probe" not in gymnax.registered_envs:
+    gymnax.register("Slope-probe", lambda: ContinuousProbe(**SLOPE))

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_actor_critic_probe, every_end, keys, pairs
+from helpers import check_actor_critic_probe, check_mean, every_end, keys, pairs
 from probes import Probe
-from test_reinforce import check_mean
 
 from algorithms import q_actor_critic
 from algorithms.q_actor_critic import Config, make, policy_loss, q_network, td_error, value_loss

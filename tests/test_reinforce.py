@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_actor_critic_probe, keys, pairs
-from probes import NONE, ContinuousProbe, Probe
+from helpers import check_actor_critic_probe, check_mean, keys, pairs
+from probes import Probe
 
 from algorithms import reinforce
 from algorithms.reinforce import ESTIMATORS, Config, episode_start, make, policy_loss, value_loss
@@ -25,16 +25,7 @@ FORK = {
 }
 START = np.array([0.5, 0.5, 0, 0])
 LIMIT = 8  # of the probes' episodes
-# From 0 to 3 a reward that falls with the square of the action's distance from 0.5; then the end.
-SLOPE = {
-    "next_state": [[1], [2], [2]],
-    "reward": [[0.0], [1.0], [0.0]],
-    "best": [0.5, 1.5, NONE],
-    "terminal": [False, False, True],
-    "starts": [0],
-}
 gymnax.register("Fork-probe", lambda: Probe(**FORK))
-gymnax.register("Slope-probe", lambda: ContinuousProbe(**SLOPE))
 
 
 def settings(**fields):
@@ -104,16 +95,6 @@ def expected_number(actor, num_steps):
         state = state @ P + ended * START
         number += ended
     return number
-
-
-def check_mean(samples, exact, deviations=4.5):
-    """The mean of samples [S, ...] is the exact gradient within its standard errors, which are a
-    few per cent of the gradient."""
-    samples = np.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(samples)], axis=1)
-    exact = np.concatenate([np.ravel(x) for x in jax.tree.leaves(exact)])
-    errors = samples.std(0) / np.sqrt(len(samples))
-    assert np.linalg.norm(errors) < 0.05 * np.linalg.norm(exact)
-    assert np.all(np.abs(samples.mean(0) - exact) <= deviations * errors + 1e-12)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
