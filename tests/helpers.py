@@ -233,7 +233,7 @@ def check_continuous_probe(module, values_of, expected=lambda state: CONTINUOUS_
     algorithm = module.make(config)
     obs = jnp.eye(8)[:7]
     for state in each(trained(algorithm, [0, 1], algorithm.num_updates).state, 2):
-        actions = algorithm.act(state.params, obs, jax.random.key(0))
+        actions = jax.vmap(algorithm.act, (None, 0, None))(state.params, obs, jax.random.key(0))
         values = values_of(config, state, obs, (actions - 1) / 2)
         np.testing.assert_allclose(values, expected(state), atol=0.1)
         for s in (4, 5):

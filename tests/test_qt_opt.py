@@ -1,0 +1,152 @@
+"""qt_opt.py: its equation by hand, its search, and what it learns."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import (
+    check_budget,
+    check_continuous_probe,
+    check_targets,
+    every_end,
+    replayed,
+    small_continuous,
+    states_of,
+    trained,
+)
+
+from algorithms import qt_opt
+from algorithms.qt_opt import Config, cross_entropy_method, make, td_error
+from common.envs import Transition, make_env
+from common.networks import critic_for
+
+
+def q(params, obs, action):
+    """c0 obs - (a - c1 obs)², for numbers."""
+    return params[0] * obs - (action - params[1] * obs) ** 2
+
+
+def transition(terminated, truncated):
+    return Transition(jnp.float32(2), jnp.float32(1), 3.0, jnp.float32(5), terminated, truncated)
+
+
+PARAMS, TARGET_PARAMS = jnp.array([1.0, 0.25]), jnp.array([2.0, 0.4])
+VALUE = 1 * 2 - (1 - 0.25 * 2) ** 2  # Q(s, a; φ)
+NEXT_VALUE = 2 * 5 - (3 - 0.4 * 5) ** 2  # Q(s', a*; φ⁻), a* = 3
+
+
+@every_end
+def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
+    t = transition(jnp.array(terminated), jnp.array(truncated))
+    with jax.numpy_rank_promotion("raise"):
+        error = td_error(PARAMS, TARGET_PARAMS, t, jnp.float32(3), q, 0.5)
+    np.testing.assert_allclose(error, 3 + bootstraps * 0.5 * NEXT_VALUE - VALUE, rtol=1e-6)
+
+
+def test_gradient_is_semi_gradient():
+    t = transition(jnp.array(False), jnp.array(False))
+    gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(
+        PARAMS, TARGET_PARAMS, t, jnp.float32(3), q, 0.5
+    )
+    np.testing.assert_allclose(gradient, [-2, -2 * (1 - 0.25 * 2) * 2], rtol=1e-6)
+    assert not target_gradient.any()
+
+
+BEST = np.array([0.3, -0.7])
+
+
+def found(num_samples=64, num_elites=6, num_iterations=4, num_searches=1_000, best=BEST):
+    """What so many searches for the top of a bowl find, [searches, 2]."""
+    search = partial(
+        cross_entropy_method,
+        value=lambda action: -jnp.sum(jnp.square(action - best)),
+        num_actions=2,
+        num_samples=num_samples,
+        num_elites=num_elites,
+        num_iterations=num_iterations,
+    )
+    return np.asarray(jax.vmap(search)(jax.random.split(jax.random.key(0), num_searches)))
+
+
+def test_each_iteration_of_the_search_comes_nearer():
+    """The first one's error is that of the best of 64 normal actions."""
+    errors = [np.square(found(num_iterations=n) - BEST).sum(-1).mean() for n in (1, 2, 4)]
+    drawn = np.random.default_rng(0).normal(size=(4_000, 64, 2)).clip(-1, 1)
+    nearest = np.square(drawn - BEST).sum(-1).min(-1).mean()
+    np.testing.assert_allclose(errors[0], nearest, rtol=0.3)
+    assert errors[1] < errors[0] / 5 and errors[2] < errors[1] / 2
+    assert np.mean(np.abs(found() - BEST) < 0.15) > 0.98
+
+
+def test_one_iteration_is_random_search():
+    """Each of 4 normal actions lies beyond 0.5 of the best one, 0, with probability exp(-1/8)."""
+    distance = np.sqrt(np.square(found(4, 1, 1, 4_000, np.zeros(2))).sum(-1))
+    np.testing.assert_allclose(np.mean(distance > 0.5), np.exp(-4 / 8), atol=0.03)
+
+
+def test_a_best_action_beyond_the_bounds_is_found_at_them():
+    actions = found(best=np.array([5.0, -5.0]))
+    assert (np.abs(actions) <= 1).all()
+    assert np.mean(np.abs(actions - [1, -1]) > 0.05) < 0.02
+
+
+FIELDS = {"tau": 0.25, "exploration_noise": 0.3}
+
+
+@pytest.fixture(scope="module")
+def states():
+    return states_of(make(small_continuous(qt_opt, **FIELDS)), 6)
+
+
+def test_targets_start_equal_and_move_by_tau(states):
+    check_targets(states, lambda state: state.params, tau=0.25)
+
+
+def test_behaviour_is_the_best_action_with_noise():
+    """Where noise is not cut off at the bounds, on the side of the best action that has room, its
+    mean size is σ √(2/π)."""
+    quiet, noisy = (
+        replayed(states_of(make(small_continuous(qt_opt, num_envs=200, **x)), 1)[1], 2_000, 2_200)
+        for x in ({"exploration_noise": 0.0}, {"exploration_noise": 0.3})
+    )
+    np.testing.assert_array_equal(quiet.obs, noisy.obs)
+    assert (np.abs(noisy.action) <= 1).all()
+    noise = (noisy.action - quiet.action)[(noisy.action != quiet.action) & (abs(noisy.action) < 1)]
+    assert len(noise) > 80
+    np.testing.assert_allclose(np.abs(noise).mean(), 0.3 * np.sqrt(2 / np.pi), rtol=0.2)
+
+
+def test_the_budget_counts_every_environment_step():
+    check_budget(make(small_continuous(qt_opt, learning_starts=2_001)), 2_005, 3_000)
+
+
+def values_of(config, state, obs, action):
+    return critic_for(make_env(config.env_id, 1), config.hidden_sizes).apply(
+        state.params, obs, action
+    )
+
+
+def test_it_learns_the_values_and_best_actions_of_the_probes():
+    check_continuous_probe(qt_opt, values_of)
+
+
+def test_the_search_agrees_with_a_grid_on_the_learned_q_of_pendulum():
+    """Its action loses less than 1 % of the range of the value over all actions: at 200 states of
+    the replay, but for 1 % of them, where there are two peaks."""
+    config = Config(total_timesteps=3_000, learning_starts=1_000, buffer_size=3_000)
+    algorithm = make(config)
+    state = jax.tree.map(lambda x: x[0], trained(algorithm, [0], algorithm.num_updates).state)
+    critic = critic_for(make_env("Pendulum-v1", 1), config.hidden_sizes)
+    obs = jnp.asarray(replayed(state, 2_800, 3_000).obs)
+    grid = jnp.linspace(-1, 1, 2_001)[:, None]
+    values = jax.vmap(
+        lambda obs: jax.vmap(lambda action: critic.apply(state.params, obs, action))(grid)
+    )(obs)
+    actions = jax.vmap(algorithm.act, (None, 0, 0))(
+        state.params, obs, jax.random.split(jax.random.key(0), 200)
+    )
+    got = jax.vmap(lambda obs, action: critic.apply(state.params, obs, action))(obs, actions / 2)
+    lost = (values.max(1) - got) / (values.max(1) - values.min(1))
+    assert np.quantile(lost, 0.99) < 0.01 and lost.mean() < 0.001 and lost.min() > -0.001
