@@ -22,6 +22,7 @@ first are taken in `init`; no rewards are clipped, nor gradients.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -147,9 +148,8 @@ def noisy(network: Network, num_noisy: int, sigma_zero) -> Network:
     return Network(init, network.apply)
 
 
-def factorised_noise(key, num_inputs: int, num_outputs: int):
-    """εʷᵢⱼ = f(εᵢ) f(εⱼ) [p, q] and εᵇⱼ = f(εⱼ) [q], with f(x) = sgn(x) √|x| and ε ~ N(0, 1)."""
-    x = jax.random.normal(key, (num_inputs + num_outputs,))
+def factorised_noise(x, num_inputs: int):
+    """εʷᵢⱼ = f(εᵢ) f(εⱼ) [p, q] and εᵇⱼ = f(εⱼ) [q], f(x) = sgn(x) √|x|, of x ~ N(0, 1) [p + q]."""
     f = jnp.sign(x) * jnp.sqrt(jnp.abs(x))
     return jnp.outer(f[:num_inputs], f[num_inputs:]), f[num_inputs:]
 
@@ -157,8 +157,9 @@ def factorised_noise(key, num_inputs: int, num_outputs: int):
 def perturb(params: Noisy, key) -> list:
     """μ + σ ⊙ ε in the layers that have noise, μ in the others: what the network applies."""
     num_plain = len(params.mu) - len(params.sigma)
-    keys = jax.random.split(key, len(params.sigma))
-    noise = [factorised_noise(k, *w.shape) for k, (w, _) in zip(keys, params.sigma, strict=True)]
+    ends = list(accumulate(sum(w.shape) for w, _ in params.sigma))
+    parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
+    noise = [factorised_noise(x, len(w)) for x, (w, _) in zip(parts, params.sigma, strict=True)]
     drawn = jax.tree.map(lambda m, s, e: m + s * e, params.mu[num_plain:], params.sigma, noise)
     return params.mu[:num_plain] + drawn
 
@@ -288,10 +289,7 @@ def make(config: Config) -> Algorithm:
         key_rollout, key_sample, key_noise = keys
 
         def explore(obs, key):
-            def best(obs, key):
-                return jnp.argmax(q(perturb(state.params, key), obs))
-
-            return jax.vmap(best)(obs, jax.random.split(key, config.num_envs))
+            return jnp.argmax(q(perturb(state.params, key), obs), axis=-1)
 
         env_state, recent, episode_return = rollout(
             env, explore, state.env, key_rollout, config.train_frequency

@@ -99,9 +99,9 @@ def test_interval_of_two_seeds_lies_between_them():
 def test_4096_seeds_take_seconds_and_megabytes():
     x = noise(4096)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     low, high = report.interval(x)
-    seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert low < report.iqm(x) < high and high - low < 0.1
     assert seconds < 5 and peak < 60e6
@@ -164,9 +164,9 @@ def test_bands_of_equal_seeds_have_no_width_at_all():
 
 def test_bands_of_4096_seeds_take_seconds():
     x = noise(4096, 200)
-    start = time.perf_counter()
+    start = time.process_time()
     line, low, high = report.bands(x)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     # The standard error of the IQM of n normals is 1.09 / sqrt(n).
     np.testing.assert_allclose((high - low).mean(), 2 * 1.96 * 1.09 / 64, rtol=0.1)
     assert ((low < line) & (line < high)).all()
@@ -436,9 +436,9 @@ def test_the_ranking_puts_the_best_on_top_with_interval_seeds_and_diverged_count
 def test_curves_of_4096_seeds_with_holes_take_seconds(figures):
     x = learning(4096, 100)
     x[np.random.default_rng(1).random(x.shape) < 0.5] = NAN  # a different count at every point
-    start = time.perf_counter()
+    start = time.process_time()
     draw(figures, {"episode_return": x, "loss": noise(4096, 100)})
-    assert time.perf_counter() - start < 8
+    assert time.process_time() - start < 8
 
 
 def test_a_failed_write_keeps_the_old_picture_and_raises(tmp_path, monkeypatch):
