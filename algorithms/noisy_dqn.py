@@ -11,8 +11,7 @@ Fortunato et al. 2018, Noisy networks for exploration, https://arxiv.org/abs/170
     L(θ) = E[(r + γ (1 - d) max_a' Q(s', a', ε'; θ⁻) - Q(s, a, ε; θ))²]       (Algorithm 1)
 
 with θ = (μ, σ) and d = 1 where the MDP terminated; a time limit does not end the MDP. ε and ε' are
-independent and drawn once for each gradient step; to act, ε is drawn once for each step of the
-environments.
+independent and drawn once for each gradient step; to act, each environment draws at every step.
 
 Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], which on long
 episodes with few ends would learn the median of the targets, not their mean; several environments
@@ -168,7 +167,10 @@ def make(config: Config) -> Algorithm:
         key_rollout, key_sample, key_noise = keys
 
         def explore(obs, key):
-            return jnp.argmax(network.apply(perturb(state.params, key), obs), axis=-1)
+            def best(obs, key):
+                return jnp.argmax(network.apply(perturb(state.params, key), obs))
+
+            return jax.vmap(best)(obs, jax.random.split(key, config.num_envs))
 
         env_state, recent, episode_return = rollout(
             env, explore, state.env, key_rollout, config.train_frequency

@@ -17,8 +17,9 @@ with Φ the projection onto the atoms, and d = 1 where the MDP terminated; a tim
 the MDP. Either ends the sum as in n_step_dqn.py. θ = (μ, σ), with ε and ε' as in noisy_dqn.py.
 
 Departs from the paper: the cross-entropy in place of the KL divergence, which is less by the
-entropy of m; several environments in parallel; the random steps that fill the replay memory at
-first are taken in `init`; no rewards are clipped, nor gradients.
+entropy of m; several environments in parallel, which act with the same noise in each step; the
+random steps that fill the replay memory at first are taken in `init`; no rewards are clipped, nor
+gradients.
 """
 
 from dataclasses import dataclass
