@@ -6,7 +6,7 @@
     update    the whole update of dqn.py and of prioritized_dqn.py, with their defaults
 
 Microseconds of one update of all seeds together: medians over rounds in which every contestant runs
-once, on as many devices as there are. The lines go to results/replay.csv.
+once, on one device. The lines go to results/replay.csv.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from algorithms import dqn, prioritized_dqn
 from benchmarks.learning import RESULTS, table
-from benchmarks.speed import origin, rows_to_show, write
+from benchmarks.speed import origin, positive, rows_to_show, write
 from common.algorithm import advance, begin
 from common.buffers import uniform_buffer
 from common.envs import Transition
@@ -34,11 +34,15 @@ BLOCK, BATCH = 4, 64
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.replay", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--capacities", type=int, nargs="+", default=CAPACITIES)
-    parser.add_argument("--seeds", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--capacities", type=positive, nargs="+", default=CAPACITIES)
+    parser.add_argument("--seeds", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the CSV")
     arguments = parser.parse_args()
+    if not arguments.out.is_dir():
+        parser.error(f"--out {arguments.out}: there is no such folder")
+    if min(arguments.capacities) < 1_000:
+        parser.error("--capacities: at least 1,000, what DQN begins with")
     unroll_threefry()
     lines = []
     for capacity in arguments.capacities:
@@ -87,8 +91,8 @@ def replays(capacity: int) -> dict:
     """Rings that are full from the start. What an update draws goes into a sum, or it would not be
     drawn; a priority is a random number."""
     num_blocks = capacity // BLOCK
-    uniform = uniform_buffer(capacity, BLOCK, BATCH)
-    tree = prioritized_buffer(capacity, BLOCK, BATCH)
+    uniform = uniform_buffer(BLOCK * num_blocks, BLOCK, BATCH)
+    tree = prioritized_buffer(BLOCK * num_blocks, BLOCK, BATCH)
 
     def with_uniform(data, key, step):
         data = uniform.add(data, transitions(1), num_blocks + step)
@@ -109,7 +113,7 @@ def replays(capacity: int) -> dict:
         priorities = jax.lax.dynamic_update_slice(priorities, jnp.ones(BLOCK), (start,))
         sums = jnp.cumsum(priorities)
         low = (jnp.arange(BATCH) + jax.random.uniform(key_sample, (BATCH,))) * sums[-1] / BATCH
-        index = jnp.minimum(jnp.searchsorted(sums, low, side="right"), capacity - 1)
+        index = jnp.minimum(jnp.searchsorted(sums, low, side="right"), BLOCK * num_blocks - 1)
         reward = jax.tree.map(lambda x: x[index], rows).words.sum()
         priorities = priorities.at[index].set(jax.random.uniform(key_priority, (BATCH,)))
         return (rows, priorities), reward
@@ -129,11 +133,13 @@ def replays(capacity: int) -> dict:
 
         return start, run
 
-    rows = transitions(num_blocks)
+    def full(buffer):
+        return buffer.init(transitions(num_blocks))
+
     return {
-        "uniform": contestant(lambda: uniform.init(rows), with_uniform),
-        "sum_tree": contestant(lambda: tree.init(rows), with_tree),
-        "cumsum": contestant(lambda: (uniform.init(rows), jnp.ones(capacity)), with_cumsum),
+        "uniform": contestant(lambda: full(uniform), with_uniform),
+        "sum_tree": contestant(lambda: full(tree), with_tree),
+        "cumsum": contestant(lambda: (full(uniform), jnp.ones(BLOCK * num_blocks)), with_cumsum),
     }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class Algorithm(NamedTuple):
-    """An algorithm is three pure functions and how often to call them."""
+    """An algorithm is three pure functions and how often to call them; some have a picture."""
 
     init: Callable  # key -> State, ready for `update`
     update: Callable  # State, step -> State, metrics: a lax.scan body over the update's index
@@ -18,6 +18,7 @@ class Algorithm(NamedTuple):
     num_updates: int
     steps_per_update: int  # environment steps of one update, all its environments together
     initial_steps: int = 0  # environment steps taken in `init`
+    picture: Callable | None = None  # State of one seed, matplotlib's Figure: draws picture.png
 
 
 def require(config: Any, *conditions: str) -> None:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from common import checkpoint, grid, report
-from common.algorithm import flag
+from common.algorithm import Algorithm, flag
 from common.checkpoint import CheckpointError
 from common.flags import Run
 from common.plan import Group, Job, first, numbered, setting_label, steps_after
@@ -200,6 +200,15 @@ def write_policies(job: Job, groups: list[Group], finished: dict, score) -> list
     header = {"algorithm": job.name, "config": dataclasses.asdict(job.config), "members": members}
     checkpoint.save(job.folder / "policy.npz", params, {**header, "imports": job.run.imports})
     return members
+
+
+def draw_first(job: Job, algorithm: Algorithm, states) -> None:
+    """picture.png: what the algorithm shows of the first of those States [1, ...]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained", facecolor="white")
+    algorithm.picture(jax.tree.map(lambda x: x[0], states), figure)
+    report.write_picture(job.folder / "picture.png", figure)
 
 
 def draw_best(job: Job, members: list[dict], finished: dict) -> None:

@@ -31,7 +31,7 @@ from common.algorithm import Algorithm, Progress, advance, begin
 from common.checkpoint import CheckpointError
 from common.envs import evaluate, make_env
 from common.flags import fail, parse, settings
-from common.folder import new_folder, resumed, versions, write_metrics, write_results
+from common.folder import draw_first, new_folder, resumed, versions, write_metrics, write_results
 from common.plan import Group, Job, first, log_points, plan, steps_after
 from common.screen import display, results, say, title
 from common.threefry import unroll_threefry
@@ -168,6 +168,8 @@ def train(job: Job) -> None:
                 if done:
                     break
             finished = collect(finished, group, progress, program.evaluate(progress, members[1]))
+            if index == 0 and program.algorithm.picture is not None:
+                draw_first(job, program.algorithm, first(progress.state.state, 1))
             del progress, training  # memory holds one group at a time
     outcome = write_results(job, groups, finished, seconds, compile_seconds)
     say(job.run, *results(job, *outcome))

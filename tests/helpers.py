@@ -16,7 +16,7 @@ from probes import ALL_PROBES, CONTINUOUS, CONTINUOUS_VALUES, GAMMA, best_action
 
 from common.algorithm import advance, begin
 from common.buffers import unpack
-from common.envs import make_env
+from common.envs import Transition, make_env
 from common.mdps import make_mdp
 from common.networks import critic_for, ensemble, network_for
 
@@ -280,6 +280,17 @@ def episodes_of(steps, ends):
 
 
 # Actor and critic with replay and continuous actions.
+
+
+def parabola(params, obs, action):
+    """Q(s, a) = c0 s - (a - c1 s)², for numbers."""
+    return params[0] * obs - (action - params[1] * obs) ** 2
+
+
+def transition_of_numbers(terminated, truncated):
+    """From s = 2 by a = 1 to s' = 5, with reward 3."""
+    numbers = jnp.float32(2), jnp.float32(1), 3.0, jnp.float32(5)
+    return Transition(*numbers, jnp.array(terminated), jnp.array(truncated))
 
 
 def small_continuous(module, **fields):

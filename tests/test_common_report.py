@@ -18,7 +18,7 @@ from common import report
 
 pytestmark = pytest.mark.filterwarnings("error")
 NAN = float("nan")
-SECONDS = 20  # of CPU time, where an idle machine takes 3 to 7: shared cores have been half as fast
+SECONDS = 20  # of CPU time: two slow cores, nearly idle, took 5 to 8
 
 
 def middle_half(x):

@@ -11,30 +11,23 @@ from helpers import (
     check_continuous_probe,
     check_targets,
     every_end,
+    parabola,
     relu_mlp,
     replayed,
     small_continuous,
     states_of,
+    transition_of_numbers,
 )
 
 from algorithms import ddpg
 from algorithms.ddpg import make, ornstein_uhlenbeck, policy_loss, td_error
 from common.buffers import unpack
-from common.envs import Transition, make_env, scale_action, with_unit_actions
+from common.envs import make_env, scale_action, with_unit_actions
 from common.networks import critic_for
-
-
-def q(params, obs, action):
-    """c0 obs - (a - c1 obs)², for numbers."""
-    return params[0] * obs - (action - params[1] * obs) ** 2
 
 
 def policy(params, obs):
     return params * obs
-
-
-def transition(terminated, truncated):
-    return Transition(jnp.float32(2), jnp.float32(1), 3.0, jnp.float32(5), terminated, truncated)
 
 
 CRITIC, TARGET_CRITIC, TARGET = jnp.array([1.0, 0.25]), jnp.array([2.0, 0.4]), jnp.float32(0.6)
@@ -44,17 +37,17 @@ NEXT_VALUE = 2 * 5 - (0.6 * 5 - 0.4 * 5) ** 2  # Q(s', μ(s'; θ⁻); φ⁻)
 
 @every_end
 def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = transition(jnp.array(terminated), jnp.array(truncated))
+    t = transition_of_numbers(terminated, truncated)
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(CRITIC, (TARGET, TARGET_CRITIC), t, q, policy, 0.5)
+        error = td_error(CRITIC, (TARGET, TARGET_CRITIC), t, parabola, policy, 0.5)
     np.testing.assert_allclose(error, 3 + bootstraps * 0.5 * NEXT_VALUE - VALUE, rtol=1e-6)
 
 
 def test_gradient_is_semi_gradient():
     """Only Q(s, a; φ) is differentiated, not the target."""
-    t = transition(jnp.array(False), jnp.array(False))
+    t = transition_of_numbers(False, False)
     gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(
-        CRITIC, (TARGET, TARGET_CRITIC), t, q, policy, 0.5
+        CRITIC, (TARGET, TARGET_CRITIC), t, parabola, policy, 0.5
     )
     np.testing.assert_allclose(gradient, [-2, -2 * (1 - 0.25 * 2) * 2], rtol=1e-6)
     assert not any(x.any() for x in target_gradient)
@@ -62,7 +55,7 @@ def test_gradient_is_semi_gradient():
 
 def test_policy_gradient_is_that_of_the_value_by_the_action_times_that_of_the_action():
     """∂Q/∂a = -2 (a - c1 s) and ∂μ/∂θ = s: at s = 2, θ = 0.6, a = 1.2."""
-    gradient = jax.grad(policy_loss)(jnp.float32(0.6), CRITIC, jnp.float32(2), q, policy)
+    gradient = jax.grad(policy_loss)(jnp.float32(0.6), CRITIC, jnp.float32(2), parabola, policy)
     np.testing.assert_allclose(gradient, 2 * (1.2 - 0.25 * 2) * 2, rtol=1e-6)
 
 

@@ -14,7 +14,7 @@ from common.envs import make_env, rollout
 GAMES = {"Asterix": (4, 5), "Breakout": (4, 3), "Freeway": (7, 3), "Seaquest": (10, 6)}
 GAMES |= {"SpaceInvaders": (6, 4)}
 FAMILY = ["dqn", "double_dqn", "dueling_dqn", "n_step_dqn", "prioritized_dqn", "noisy_dqn", "c51"]
-FAMILY += ["rainbow"]
+FAMILY += ["rainbow", "online_q", "fitted_q_iteration"]
 
 
 @pytest.mark.parametrize("game", GAMES)

@@ -11,26 +11,19 @@ from helpers import (
     check_continuous_probe,
     check_targets,
     every_end,
+    parabola,
     replayed,
     small_continuous,
     states_of,
     trained,
+    transition_of_numbers,
 )
 
 from algorithms import qt_opt
 from algorithms.qt_opt import Config, cross_entropy_method, make, td_error
-from common.envs import Transition, make_env
+from common.buffers import uniform_buffer
+from common.envs import make_env
 from common.networks import critic_for
-
-
-def q(params, obs, action):
-    """c0 obs - (a - c1 obs)², for numbers."""
-    return params[0] * obs - (action - params[1] * obs) ** 2
-
-
-def transition(terminated, truncated):
-    return Transition(jnp.float32(2), jnp.float32(1), 3.0, jnp.float32(5), terminated, truncated)
-
 
 PARAMS, TARGET_PARAMS = jnp.array([1.0, 0.25]), jnp.array([2.0, 0.4])
 VALUE = 1 * 2 - (1 - 0.25 * 2) ** 2  # Q(s, a; φ)
@@ -39,16 +32,16 @@ NEXT_VALUE = 2 * 5 - (3 - 0.4 * 5) ** 2  # Q(s', a*; φ⁻), a* = 3
 
 @every_end
 def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = transition(jnp.array(terminated), jnp.array(truncated))
+    t = transition_of_numbers(terminated, truncated)
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(PARAMS, TARGET_PARAMS, t, jnp.float32(3), q, 0.5)
+        error = td_error(PARAMS, TARGET_PARAMS, t, jnp.float32(3), parabola, 0.5)
     np.testing.assert_allclose(error, 3 + bootstraps * 0.5 * NEXT_VALUE - VALUE, rtol=1e-6)
 
 
 def test_gradient_is_semi_gradient():
-    t = transition(jnp.array(False), jnp.array(False))
+    t = transition_of_numbers(False, False)
     gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(
-        PARAMS, TARGET_PARAMS, t, jnp.float32(3), q, 0.5
+        PARAMS, TARGET_PARAMS, t, jnp.float32(3), parabola, 0.5
     )
     np.testing.assert_allclose(gradient, [-2, -2 * (1 - 0.25 * 2) * 2], rtol=1e-6)
     assert not target_gradient.any()
@@ -116,6 +109,33 @@ def test_behaviour_is_the_best_action_with_noise():
     noise = (noisy.action - quiet.action)[(noisy.action != quiet.action) & (abs(noisy.action) < 1)]
     assert len(noise) > 80
     np.testing.assert_allclose(np.abs(noise).mean(), 0.3 * np.sqrt(2 / np.pi), rtol=0.2)
+
+
+def test_the_target_searches_in_the_target_network(states):
+    """The loss of an update whose target network is -3 Q, with the best actions of a grid: those
+    of the online network are the worst ones for it."""
+    config = small_continuous(qt_opt, **FIELDS)
+    algorithm = make(config)
+    critic = critic_for(make_env(config.env_id, 1), config.hidden_sizes)
+    *hidden, (weights, bias) = states[0].params
+    other = [*hidden, (-3 * weights, -3 * bias)]
+    before = states[0]._replace(target_params=other)
+    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
+    key_sample = jax.random.split(jax.random.fold_in(before.key, 0), 3)[1]
+    buffer = uniform_buffer(config.buffer_size, 5, config.batch_size)
+    t = buffer.sample(after.buffer, key_sample, 400 + 1)
+    grid = jnp.broadcast_to(jnp.linspace(-1, 1, 401)[:, None, None], (401, len(t.reward), 1))
+
+    def loss(params):
+        """With a* = argmax_a Q(s', a; params)."""
+        q = lambda params: jax.vmap(critic.apply, (None, None, 0))(params, t.next_obs, grid)
+        chosen = jnp.argmax(q(params), axis=0)
+        next_value = jnp.take_along_axis(q(other), chosen[None], axis=0)[0]
+        target = t.reward + config.gamma * ~t.terminated * next_value
+        return jnp.mean(jnp.square(target - critic.apply(before.params, t.obs, t.action)))
+
+    np.testing.assert_allclose(metrics["loss"], loss(other), rtol=0.01)
+    assert abs(loss(before.params) - loss(other)) > 0.05 * loss(other)
 
 
 def test_the_budget_counts_every_environment_step():

@@ -211,3 +211,20 @@ def test_ours_runs_as_users_run_it():
     early, late = (steps for steps, _ in done["curve"])
     assert 2_000 <= early < 2_100 and late == 4_000
     assert all(len(returns) == 2 for _, returns in done["curve"])
+
+
+def test_only_the_peers_ppo_asks_for_threads(tmp_path, monkeypatch):
+    """Their orthogonal weights hang with two; everybody else has what users have."""
+    seen = []
+
+    def spy(words, environment, timeout, wants_json=True):
+        seen.append(environment.get("NPROC"))
+        return {"status": "failed", "reason": ""}
+
+    monkeypatch.setattr(speed, "spawn", spy)
+    monkeypatch.setenv("NPROC", "3")
+    for name in ("dqn", "ppo"):
+        for contestant in (OURS, OURS_ALONE, "rejax"):
+            job = speed.Job(contestant, WORKS[name], 1, 0, WORKS[name].equal(1_000)[contestant])
+            speed.attempt(job, 1, tmp_path, True, {})
+    assert seen == [None] * 5 + ["4"]
