@@ -1,6 +1,7 @@
 """What the tests share."""
 
 import dataclasses
+import functools
 import importlib
 import os
 import subprocess
@@ -50,11 +51,17 @@ def keys(*seeds: int):
 
 
 def trained(algorithm, seeds, stop: int, start: int = 0, progress=None):
-    """The Progress after updates `start` to `stop - 1` of those seeds."""
-    if progress is None:
-        progress = jax.jit(lambda k: begin(algorithm.init, algorithm.update, k))(keys(*seeds))
-    step = jax.jit(lambda *args: advance(algorithm.update, *args))
+    """The Progress after updates `start` to `stop - 1` of those seeds; it uses up its argument."""
+    init, step = programs(algorithm)
+    progress = init(keys(*seeds)) if progress is None else progress
     return step(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(start == 0))
+
+
+@functools.lru_cache(maxsize=2)
+def programs(algorithm):
+    """`begin` and `advance` of an algorithm as standalone copies jit them."""
+    init = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))
+    return init, jax.jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
 
 
 def run(*arguments, check: int | None = 0, timeout: float = 240, **kwargs):

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import re
 import time
 
@@ -23,6 +24,13 @@ every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 def made(name, **fields):
     module = load(name)
     return module.make(small_config(module, **fields))
+
+
+@functools.lru_cache(maxsize=2)
+def random_made(name):
+    """The algorithm where two seeds must differ; tests one after the other share its programs."""
+    module = load(name)
+    return module.make(small_config(module, env_id=random_env(module)))
 
 
 def equations(jaxpr, name: str):
@@ -166,8 +174,7 @@ def test_every_float_of_the_config_can_be_vmapped(name):
 
 @every_algorithm
 def test_same_key_same_result_and_two_seeds_differ_everywhere(name):
-    module = load(name)
-    algorithm = module.make(small_config(module, env_id=random_env(module)))
+    algorithm = random_made(name)
     progress = trained(algorithm, [3, 4, 3], 5)
     again = trained(algorithm, [3, 4, 3], 5)
     chex.assert_trees_all_equal(to_numpy(progress), to_numpy(again))
@@ -195,8 +202,7 @@ def test_a_seed_alone_is_the_seed_inside_the_batch(name):
 
 @every_algorithm
 def test_n_updates_a_checkpoint_and_n_more_are_2n_updates(name, tmp_path):
-    module = load(name)
-    algorithm = module.make(small_config(module, env_id=random_env(module)))
+    algorithm = random_made(name)
     num, seeds = min(algorithm.num_updates, 20), [3, 4, 3]  # which are compiled for the test above
     straight = trained(algorithm, seeds, num)
     half = trained(algorithm, seeds, num // 2)
