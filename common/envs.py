@@ -48,7 +48,7 @@ class Env(NamedTuple):
 
 
 class _Single(NamedTuple):
-    """One unbatched environment, which `make_env` vmaps."""
+    """One unbatched environment, which `make_env` vmaps; Brax's come as batches."""
 
     reset: Callable  # key -> obs, inner
     step: Callable  # key, inner, action -> obs, inner, reward, terminated, truncated, next_obs
@@ -73,23 +73,25 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
             f"{env_id} has observations of shape {single.obs_shape}; "
             "this algorithm needs numbered states, as in FrozenLake-misc"
         )
+    reset_all, step_all = _each(single, num_envs)
+    if "-brax" in env_id:
+        from common.brax_envs import batched
+
+        reset_all, step_all = batched(env_id, num_envs)
     # Resets and steps must agree on dtypes, and neither may be weakly typed (12 of gymnax's
     # environments reset to weak types), or the State would not be a scan carry.
-    dtypes = jax.tree.map(lambda x: x.dtype, jax.eval_shape(single.reset, jax.random.key(0)))
+    dtypes = jax.tree.map(lambda x: x.dtype, jax.eval_shape(reset_all, jax.random.key(0)))
 
     def strong(tree, dtypes):
         return jax.tree.map(lambda x, dtype: jax.lax.convert_element_type(x, dtype), tree, dtypes)
 
     def reset(key):
-        obs, inner = jax.vmap(single.reset)(jax.random.split(key, num_envs))
-        obs, inner = strong((obs, inner), dtypes)
+        obs, inner = strong(reset_all(key), dtypes)
         zero = jnp.zeros(num_envs)
         return EnvState(inner, obs, running_return=zero, episode_return=zero + jnp.nan)
 
     def step(state, action, key):
-        obs, inner, reward, terminated, truncated, next_obs = jax.vmap(single.step)(
-            jax.random.split(key, num_envs), state.inner, action
-        )
+        obs, inner, reward, terminated, truncated, next_obs = step_all(key, state.inner, action)
         obs, inner = strong((obs, inner), dtypes)
         reward = reward.astype(state.running_return.dtype)
         done = terminated | truncated
@@ -110,6 +112,18 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         ), transition
 
     return Env(reset, step, num_envs, *single[2:])
+
+
+def _each(single: _Single, num_envs: int):
+    """`reset(key)` and `step(key, inner, action)` of `num_envs` copies."""
+
+    def reset(key):
+        return jax.vmap(single.reset)(jax.random.split(key, num_envs))
+
+    def step(key, inner, action):
+        return jax.vmap(single.step)(jax.random.split(key, num_envs), inner, action)
+
+    return reset, step
 
 
 def scale_action(env: Env, action) -> jax.Array:
@@ -202,6 +216,14 @@ def _single(env_id: str) -> _Single:
         if known.change_to:
             mdps.append(make_mdp(known.change_to))
         return _tabular(mdps, known.max_steps, known.change_after)
+
+    if "-brax" in env_id:
+        from common.brax_envs import load
+
+        env, max_steps = load(env_id)
+        low = -np.ones(env.action_size)
+        shapes = (env.observation_size,), None, None, low.shape
+        return _Single(None, None, *shapes, low, -low, max_steps)
 
     import gymnax
     from gymnax.environments import spaces
