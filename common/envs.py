@@ -206,6 +206,58 @@ def evaluate(env: Env, act: Callable, params, key: jax.Array):
     return returns, length
 
 
+class Simulator(NamedTuple):
+    """An environment's step without noise, time limit or reset, which lets derivatives through. Its
+    state is the vector of the real numbers in EnvState.inner; what is counted there stays at 0."""
+
+    numbers: Callable  # inner -> x [n], of one environment
+    step: Callable  # x, action -> x, reward, terminated
+
+
+def make_simulator(env_id: str) -> Simulator:
+    """The simulator of an environment with gymnax's transition gradients, or of a linear system."""
+    if env_id.endswith("-linear"):
+        from common.systems import as_floats, make_system, mean_state, stage_cost
+
+        with jax.ensure_compile_time_eval():
+            system = as_floats(make_system(env_id))
+
+        def linear(x, action):
+            after = mean_state(system, x, action)
+            return after, -stage_cost(system, x, action), jnp.bool_(False)
+
+        return Simulator(lambda inner: inner[0], linear)
+
+    import gymnax
+
+    env, params = gymnax.make(env_id)
+    if not env.supports_transition_gradients:
+        raise ValueError(
+            f"{env_id} has no transition gradients; this algorithm needs them, "
+            "as Pendulum-v1 has them or any <name>-linear"
+        )
+    env = env.with_transition_gradients()
+    with jax.ensure_compile_time_eval():
+        leaves, tree = jax.tree.flatten(_single(env_id).reset(jax.random.key(0))[1])
+    is_real = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
+
+    def numbers(inner):
+        real = [x for x, yes in zip(jax.tree.leaves(inner), is_real, strict=True) if yes]
+        return jnp.concatenate([jnp.ravel(x).astype(float) for x in real])
+
+    def step(x, action):
+        parts, at = [], 0
+        for leaf, yes in zip(leaves, is_real, strict=True):
+            size = jnp.size(leaf) * yes
+            parts.append(x[at : at + size].reshape(jnp.shape(leaf)) if yes else leaf)
+            at += size
+        inner = jax.tree.unflatten(tree, parts)
+        _, inner, reward, terminated, _ = env.step_env(jax.random.key(0), inner, action, params)
+        return numbers(inner), reward, terminated
+
+    return Simulator(numbers, step)
+
+
 @functools.cache
 def _single(env_id: str) -> _Single:
     """The environment of that id; cached, because two instances of one would compile twice."""
@@ -224,6 +276,13 @@ def _single(env_id: str) -> _Single:
         low = -np.ones(env.action_size)
         shapes = (env.observation_size,), None, None, low.shape
         return _Single(None, None, *shapes, low, -low, max_steps)
+
+    if env_id.endswith("-linear"):
+        from common.systems import LINEAR, make_system
+
+        with jax.ensure_compile_time_eval():
+            system = jax.tree.map(np.asarray, make_system(env_id))
+        return _linear(system, LINEAR[env_id].max_steps, LINEAR[env_id].max_action)
 
     import gymnax
     from gymnax.environments import spaces
@@ -309,6 +368,31 @@ def _tabular(mdps, max_steps: int, change_after: int | None) -> _Single:
         return obs, inner, reward, terminated, truncated, next_s
 
     return _Single(reset, step, (), num_states, num_actions, (), None, None, max_steps)
+
+
+def _linear(system, max_steps: int, max_action: float) -> _Single:
+    """A linear system to sample from, which sees all of its state and clips the action."""
+    from common.systems import as_floats, first_state, next_state, stage_cost
+
+    num_states, num_actions = system.B.shape
+
+    def reset(key):
+        x = first_state(as_floats(system), key)
+        return x, (x, jnp.int32(0))
+
+    def step(key, inner, action):
+        x, time = inner
+        key_noise, key_reset = jax.random.split(key)
+        action = jnp.clip(action, -max_action, max_action)
+        next_x = next_state(as_floats(system), x, action, key_noise)
+        reward = -stage_cost(as_floats(system), x, action)
+        truncated = time + 1 >= max_steps
+        x = jnp.where(truncated, first_state(as_floats(system), key_reset), next_x)
+        inner = (x, jnp.where(truncated, 0, time + 1))
+        return x, inner, reward, jnp.bool_(False), truncated, next_x
+
+    bound = np.full(num_actions, max_action)
+    return _Single(reset, step, (num_states,), None, None, (num_actions,), -bound, bound, max_steps)
 
 
 def _successors(mdps):

@@ -10,6 +10,7 @@ from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_ac
 
 from common.envs import evaluate, make_env, rollout
 from common.mdps import TABULAR, make_mdp
+from common.systems import LINEAR
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
 
@@ -24,7 +25,7 @@ def random_policy(env):
     return policy
 
 
-@pytest.mark.parametrize("env_id", [*OFFLINE, *TABULAR])
+@pytest.mark.parametrize("env_id", [*OFFLINE, *TABULAR, *LINEAR])
 def test_every_environment_steps_with_stable_strong_types(env_id):
     env = make_env(env_id, 3)
     state = jax.eval_shape(env.reset, jax.random.key(0))

@@ -240,9 +240,13 @@ def test_no_field_takes_nonsense(name, bad):
 
 
 def random_env(module) -> str:
-    """An environment in which two seeds must differ: a random MDP where only MDPs are solved."""
+    """An environment in which two seeds must differ: a random MDP where only MDPs are solved, and a
+    random linear system where only those are."""
     config = small_config(module)
-    return config.env_id if hasattr(config, "total_timesteps") else "Garnet-tabular"
+    if hasattr(config, "total_timesteps"):
+        return config.env_id
+    kind = config.env_id.rpartition("-")[2]
+    return {"tabular": "Garnet-tabular", "linear": "Random-linear"}.get(kind, config.env_id)
 
 
 def to_numpy(tree):
