@@ -1,0 +1,237 @@
+"""Simulations per second of mcts.py beside mctx: `python -m benchmarks.mcts`.
+
+64 roots, 100 simulations each, from boards on which some moves were made at random; the rules of
+the games are common/games.py for all. A new node is valued by one game played at random to its end
+(`playout`), or by 0 (`zero`), which leaves the search alone to be measured. Contestants:
+
+    manyseeds     the search of algorithms/mcts.py
+    mctx, UCT     mctx.search, with the same rule of selection
+    mctx, PUCT    mctx.muzero_policy as it comes, its prior even among legal actions
+
+Medians over rounds in which every contestant runs once, on one device; `ratio` is the median over
+rounds of our speed over the contestant's. What the searches found stands beside it: the mean
+`root_value`, and `best_move`, the part of the roots at which the move is one of minimax
+(tic-tac-toe only). mctx is a peer, not a requirement: `pip install mctx`. The lines go to
+results/mcts.csv.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from algorithms.mcts import choose, search
+from benchmarks.learning import RESULTS, table
+from benchmarks.speed import origin, positive, rows_to_show, write
+from common.games import any_of, make_game, tic_tac_toe_code, tic_tac_toe_values
+from common.planning import of_game
+from common.threefry import unroll_threefry
+
+GAMES = ("TicTacToe-game", "ConnectFour-game")
+EXPLORATION = 1.4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.mcts", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--roots", type=positive, default=64)
+    parser.add_argument("--simulations", type=positive, default=100)
+    parser.add_argument("--rounds", type=positive, default=15)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the CSV")
+    arguments = parser.parse_args()
+    if not arguments.out.is_dir():
+        parser.error(f"--out {arguments.out}: there is no such folder")
+    try:
+        versions = {name: version(name) for name in ("jax", "mctx")}
+    except ModuleNotFoundError:
+        parser.error("mctx is not installed; pip install mctx")
+    unroll_threefry()
+    lines = []
+    for env_id in GAMES:
+        for leaf in ("playout", "zero"):
+            results = race(env_id, leaf, arguments.roots, arguments.simulations, arguments.rounds)
+            for line in results:
+                lines.append(line | origin([{"versions": versions}]))
+                text = "{contestant}: {simulations_per_second:,.0f} simulations/s, {ratio:.2f}"
+                print(f"{env_id} {leaf} {text.format(**line)}", flush=True)
+    print(table(rows_to_show(lines)))
+    write(arguments.out / "mcts.csv", lines)
+
+
+def race(env_id: str, leaf: str, num_roots: int, num_simulations: int, rounds: int) -> list[dict]:
+    """A line for each contestant."""
+    roots = boards(env_id, num_roots)
+    programs = {
+        name: jax.jit(make(env_id, leaf, num_simulations)).lower(roots, jax.random.key(0)).compile()
+        for name, make in CONTESTANTS.items()
+    }
+    times, results = {name: [] for name in programs}, {}
+    for number in range(rounds + 1):  # the first one warms up
+        for name, program in programs.items():
+            clock = time.perf_counter()
+            results[name] = jax.block_until_ready(program(roots, jax.random.key(number)))
+            times[name] += [time.perf_counter() - clock] * (number > 0)
+    lines = []
+    for name, (value, action) in results.items():
+        ours = next(iter(results))
+        ratio = statistics.median(x / y for x, y in zip(times[name], times[ours], strict=True))
+        line = {"game": env_id, "leaf": leaf, "contestant": name}
+        line |= {"roots": num_roots, "simulations": num_simulations, "rounds": rounds}
+        line["simulations_per_second"] = (
+            num_roots * num_simulations / statistics.median(times[name])
+        )
+        line |= {"ratio": ratio, "root_value": float(jnp.mean(value))}
+        lines.append(line | {"best_move": best_moves(env_id, roots, action)})
+    return lines
+
+
+def best_moves(env_id: str, roots, action) -> float:
+    """The part of the actions that are best by minimax; NaN where there is no table of it."""
+    if env_id != "TicTacToe-game":
+        return math.nan
+    q = tic_tac_toe_values()[tic_tac_toe_code(np.asarray(roots))]
+    return float(np.mean(q[np.arange(len(q)), action] == q.max(axis=-1)))
+
+
+def boards(env_id: str, num_roots: int):
+    """Boards [B, C] after 0 to 3 random moves, none of which can end a game."""
+    game = make_game(env_id)
+
+    def played(key, num_moves):
+        def move(i, state):
+            action = any_of(jax.random.uniform(jax.random.fold_in(key, i)), game.legal(state))
+            return game.step(state, action)[0]
+
+        return jax.lax.fori_loop(0, num_moves, move, game.init())
+
+    keys = jax.random.split(jax.random.key(0), num_roots)
+    return jax.vmap(played)(keys, jnp.arange(num_roots) % 4)
+
+
+# Each contestant is a function of roots [B, C] and a key, to values and actions [B].
+
+
+def manyseeds(env_id: str, leaf: str, num_simulations: int):
+    simulator = of_game(make_game(env_id))
+    rollout_length = simulator.max_steps if leaf == "playout" else 0
+
+    def run(roots, key):
+        def one(root, key):
+            tree = search(simulator, root, key, num_simulations, EXPLORATION, rollout_length)
+            return jnp.sum(tree.total[0]) / num_simulations, jnp.argmax(tree.visits[0])
+
+        return jax.vmap(one)(roots, jax.random.split(key, len(roots)))
+
+    return run
+
+
+def mctx_uct(env_id: str, leaf: str, num_simulations: int):
+    import mctx
+
+    game = make_game(env_id)
+
+    def select(key, tree, node, depth):
+        state, visits = tree.embeddings[node], tree.children_visits[node]
+        total = visits * tree.qvalues(node)
+        legal = game.legal(state)
+        u = jax.random.uniform(key)
+        return choose(u, legal, visits, total, EXPLORATION).astype(jnp.int32)
+
+    def run(roots, key):
+        tree = mctx.search(
+            None,
+            key,
+            root=root_output(game, roots),
+            recurrent_fn=expansion(game, leaf),
+            root_action_selection_fn=lambda key, tree, node: select(key, tree, node, 0),
+            interior_action_selection_fn=select,
+            num_simulations=num_simulations,
+        )
+        summary = tree.summary()
+        return summary.value, jnp.argmax(summary.visit_counts, axis=-1)
+
+    return run
+
+
+def mctx_puct(env_id: str, leaf: str, num_simulations: int):
+    import mctx
+
+    game = make_game(env_id)
+
+    def run(roots, key):
+        output = mctx.muzero_policy(
+            None,
+            key,
+            root=root_output(game, roots),
+            recurrent_fn=expansion(game, leaf),
+            num_simulations=num_simulations,
+            invalid_actions=~jax.vmap(game.legal)(roots),
+            dirichlet_fraction=0.0,
+            temperature=0.0,
+        )
+        return output.search_tree.summary().value, output.action
+
+    return run
+
+
+def root_output(game, roots):
+    import mctx
+
+    return mctx.RootFnOutput(
+        prior_logits=jax.vmap(lambda state: prior(game, state))(roots),
+        value=jnp.zeros(len(roots)),
+        embedding=roots,
+    )
+
+
+def prior(game, state):
+    """Even among the legal actions."""
+    return jnp.where(game.legal(state), 0.0, -1e9)
+
+
+def expansion(game, leaf: str):
+    """mctx's recurrent function: steps of all roots, and what their new nodes are worth."""
+    import mctx
+
+    simulator = of_game(game)
+
+    def recurrent(params, key, action, state):
+        state, reward, discount = jax.vmap(simulator.step, (0, 0, None))(state, action, None)
+        value = jnp.zeros(len(state))
+        if leaf == "playout":
+            keys = jax.random.split(key, len(state))
+            value = jax.vmap(lambda *args: playout(game, *args))(state, discount != 0, keys)
+        logits = jax.vmap(lambda state: prior(game, state))(state)
+        output = mctx.RecurrentFnOutput(
+            reward=reward, discount=discount, prior_logits=logits, value=value
+        )
+        return output, state
+
+    return recurrent
+
+
+def playout(game, state, running, key):
+    """What the one to move gets if both play at random from here."""
+    noise = jax.random.uniform(key, (game.max_steps,))
+
+    def step(carry):
+        time, state, sign, value, _ = carry
+        action = any_of(noise[time], game.legal(state))
+        state, reward, terminated = game.step(state, action)
+        return time + 1, state, -sign, value + sign * reward, ~terminated
+
+    start = jnp.int32(0), state, jnp.float32(1), jnp.float32(0), running
+    return jax.lax.while_loop(lambda carry: carry[-1], step, start)[3]
+
+
+CONTESTANTS = {"manyseeds": manyseeds, "mctx, UCT": mctx_uct, "mctx, PUCT": mctx_puct}
+
+
+if __name__ == "__main__":
+    main()
