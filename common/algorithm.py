@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+LARGEST = 2**31 - 1  # integer that a compiled program takes; steps are counted outside of it
+COUNTED = {"total_timesteps": 10**15, "eval_every": 10**15}
+
 
 class Algorithm(NamedTuple):
     """An algorithm is three pure functions and how often to call them; some have a picture."""
@@ -24,14 +27,18 @@ class Algorithm(NamedTuple):
 def require(config: Any, *conditions: str) -> None:
     """ValueError unless every condition on the fields of `config`, a Python expression, holds.
 
-    All floats must be finite. Fields that are being vmapped have no value to test and are left
-    alone: whoever vmaps them tests each setting first.
+    All floats must be finite, and no integer may be beyond all reason. Fields that are being
+    vmapped have no value to test and are left alone: whoever vmaps them tests each setting first.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     concrete = {name: x for name, x in fields.items() if not isinstance(x, jax.core.Tracer)}
     for name, value in concrete.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{flag(name)} {value}: must be a finite number")
+        largest = COUNTED.get(name, LARGEST)
+        sizes = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(size, int) and abs(size) > largest for size in sizes):
+            raise ValueError(f"{flag(name)}: must be at most {largest:,}")
     for condition in conditions:
         names = compile(condition, "condition", "eval").co_names
         if all(name in concrete or name not in fields for name in names) and not eval(
@@ -69,26 +76,36 @@ def advance(update: Callable, progress: Progress, start, stop, fresh) -> Progres
     """Updates `start` to `stop - 1` of every seed; `fresh` starts the metrics' means anew.
 
     `step` has no seed axis: schedules, ring positions and conditions on it stay scalar. Seeds
-    never mix, so one that diverges leaves the others as they were.
+    never mix, so one that diverges leaves the others as they were; it keeps the params that it had
+    before, and reports nothing any more. (To keep its whole State would copy the replay memories
+    of all seeds at every update.)
     """
 
     def body(step, progress):
         state, metrics = jax.vmap(update, (0, None))(progress.state, step)
-        count = {k: progress.count[k] + ~jnp.isnan(x) for k, x in metrics.items()}
-        mean = {
-            k: progress.mean[k]
-            + jnp.where(jnp.isnan(x), 0, (x - progress.mean[k]) / jnp.maximum(count[k], 1))
-            for k, x in metrics.items()
-        }
         finite = jax.vmap(all_finite)(state.params)
         diverged = jnp.where((progress.diverged < 0) & ~finite, step, progress.diverged)
-        return Progress(state, mean, count, diverged)
+        healthy = diverged < 0
+        params = jax.vmap(choose)(healthy, state.params, progress.state.params)
+        reports = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}
+        count = {k: progress.count[k] + x for k, x in reports.items()}
+        mean = {
+            k: progress.mean[k]
+            + jnp.where(reports[k], (x - progress.mean[k]) / jnp.maximum(count[k], 1), 0)
+            for k, x in metrics.items()
+        }
+        return Progress(state._replace(params=params), mean, count, diverged)
 
     progress = progress._replace(
         mean=jax.tree.map(lambda x: jnp.where(fresh, 0, x), progress.mean),
         count=jax.tree.map(lambda x: jnp.where(fresh, 0, x), progress.count),
     )
     return jax.lax.fori_loop(start, stop, body, progress)
+
+
+def choose(healthy, new, old):
+    """The tree `new` of a healthy seed, `old` of another."""
+    return jax.tree.map(lambda x, y: jnp.where(healthy, x, y), new, old)
 
 
 def all_finite(params) -> jax.Array:

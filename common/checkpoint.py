@@ -16,11 +16,12 @@ class CheckpointError(Exception):
     """The file cannot be used; the message says why and what to do."""
 
 
-def save(path: Path, tree: Any, header: dict) -> None:
+def save(path: Path, tree: Any, header: dict, previous: Path | None = None) -> None:
     """Writes the leaves of `tree` under their path names, `header` (JSON) and a SHA-256 of both.
 
     The file is written beside `path`, synced and renamed: a crash at any moment leaves the old
-    file or the new one. OSError if the disk refuses.
+    file or the new one. The old one becomes `previous`, if that is given; between the two renames
+    it is there alone. OSError if the disk refuses.
     """
     arrays = named_arrays(tree)
     text = json.dumps({"format": FORMAT, **header})
@@ -29,7 +30,7 @@ def save(path: Path, tree: Any, header: dict) -> None:
         "header": np.frombuffer(text.encode(), np.uint8),
         "sha256": np.frombuffer(_digest(arrays, text), np.uint8),
     }
-    write_atomically(path, lambda file: np.savez(file, **entries))
+    write_atomically(path, lambda file: np.savez(file, **entries), previous)
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -40,17 +41,20 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         text = arrays.pop("header").tobytes().decode()
         digest = arrays.pop("sha256").tobytes()
         header = json.loads(text)
+        version = header["format"]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a flipped bit in an archive can raise nearly anything
-        raise CheckpointError(f"{path} is damaged and cannot be read; start a new run") from error
-    if header["format"] != FORMAT:
+        raise CheckpointError(f"{path} is damaged and cannot be read") from error
+    if version != FORMAT:
         raise CheckpointError(
-            f"{path} has format {header['format']}, this version reads {FORMAT}: "
+            f"{path} has format {version}, this version reads {FORMAT}: "
             "use the version that wrote it"
         )
     if digest != _digest(arrays, text):
-        raise CheckpointError(f"{path} is damaged (its SHA-256 is wrong); start a new run")
+        raise CheckpointError(f"{path} is damaged (its SHA-256 is wrong)")
     return arrays, header
 
 
@@ -80,14 +84,17 @@ def named_arrays(tree: Any) -> dict[str, np.ndarray]:
     return {name: _to_numpy(leaf) for name, leaf in _named(tree)}
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls `write(file)` on a new file that then takes the place of `path`."""
+def write_atomically(path: Path, write, previous: Path | None = None) -> None:
+    """Calls `write(file)` on a new file that then takes the place of `path`, which becomes
+    `previous`."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

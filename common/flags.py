@@ -47,11 +47,16 @@ class Run:
 
 def fail(code: int, message: str) -> NoReturn:
     """Ends the program with one line on stderr."""
-    program = sys.modules["__main__"].__spec__
-    name = f"{program.name.rpartition('.')[2]}: " if program else ""
-    message = " ".join(message.split())
-    print(name + (message if len(message) <= 180 else message[:177] + "..."), file=sys.stderr)
+    warn(message)
     sys.exit(code)
+
+
+def warn(message: str) -> None:
+    """One line on stderr, of less than 200 characters."""
+    program = sys.modules["__main__"].__spec__
+    line = f"{program.name.rpartition('.')[2]}: " if program else ""
+    line += " ".join(message.split())
+    print(line if len(line) < 200 else line[:196] + "...", file=sys.stderr)
 
 
 def parse(Config: type, program: str, description: str, argv: list[str]) -> tuple[Any, Run]:
@@ -155,6 +160,8 @@ def _refuse_unknown_flags(argv, types):
         name = "--" + token[2:].partition("=")[0].replace("_", "-")
         if token.startswith("--") and name not in known:
             fail(2, f"unknown flag {name}{_did_you_mean(name, known)} (--help lists the flags)")
+        if token.startswith("--") and "=" in token and types.get(name, bool) is bool:
+            fail(2, f"{name} takes no value; leave out the = (--help lists the flags)")
 
 
 def _did_you_mean(name, known) -> str:
@@ -163,7 +170,9 @@ def _did_you_mean(name, known) -> str:
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in the first part of its box."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:]]
-    text = " ".join(itertools.takewhile(lambda line: line and line[0] not in "─╰", lines))
+    """What tyro says in the first part of its box, which is drawn with "-" if not in UTF-8."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    is_text = lambda line: bool(line.strip("─╰╯-"))
+    inside = itertools.dropwhile(lambda line: not is_text(line), lines)
+    text = " ".join(itertools.takewhile(is_text, inside))
     return re.sub(r"^Error parsing (config|run): ", "", text)

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import math
+import platform
 import resource
 import sys
 from collections.abc import Callable
@@ -20,8 +21,10 @@ import numpy as np
 from common import checkpoint, grid, report
 from common.algorithm import Algorithm, flag
 from common.checkpoint import CheckpointError
-from common.flags import Run
+from common.flags import Run, warn
 from common.plan import Group, Job, first, numbered, setting_label, steps_after
+
+FREE = {"resume", "quiet", "checkpoint_every"}  # flags that may change when a run goes on
 
 
 def new_folder(name: str, config, run: Run) -> Path:
@@ -48,28 +51,75 @@ def resumed(name: str, Config: type, config, run: Run):
         old_run = from_json(Run, stored["run"])
     except FileNotFoundError:
         raise CheckpointError(f"--resume {folder}: no run there (it has no config.json)") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"--resume {folder}: config.json cannot be read: {error}") from None
     if algorithm != name:
         raise CheckpointError(
             f"--resume {folder}: a run of {algorithm}; use python -m algorithms.{algorithm}"
         )
-    free = {"resume", "quiet", "checkpoint_every"}  # these may change on the way
     for new, old in ((config, old_config), (run, old_run)):
         for field in dataclasses.fields(new):
             given = getattr(new, field.name)
-            if field.name not in free and given not in (field.default, getattr(old, field.name)):
+            if field.name not in FREE and given not in (field.default, getattr(old, field.name)):
                 raise CheckpointError(
                     f"--resume {folder}: that run has {flag(field.name)} "
                     f"{getattr(old, field.name)}; leave the flag out, or start a new run"
                 )
-    kept = {name: getattr(run, name) for name in free}
+    kept = {name: getattr(run, name) for name in FREE}
     return old_config, dataclasses.replace(old_run, **kept)
 
 
 def from_json(kind: type, fields: dict):
     """A dataclass of its fields as JSON wrote them, where tuples are lists."""
-    return kind(**{k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()})
+    made = kind(**{k: tuple(x) if isinstance(x, list) else x for k, x in fields.items()})
+    for field in dataclasses.fields(kind):
+        value = getattr(made, field.name)
+        kinds = (float, int) if field.type is float else (field.type,)
+        if field.type in (int, float, bool, str) and type(value) not in kinds:
+            raise TypeError(f"{flag(field.name)} {value!r} is not of type {field.type.__name__}")
+    return made
+
+
+def latest_checkpoint(job: Job) -> tuple[dict[str, np.ndarray], dict] | None:
+    """Arrays and header of the folder's checkpoint, or if that is damaged, with a warning, of the
+    one before; None before the first. CheckpointError if none can be used."""
+    reasons = []
+    for name in ("checkpoint.npz", "previous.npz"):
+        path = job.folder / name
+        if not path.exists():  # as between the two renames that put a new one in place
+            continue
+        try:
+            arrays, header = checkpoint.load(path)
+            check_header(job, path, header)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            warn(f"warning: {reasons[0]}; going on from {name}, {header['at']['update']:,} updates")
+        then, now = (x["versions"] | {"device": x["device"]} for x in (header, origin()))
+        changed = [f"{k} {then[k]}, now {x}" for k, x in now.items() if then[k] != x]
+        if changed:
+            warn(f"warning: saved with {'; '.join(changed)}: the last digits may change")
+        return arrays, header
+    if reasons:
+        raise CheckpointError(f"{reasons[0]}; start a new run")
+    return None
+
+
+def check_header(job: Job, path: Path, header: dict) -> None:
+    """CheckpointError unless the checkpoint is of this very run and all its rows are there."""
+    flags = json.loads(json.dumps(header_of(job)))
+    if any(header[name] != x for name, x in flags.items()):
+        raise CheckpointError(f"{path} was written with other flags than config.json names")
+    metrics = job.folder / "metrics.csv"
+    if not metrics.exists() or metrics.stat().st_size < header["at"]["metrics_bytes"]:
+        raise CheckpointError(f"{metrics} has lost rows that {path} counts on")
+
+
+def header_of(job: Job) -> dict:
+    """What a checkpoint says about the run that it is of."""
+    run = {k: x for k, x in dataclasses.asdict(job.run).items() if k not in FREE}
+    return {"algorithm": job.name, "config": dataclasses.asdict(job.config), "run": run}
 
 
 def write_metrics(file, job: Job, group: Group, algorithm, update, progress, extra) -> None:
@@ -149,8 +199,7 @@ def write_results(job: Job, groups: list[Group], finished: dict, seconds: float,
         "run_seconds": seconds,
         "peak_bytes": peak_bytes(),
         "diverged_seeds": bad,
-        **versions(),
-        "device": f"{jax.devices()[0].device_kind} x{len(jax.devices())}",
+        **origin(),
     }
     if job.run.sweep:
         summary |= {"best": job.grid[best], "sweep": ranking}
@@ -235,9 +284,12 @@ def write_json(path: Path, content: dict) -> None:
     checkpoint.write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def versions() -> dict:
+def origin() -> dict:
+    """On what the bits of a result depend, besides the flags."""
     packages = ("jax", "jaxlib", "optax", "gymnax", "numpy")
-    return {"versions": {name: version(name) for name in packages}}
+    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    device = f"{jax.devices()[0].device_kind} x{len(jax.devices())}"
+    return {"versions": versions, "device": device}
 
 
 def peak_bytes() -> int:

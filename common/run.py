@@ -27,11 +27,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from common import checkpoint
-from common.algorithm import Algorithm, Progress, advance, begin
+from common.algorithm import LARGEST, Algorithm, Progress, advance, begin
 from common.checkpoint import CheckpointError
 from common.envs import evaluate, make_env
 from common.flags import fail, parse, settings
-from common.folder import draw_first, new_folder, resumed, versions, write_metrics, write_results
+from common.folder import (
+    draw_first,
+    header_of,
+    latest_checkpoint,
+    new_folder,
+    origin,
+    resumed,
+    write_metrics,
+    write_results,
+)
 from common.plan import Group, Job, first, log_points, plan, steps_after
 from common.screen import display, results, say, title
 from common.threefry import unroll_threefry
@@ -44,11 +53,16 @@ class Swept(NamedTuple):
     """An algorithm's State beside the swept floats that it was made with."""
 
     floats: dict[str, jax.Array]
-    state: Any
+    params: Any
+    rest: Any  # the State, but for its params
 
     @property
-    def params(self):
-        return self.state.params
+    def state(self):
+        return self.rest._replace(params=self.params)
+
+
+def swept(floats, state) -> Swept:
+    return Swept(floats, state.params, state._replace(params=None))
 
 
 class Program(NamedTuple):
@@ -75,12 +89,13 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
             importlib.import_module(module)
         grid = settings(run.sweep, config)
         for setting in grid:
-            make(dataclasses.replace(config, **setting))
+            if make(dataclasses.replace(config, **setting)).num_updates > LARGEST:
+                raise ValueError(f"--total-timesteps: more than {LARGEST:,} updates")
         folder = Path(run.resume) if run.resume else new_folder(name, config, run)
     except ModuleNotFoundError as error:
         fail(2, f"--import: {error}; run from the folder that contains it")
-    except ValueError as error:
-        fail(2, str(error))
+    except ValueError as error:  # what names no flag is about the environment
+        fail(2, str(error) if "--" in str(error) else f"--env-id: {error}")
     except CheckpointError as error:
         fail(3, str(error))
     except OSError as error:
@@ -96,6 +111,10 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
         fail(3, str(error))
     except OSError as error:
         fail(5, f"cannot write to {folder}: {error.strerror}; mend that, then --resume {folder}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            fail(2, "out of memory; --seeds-at-once trains fewer seeds at a time")
+        raise
 
 
 def start_jax() -> None:
@@ -117,10 +136,12 @@ def train(job: Job) -> None:
     groups = plan(job)
     say(job.run, title(job, groups))
     checkpoint_path, metrics_path = job.folder / "checkpoint.npz", job.folder / "metrics.csv"
+    previous_path = job.folder / "previous.npz"
     at = {"group": 0, "update": 0, "metrics_bytes": 0, "seconds": 0.0}
     saved, finished, compile_seconds, program = None, {}, 0.0, None
-    if job.run.resume and checkpoint_path.exists():
-        saved, header = checkpoint.load(checkpoint_path)
+    found = latest_checkpoint(job) if job.run.resume else None
+    if found:
+        saved, header = found
         at, prefix = header["at"], "finished/"
         finished = {k.removeprefix(prefix): x for k, x in saved.items() if k.startswith(prefix)}
     seconds = at["seconds"]
@@ -131,7 +152,6 @@ def train(job: Job) -> None:
         caught_signals() as received,
         display(job, groups) as show,
     ):
-        file.seek(file.truncate(at["metrics_bytes"]))  # later rows will be written again
         for index, group in list(enumerate(groups))[at["group"] :]:
             if program is None or group.policy != groups[index - 1].policy:
                 program = build(job, groups, group)
@@ -143,6 +163,7 @@ def train(job: Job) -> None:
                 shape = first(jax.eval_shape(lambda x: x, progress), len(group.seed))
                 progress = program.place(checkpoint.restore(shape, saved, "progress/"))
                 saved, start = None, at["update"]
+            file.seek(file.truncate(at["metrics_bytes"]))  # later rows will be written again
             saved_at = time.monotonic()
             points = log_points(program.algorithm.num_updates, job.run.log_points)
             training = chunks(program, progress, start, points)
@@ -159,8 +180,8 @@ def train(job: Job) -> None:
                     at = {"group": index, "update": update}
                     at |= {"metrics_bytes": file.tell(), "seconds": seconds}
                     tree = {"progress": first(progress, len(group.seed)), "finished": finished}
-                    header = {"algorithm": job.name, "config": dataclasses.asdict(job.config)}
-                    checkpoint.save(checkpoint_path, tree, {**header, "at": at, **versions()})
+                    header = {**header_of(job), "at": at, **origin()}
+                    checkpoint.save(checkpoint_path, tree, header, previous_path)
                     saved_at = time.monotonic()
                 if received:
                     how = f"--resume {shlex.quote(str(job.folder))} goes on from here"
@@ -172,6 +193,7 @@ def train(job: Job) -> None:
                 draw_first(job, program.algorithm, first(progress.state.state, 1))
             del progress, training  # memory holds one group at a time
     outcome = write_results(job, groups, finished, seconds, compile_seconds)
+    previous_path.unlink(missing_ok=True)
     say(job.run, *results(job, *outcome))
     if np.all(finished["diverged"] >= 0):
         earliest = finished["diverged"].min()
@@ -208,19 +230,19 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
 
     def init(member):
         floats, seed = member
-        return Swept(floats, algorithm(floats).init(jax.random.key(seed)))
+        return swept(floats, algorithm(floats).init(jax.random.key(seed)))
 
-    def update(swept, step):
-        state, metrics = algorithm(swept.floats).update(swept.state, step)
-        return swept._replace(state=state), metrics
+    def update(before, step):
+        state, metrics = algorithm(before.floats).update(before.state, step)
+        return swept(before.floats, state), metrics
 
-    def play(swept, seed):
-        act = algorithm(swept.floats).act
+    def play(trained, seed):
+        act = algorithm(trained.floats).act
         if act is None or not job.run.eval_episodes:
             return jnp.zeros(0), jnp.zeros(0, int)
         env = make_env(group.config.env_id, job.run.eval_episodes)
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
-        return evaluate(env, act, swept.params, key)
+        return evaluate(env, act, trained.params, key)
 
     def spread(function, *specs, donate=()):
         if len(devices) > 1:
@@ -271,7 +293,8 @@ def evaluated_on_the_way(job: Job, program, points, update, progress, members) -
     if now == last:
         return {"evaluation_return": np.full(len(members[1]), np.nan)}
     returns, _ = program.evaluate(progress, members[1])
-    return {"evaluation_return": np.asarray(returns).mean(-1)}
+    healthy = np.asarray(progress.diverged) < 0
+    return {"evaluation_return": np.where(healthy, np.asarray(returns).mean(-1), np.nan)}
 
 
 def collect(finished: dict, group: Group, progress: Progress, episodes) -> dict:
@@ -282,7 +305,8 @@ def collect(finished: dict, group: Group, progress: Progress, episodes) -> dict:
     results = {f"{group.policy}/{name}": x for name, x in arrays.items()}
     returns, lengths = (np.asarray(first(x, num_members)) for x in episodes)
     diverged = np.asarray(first(progress.diverged, num_members))
-    returns = np.where(diverged[:, None] < 0, returns, np.nan)  # a diverged seed has no score
+    scored = (diverged[:, None] < 0) & np.isfinite(returns)  # a diverged seed has no score
+    returns = np.where(scored, returns, np.nan)
     results |= {"returns": returns, "lengths": lengths, "diverged": diverged}
     return finished | {
         name: np.concatenate([finished[name], x]) if name in finished else x

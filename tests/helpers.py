@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from probes import ALL_PROBES, CONTINUOUS, CONTINUOUS_VALUES, GAMMA, best_actions
 
+from common import checkpoint
 from common.algorithm import advance, begin
 from common.buffers import unpack
 from common.envs import Transition, make_env
@@ -33,6 +34,7 @@ SMALL = {
     "hidden_sizes": (16,),
     "num_sweeps": 20,
     "num_steps": 20,
+    "num_starts": 3,
 }
 
 
@@ -62,6 +64,12 @@ def programs(algorithm):
     """`begin` and `advance` of an algorithm as standalone copies jit them."""
     init = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))
     return init, jax.jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
+
+
+def to_bits(tree) -> dict[str, tuple]:
+    """Shape, type and bytes of every leaf, by path name."""
+    arrays = checkpoint.named_arrays(tree)
+    return {name: (x.shape, str(x.dtype), x.tobytes()) for name, x in arrays.items()}
 
 
 def run(*arguments, check: int | None = 0, timeout: float = 240, **kwargs):

@@ -55,7 +55,7 @@ def test_no_flipped_bit_passes_unnoticed(saved):
     whole, rng = saved.read_bytes(), np.random.default_rng(0)
     original = {name: x.tobytes() for name, x in checkpoint.load(saved)[0].items()}
     caught = 0
-    for _ in range(200):
+    for _ in range(300):
         damaged = bytearray(whole)
         damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
         saved.write_bytes(damaged)
@@ -67,15 +67,26 @@ def test_no_flipped_bit_passes_unnoticed(saved):
         else:  # a bit that means nothing, such as a time stamp of the archive
             assert {name: x.tobytes() for name, x in arrays.items()} == original
             assert header["update"] == 7
-    assert caught > 100
+    assert caught > 150
 
 
 def test_no_truncated_file_is_read(saved):
     whole = saved.read_bytes()
-    for size in [0, 1, 100, *range(200, len(whole), len(whole) // 20), len(whole) - 1]:
+    for size in [0, 1, 100, *range(200, len(whole), len(whole) // 30), len(whole) - 1]:
         saved.write_bytes(whole[:size])
         with pytest.raises(CheckpointError, match="damaged"):
             checkpoint.load(saved)
+
+
+def test_the_file_before_becomes_the_previous_one(saved, tmp_path):
+    previous = tmp_path / "previous.npz"
+    old = saved.read_bytes()
+    checkpoint.save(saved, TREE, {"update": 8}, previous)
+    assert previous.read_bytes() == old
+    assert checkpoint.load(saved)[1]["update"] == 8
+    checkpoint.save(saved, TREE, {"update": 9}, previous)
+    assert [checkpoint.load(path)[1]["update"] for path in (previous, saved)] == [8, 9]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.npz", "previous.npz"]
 
 
 def test_a_changed_array_in_a_valid_archive_is_caught_by_the_digest(saved):

@@ -69,6 +69,9 @@ def test_whole_numbers_may_be_written_with_an_exponent(text):
         (["--log-points", "0"], "--log-points 0"),
         (["--eval-every", "5", "--eval-episodes", "0"], "--eval-episodes"),
         (["stray"], "stray"),
+        (["--quiet=1"], "--quiet takes no value"),
+        (["--num-envs", "1" * 20], "--num-envs: must be at most"),
+        (["--hidden-sizes", "8", "9" * 30], "--hidden-sizes: must be at most"),
         (["--löss", "1"], "--löss"),
     ],
 )
@@ -80,6 +83,7 @@ def test_a_bad_flag_is_one_line_and_exit_code_2(argv, says, capsys):
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and len(captured.err) <= 200
     assert says in captured.err and "Traceback" not in captured.err
+    assert "--help lists the flags" in captured.err and "---" not in captured.err
 
 
 def test_help_lists_every_flag_with_its_meaning(capsys):

@@ -1,6 +1,7 @@
 """The harness from outside: run folders, resuming after every end, groups, sweeps, faults."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -18,9 +19,10 @@ import pytest
 from helpers import ROOT, run
 
 from common import checkpoint
-from common.algorithm import advance, begin
-from common.folder import load_agent
-from common.plan import Job, log_points, plan
+from common import run as harness
+from common.algorithm import Algorithm, Progress, advance, begin
+from common.folder import load_agent, write_metrics
+from common.plan import Group, Job, log_points, plan, steps_after
 from common.run import main
 
 SMALL = "--total-timesteps 3000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
@@ -266,6 +268,7 @@ def test_a_sweep_ranks_its_settings_and_a_diverged_seed_is_never_scored(tmp_path
     assert {"sweep.png", "curves.png"} <= {path.name for path in folder.iterdir()}
     scored = {row["learning_rate"]: row["episode_return"] for row in rows(folder, "evaluation.csv")}
     assert scored["1e+38"] == "nan" and float(scored["0.001"]) > 0
+    assert all(np.isfinite(x).all() for x in params_of(folder).values())  # as before that update
     for name in ("metrics.csv", "evaluation.csv"):
         one, other = (
             [row for row in rows(x, name) if row["learning_rate"] == "0.001"]
@@ -510,3 +513,62 @@ def test_divergence_is_flagged_at_its_update_and_only_there():
     progress = begin(init, update, jnp.array([5, -1, 17]))
     progress = advance(update, progress, jnp.int32(0), jnp.int32(20), jnp.bool_(True))
     np.testing.assert_array_equal(progress.diverged, [5, -1, 17])
+
+
+def test_steps_are_counted_exactly_beyond_what_float32_and_int32_hold():
+    """The host counts them, as Python integers: in the rows of metrics.csv and in the plan."""
+    for start in (2**24 - 1, 2**31 - 1, 2**32 - 1, 2**53 - 1):
+        algorithm = Algorithm(None, None, None, 2**20, steps_per_update=1, initial_steps=start)
+        assert [steps_after(algorithm, u) for u in range(4)] == [start + u for u in range(4)]
+    many = algorithm._replace(steps_per_update=2**20, initial_steps=1)
+    assert steps_after(many, log_points(2**30, 7)[-1]) == 2**50 + 1
+
+
+def test_rows_hold_steps_beyond_2_to_the_31_exactly():
+    algorithm = Algorithm(None, None, None, 10, steps_per_update=3, initial_steps=2**31 - 1)
+    progress = Progress(None, {"value": np.ones(2)}, {"value": np.ones(2, int)}, np.array([-1, -1]))
+    group = Group(0, None, {}, np.zeros(2, int), np.arange(2))
+    file = io.BytesIO()
+    one = Job("test", None, None, None, [{}], None)
+    for update in range(3):
+        write_metrics(file, one, group, algorithm, update, progress, {})
+    lines = file.getvalue().decode().splitlines()[1:]
+    assert [int(line.split(",")[1]) for line in lines[::2]] == [2**31 - 1 + 3 * u for u in range(3)]
+
+
+def test_a_run_compiles_its_update_once(tmp_path, monkeypatch):
+    """However many chunks, rows and checkpoints; and a resumed run once again."""
+    from algorithms import q_learning
+
+    traces = []
+
+    def make(config):
+        algorithm = q_learning.make(config)
+
+        def update(state, step):
+            traces.append(step)
+            return algorithm.update(state, step)
+
+        return algorithm._replace(update=update)
+
+    make.__module__ = "algorithms.q_learning"
+    flags = "--total-timesteps 2000 --num-steps 20 --log-points 25 --eval-episodes 2 --quiet"
+    out = ["--checkpoint-every", "1e-9", "--out", str(tmp_path / "a")]
+    monkeypatch.setattr(sys, "argv", ["q_learning", *flags.split(), *out])
+    sizes = []
+    monkeypatch.setattr(harness, "write_metrics", counted(harness.write_metrics, sizes))
+    main(q_learning.Config, make)
+    assert len(sizes) == 25
+    shapes_and_loop = len(traces)
+    traces.clear()
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "b"), "--log-points", "5"])
+    main(q_learning.Config, make)
+    assert len(traces) == shapes_and_loop <= 4  # its shapes, and the loop over updates
+
+
+def counted(function, calls):
+    def call(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return call

@@ -1,0 +1,465 @@
+"""Do the tests notice? `python -m benchmarks.mutants [NAME ...]` (half an hour) plants bugs to see.
+
+Each of MUTANTS is a bug that was really made somewhere. It replaces one text in one file of a copy
+of the tree, in which the mapped tests must then fail; without any bug they must pass. The table is
+results/mutants.csv; a bug that survives is a test that is missing, and the exit code is 1.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.learning import RESULTS, ROOT, table
+
+COLUMNS = ["mutant", "file", "old", "new", "tests", "keyword", "result", "seconds"]
+
+
+class Mutant(NamedTuple):
+    """A bug and who must notice: a file of tests, and the -k that picks those that should."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    keyword: str
+
+
+def algorithm(name, file, old, new, keyword):
+    return Mutant(name, f"algorithms/{file}.py", old, new, f"tests/test_{file}.py", keyword)
+
+
+def common(name, file, old, new, keyword, tests=None):
+    tests = tests or f"common_{file}"
+    return Mutant(name, f"common/{file}.py", old, new, f"tests/test_{tests}.py", keyword)
+
+
+COPY = "target_params=jax.tree.map(jnp.copy, critic_params)"
+MUTANTS = [
+    # Ends of episodes.
+    algorithm(
+        *("a time limit ends the MDP", "dqn"),
+        "reward, next_obs, terminated, _ = transition",
+        "reward, next_obs, terminated, cut = transition; terminated |= cut",
+        "td_error",
+    ),
+    common(
+        *("observation after the reset as next_obs", "envs"),
+        'next_obs = encode(info["final_observation"])',
+        "next_obs = encode(obs)",
+        "next_obs",
+    ),
+    common(
+        *("trace not cut at truncation", "returns"),
+        "(1 - (terminated | truncated))",
+        "(1 - terminated)",
+        "cut or discounted_sum",
+    ),
+    common(
+        *("last value left out of GAE", "returns"),
+        "next_value - value\n",
+        "next_value.at[-1].set(0) - value\n",
+        "discounted_sum or two_steps",
+    ),
+    common(
+        *("GAE uses the next step's end", "returns"),
+        "decay = gamma * gae_lambda * (1 - (terminated | truncated))",
+        "decay = gamma * gae_lambda * (1 - jax.numpy.roll(terminated | truncated, -1))",
+        "cut or discounted_sum",
+    ),
+    common(
+        *("truncated errors dropped", "returns"),
+        "next_value - value\n",
+        "next_value - value\n    delta *= 1 - truncated\n",
+        "time_limit or two_steps or discounted_sum",
+    ),
+    common(
+        *("returns run on over the end", "envs"),
+        "running_return=jnp.where(done, 0, total)",
+        "running_return=total",
+        "mean_return or agrees",
+    ),
+    common(
+        *("unfinished episodes reported as 0", "envs"),
+        "episode_return=jnp.where(done, total, jnp.nan)",
+        "episode_return=jnp.where(done, total, 0)",
+        "no_episode or mean_return",
+    ),
+    # Critics, actors, targets.
+    algorithm(
+        *("both critics start equal", "sac"),
+        "critics.init(key_critic)\n",
+        "critics.init(key_critic)\n        critic_params = jax.tree.map("
+        "lambda x: jnp.stack([x[0], x[0]]), critic_params)\n",
+        "critics_begin",
+    ),
+    algorithm(
+        *("targets begin as other networks", "sac"),
+        COPY,
+        "target_params=critics.init(key_warmup)",
+        "targets_start",
+    ),
+    algorithm(
+        *("target network copied at every step", "dqn"),
+        "copy = (step + 1) % config.target_network_frequency == 0",
+        "copy = step >= 0",
+        "target_network",
+    ),
+    algorithm(
+        *("target network copied one step late", "dqn"),
+        "copy = (step + 1) % config",
+        "copy = step % config",
+        "target_network",
+    ),
+    algorithm(
+        *("the actor learns from the first batch", "td3"),
+        "batch = jax.tree.map(lambda x: x[-1], batches)",
+        "batch = jax.tree.map(lambda x: x[0], batches)",
+        "three_critic",
+    ),
+    algorithm(
+        *("action not clipped in Q", "td3"),
+        "next_action = jnp.clip(policy(target_actor, next_obs) + noise, -1, 1)",
+        "next_action = policy(target_actor, next_obs) + noise",
+        "td_error",
+    ),
+    algorithm(
+        *("the larger of two values", "td3"),
+        "jnp.min(q(target_critics",
+        "jnp.max(q(target_critics",
+        "td_error",
+    ),
+    algorithm(
+        *("temperature's sign", "sac"),
+        "return -jnp.exp(log_alpha) * (log_prob",
+        "return jnp.exp(log_alpha) * (log_prob",
+        "temperature",
+    ),
+    algorithm(
+        *("target entropy's sign", "sac"),
+        "(state.log_alpha, log_prob, -num_actions)",
+        "(state.log_alpha, log_prob, num_actions)",
+        "temperature",
+    ),
+    algorithm(
+        *("log_prob with an epsilon", "sac"),
+        "log_slope = 2 * (jnp.log(2) - x - jax.nn.softplus(-2 * x))",
+        "log_slope = jnp.log(1 - jnp.tanh(x) ** 2 + 1e-6)",
+        "log_prob",
+    ),
+    algorithm(
+        *("noise in the evaluation policy", "ddpg"),
+        "def act(params, obs, key):\n",
+        "def act(params, obs, key):\n        obs += jax.random.normal(key, obs.shape)\n",
+        "act_is",
+    ),
+    # Value distributions, n steps.
+    algorithm(
+        *("projection without clipping", "c51"),
+        "(reward + discount * support - support[0]) / spacing, 0, last)",
+        "(reward + discount * support - support[0]) / spacing, -9e9, 9e9)",
+        "projection",
+    ),
+    algorithm(
+        *("projection loses what falls on an atom", "c51"),
+        "jnp.maximum(0, 1 - distance)",
+        "jnp.where(distance == 0, 0, jnp.maximum(0, 1 - distance))",
+        "projection",
+    ),
+    algorithm(
+        *("gamma for gamma^n", "n_step_dqn"),
+        "discount *= jnp.where(goes_on, gamma, 1)",
+        "discount *= 1",
+        "by_hand or ends_after",
+    ),
+    algorithm(
+        *("n steps over the end of an episode", "n_step_dqn"),
+        "goes_on = ~(terminated | truncated)",
+        "goes_on = ~terminated",
+        "by_hand or follows",
+    ),
+    # Replay.
+    common(
+        *("sampling beyond what was written", "buffers"),
+        "size = jnp.minimum(num_written, num_blocks) * block_size",
+        "size = jnp.uint32(num_blocks * block_size)",
+        "uniform",
+    ),
+    common(
+        *("the full ring is sampled as if it were not", "buffers"),
+        "size = jnp.minimum(num_written, num_blocks) * block_size",
+        "size = (num_written % num_blocks + 1) * block_size",
+        "uniform",
+    ),
+    common(
+        *("the ring starts again one block late", "buffers"),
+        "start = num_written % num_blocks * block_size",
+        "start = num_written % (num_blocks + 1) * block_size",
+        "latest",
+    ),
+    common(
+        *("largest priority rounded", "prioritized"),
+        "jnp.maximum(data.max_priority, jnp.max(priority)))",
+        "jnp.round(jnp.maximum(data.max_priority, jnp.max(priority))))",
+        "largest_priority",
+    ),
+    common(
+        *("priorities of new rows are 1", "prioritized"),
+        "jnp.full(block_size, data.max_priority)",
+        "jnp.ones(block_size)",
+        "largest_priority",
+    ),
+    common(
+        *("a row named twice counts twice", "prioritized"),
+        'priority = sums.reshape(-1, RADIX).at[index].get(mode="promise_in_bounds").sum(-1)',
+        "priority = levels[len(changed)].at[index].get() + priority "
+        "if len(changed) < len(levels) else priority",
+        "twice or sums",
+    ),
+    algorithm(
+        *("priorities never updated", "prioritized_dqn"),
+        "priorities = priority(",
+        "priorities = jnp.ones(len(errors)) + 0 * priority(",
+        "update_weights",
+    ),
+    # Policy gradients.
+    algorithm(
+        *("entropy bonus with the wrong sign", "ppo"),
+        "return total - config.ent_coef",
+        "return total + config.ent_coef",
+        "entropy",
+    ),
+    algorithm(
+        *("KL with its arguments exchanged", "ppo"),
+        "    log_ratio = log_prob - old_log_prob\n",
+        "    log_ratio = old_log_prob - log_prob\n",
+        "kl",
+    ),
+    algorithm(
+        *("PPO's maximum for its minimum", "ppo"),
+        "-jnp.minimum(ratio",
+        "-jnp.maximum(ratio",
+        "policy_loss",
+    ),
+    algorithm(
+        *("learning rate falls per epoch", "ppo"),
+        "config.anneal_lr * step / num_updates)",
+        "config.anneal_lr * step / num_updates / config.update_epochs)",
+        "learning_rate",
+    ),
+    algorithm(
+        *("the same permutation in each epoch", "ppo"),
+        "keys = jax.random.split(key_epochs, config.update_epochs)",
+        "keys = jnp.stack([key_epochs] * config.update_epochs)",
+        "permutation",
+    ),
+    algorithm(
+        *("statistics changed between rollout and loss", "ppo"),
+        "obs = normalizer.apply(params.statistics, recent.obs)",
+        "obs = normalizer.apply(normalizer.add(params.statistics, recent.obs), recent.obs)",
+        "first_minibatch or statistics",
+    ),
+    common(
+        *("variance without what moved the mean", "normalization"),
+        "+ w * (1 - w) * jnp.square(change)",
+        "",
+        "statistics",
+    ),
+    common(
+        *("reward scale runs over the end of an episode", "normalization"),
+        "return jnp.where(done, 0, total), total",
+        "return total, total",
+        "rewards",
+    ),
+    algorithm(
+        *("gradient through the target", "dqn"),
+        "return jax.lax.stop_gradient(target) - q",
+        "return target - q",
+        "semi_gradient",
+    ),
+    algorithm(
+        *("no gradient through the prediction", "dqn"),
+        "return jax.lax.stop_gradient(target) - q(params, obs)[action]",
+        "return jax.lax.stop_gradient(target - q(params, obs)[action])",
+        "semi_gradient",
+    ),
+    algorithm(
+        *("the target network chooses the action too", "double_dqn"),
+        "next_action = jnp.argmax(q(params",
+        "next_action = jnp.argmax(q(target_params",
+        "theta_chooses",
+    ),
+    # The harness.
+    Mutant(
+        "a key used twice",
+        "algorithms/dqn.py",
+        "env, explore, state.env, key_rollout, config.train_frequency",
+        "env, explore, state.env, key_sample, config.train_frequency",
+        "tests/test_contract.py",
+        "key_is_used_twice and dqn",
+    ),
+    common(
+        *("steps of one environment, not of all", "plan"),
+        "return algorithm.initial_steps + update * algorithm.steps_per_update",
+        "return algorithm.initial_steps + update",
+        "leaves_its_folder",
+        "common_run",
+    ),
+    common(
+        *("optimizer state not restored", "run"),
+        'checkpoint.restore(shape, saved, "progress/"))',
+        'checkpoint.restore(shape, saved, "progress/"))\n'
+        "                progress = progress._replace(mean=jax.tree.map(jnp.zeros_like, "
+        "progress.mean), state=jax.tree.map(lambda x, y: x if x.ndim == 1 else y, "
+        "program.begin(*members).state, progress.state))",
+        "same_bits",
+        "common_faults",
+    ),
+    common(
+        *("rows since the checkpoint are written twice", "run"),
+        'file.seek(file.truncate(at["metrics_bytes"]))',
+        "file.seek(0, 2)",
+        "same_bits",
+        "common_faults",
+    ),
+    common(
+        *("a damaged checkpoint is not noticed", "checkpoint"),
+        "if digest != _digest(arrays, text):",
+        "if False:",
+        "digest",
+    ),
+    common(
+        *("the one before is not kept", "checkpoint"),
+        "if previous is not None and path.exists():",
+        "if False:",
+        "previous_one",
+    ),
+    common(
+        *("a diverged seed goes on", "algorithm"),
+        "params = jax.vmap(choose)(healthy, state.params, progress.state.params)",
+        "params = state.params",
+        "four_seeds and parameter",
+        "common_divergence",
+    ),
+    common(
+        *("a diverged seed goes on reporting", "algorithm"),
+        "reports = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}",
+        "reports = {k: ~jnp.isnan(x) for k, x in metrics.items()}",
+        "four_seeds and parameter",
+        "common_divergence",
+    ),
+    common(
+        *("a diverged seed is scored", "run"),
+        "scored = (diverged[:, None] < 0) & np.isfinite(returns)",
+        "scored = np.isfinite(returns)",
+        "no_score",
+        "common_divergence",
+    ),
+    common(
+        *("means over what was not reported", "algorithm"),
+        "jnp.where(reports[k], (x - progress.mean[k]) / jnp.maximum(count[k], 1), 0)",
+        "(jnp.nan_to_num(x) - progress.mean[k]) / (step - start + 1)",
+        "means_over",
+        "common_run",
+    ),
+    common(
+        *("the batch's first seed is everybody's", "run"),
+        "init(jax.random.key(seed))",
+        "init(jax.random.key(0 * seed))",
+        "groups_and_devices",
+        "common_run",
+    ),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.mutants")
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", metavar="NAME", help="parts of mutants' names")
+    parser.add_argument("--out", type=Path, default=RESULTS / "mutants.csv", help="the table")
+    arguments = parser.parse_args()
+    chosen = [
+        m for m in MUTANTS if not arguments.names or any(x in m.name for x in arguments.names)
+    ]
+    rows = {row["mutant"]: row for row in lines(arguments.out)}
+    with tempfile.TemporaryDirectory() as work:
+        tree = copy_of_the_tree(Path(work))
+        clean = {}
+        for mutant in chosen:
+            if mutant.tests not in clean:
+                same = [m.keyword for m in chosen if m.tests == mutant.tests]
+                keyword = " or ".join(f"({x})" for x in same)
+                clean[mutant.tests] = tested(tree, mutant.tests, keyword)
+            clock = time.monotonic()
+            result = planted(tree, mutant)
+            if clean[mutant.tests] != 0:
+                result = f"the tests fail without it ({clean[mutant.tests]})"
+            line = [*mutant, result, round(time.monotonic() - clock, 1)]
+            rows[mutant.name] = dict(zip(COLUMNS, line, strict=True))
+            print(f"{mutant.name}: {result}", flush=True)
+            order = [rows[m.name] for m in MUTANTS if m.name in rows]
+            with open(arguments.out, "w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(order)
+    results = [rows[m.name] for m in chosen]
+    short = ["mutant", "file", "tests", "result", "seconds"]
+    print(table([short, *([row[k] for k in short] for row in results)]))
+    sys.exit(any(row["result"] != "killed" for row in results))
+
+
+def lines(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def copy_of_the_tree(work: Path) -> Path:
+    """All files of the work tree that git does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
+    for name in filter(None, done.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, work / name)
+    return work
+
+
+def planted(tree: Path, mutant: Mutant) -> str:
+    """ "killed" if the tests fail with the bug."""
+    path = tree / mutant.file
+    source = path.read_text()
+    if source.count(mutant.old) != 1:
+        return "not there, or not once"
+    path.write_text(source.replace(mutant.old, mutant.new))
+    try:
+        code = tested(tree, mutant.tests, mutant.keyword)
+    finally:
+        path.write_text(source)
+    return {0: "survived", 1: "killed"}.get(code, f"pytest ended with {code}")
+
+
+def tested(tree: Path, tests: str, keyword: str) -> int:
+    """pytest's exit code: 0 passed, 1 failed, 5 no tests."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    env = {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", tests, "-k", keyword],
+        cwd=tree,
+        capture_output=True,
+        timeout=900,
+        env=os.environ | env,
+    )
+    return done.returncode
+
+
+if __name__ == "__main__":
+    main()
