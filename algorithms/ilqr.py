@@ -161,19 +161,19 @@ def make(config: Config) -> Algorithm:
         held = lambda blocks: jnp.repeat(blocks, config.hold, axis=0)
         play = lambda x, controls: simulate(simulator, x, lambda x, u: u, controls)
 
-        def block(carry, key):
-            x, last = carry
-            key_change, key_control = jax.random.split(key)
+        def block(carry, _):
+            x, last, key = carry
+            key, key_change, key_control = jax.random.split(key, 3)
             fresh = middle + 2 * reach * jax.random.uniform(key_control, shape, minval=-1.0)
             changed = jax.random.uniform(key_change, shape) < share
             shifted = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])])
             sequences = jnp.clip(jnp.where(changed, fresh, shifted), low, high)
             totals = jax.vmap(lambda blocks: play(x, held(blocks))[1])(sequences)
             best = sequences[jnp.argmax(totals)]
-            return (play(x, held(best[:1]))[0], best), held(best[:1])
+            return (play(x, held(best[:1]))[0], best, key), held(best[:1])
 
-        keys = jax.random.split(key, -(-env.max_steps // config.hold))
-        _, controls = jax.lax.scan(block, (start, jnp.zeros(shape[1:])), keys)
+        first, num_blocks = (start, jnp.zeros(shape[1:]), key), -(-env.max_steps // config.hold)
+        _, controls = jax.lax.scan(block, first, length=num_blocks)
         _, total, x, controls = play(start, jnp.concatenate(controls)[: env.max_steps])
         return Plan(x, controls, jnp.zeros((*controls.shape, x.shape[-1])), total)
 

@@ -86,7 +86,7 @@ def advance(update: Callable, progress: Progress, start, stop, fresh) -> Progres
         finite = jax.vmap(all_finite)(state.params)
         diverged = jnp.where((progress.diverged < 0) & ~finite, step, progress.diverged)
         healthy = diverged < 0
-        params = jax.vmap(choose)(healthy, state.params, progress.state.params)
+        params = jax.vmap(newer_if)(healthy, state.params, progress.state.params)
         reports = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}
         count = {k: progress.count[k] + x for k, x in reports.items()}
         mean = {
@@ -103,7 +103,7 @@ def advance(update: Callable, progress: Progress, start, stop, fresh) -> Progres
     return jax.lax.fori_loop(start, stop, body, progress)
 
 
-def choose(healthy, new, old):
+def newer_if(healthy, new, old):
     """The tree `new` of a healthy seed, `old` of another."""
     return jax.tree.map(lambda x, y: jnp.where(healthy, x, y), new, old)
 

@@ -35,6 +35,11 @@ SMALL = {
     "num_sweeps": 20,
     "num_steps": 20,
     "num_starts": 3,
+    "num_iterations": 3,
+    "num_samples": 16,
+    "num_elites": 4,
+    "horizon": 4,
+    "gradient_steps": 20,
 }
 
 

@@ -16,7 +16,16 @@ from helpers import ALGORITHMS, load, trained
 
 from common.copy import ROOT, standalone
 
-SMALL = {"total_timesteps": 2_000, "learning_starts": 200, "batch_size": 16, "num_iterations": 10}
+SMALL = {
+    "total_timesteps": 2_000,
+    "learning_starts": 200,
+    "batch_size": 16,
+    "num_iterations": 10,
+    "num_samples": 8,
+    "num_elites": 4,
+    "horizon": 4,
+    "gradient_steps": 20,
+}
 
 
 def python(*args, cwd):

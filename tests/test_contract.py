@@ -188,10 +188,13 @@ def test_a_seed_alone_is_the_seed_inside_the_batch(name):
     """In float64, so that the batch size cannot change what matters: parameters to 1e-9, and the
     actions taken (all integers of the State) exactly."""
     module = load(name)
+    # A whole swing-up of Pendulum, planned at once, is chaotic: it would blow up the last bit.
+    env_id = "DoubleIntegrator-linear" if name == "ilqr" else random_env(module)
     with jax.enable_x64(True):
-        algorithm = module.make(small_config(module, env_id=random_env(module)))
-        batch = to_numpy(trained(algorithm, [0, 1, 2, 3], 25))
-        alone = to_numpy(trained(algorithm, [2], 25))
+        algorithm = module.make(small_config(module, env_id=env_id))
+        num = min(algorithm.num_updates, 25)
+        batch = to_numpy(trained(algorithm, [0, 1, 2, 3], num))
+        alone = to_numpy(trained(algorithm, [2], num))
     for many, one in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
         if np.issubdtype(many.dtype, np.floating):
             assert many.dtype == np.float64

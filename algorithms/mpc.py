@@ -1,0 +1,202 @@
+"""Model-predictive control (MPC) with the true simulator.
+
+At every step: search for the actions of the next H steps with the best return, take the first of
+them, and search again from where that led, beginning with the rest of the plan. The model is the
+environment itself, stepped from its present state. One search is `num_iterations` rounds of
+
+    a_k ~ N(μ, σ²), k = 1..K, clipped to the bounds; a_1 = μ
+    G_k = Σ_i γⁱ r_i, i < H and until the episode ends
+    fit μ and σ to the a_k and their G_k
+
+and `--planner` says how they are drawn and fitted:
+
+    random  random shooting: a_k is uniform, μ ← a_argmax G
+            (Rao 2009, A survey of numerical methods for optimal control,
+            https://www.anilvrao.com/Publications/ConferencePublications/trajectorySurveyAAS.pdf)
+    cem     cross-entropy method: μ and σ of the M best of the a_k
+            (Rubinstein 1999, https://doi.org/10.1023/A:1010091220143; so used by Chua et al. 2018,
+            https://arxiv.org/abs/1805.12114)
+    mppi    model-predictive path integral control: μ ← Σ_k w_k a_k, w = softmax(G / λ)
+            (Williams et al. 2017, https://doi.org/10.1109/ICRA.2017.7989202, Algorithm 2)
+
+All three take K · num_iterations · H simulated steps for one step of the environment.
+
+Departs from the papers: cem clips actions and keeps nothing of the old μ and σ, where Chua et al.
+draw from a truncated Gaussian and keep a part; mppi weighs returns alone (its α = 1: deviations
+from μ cost nothing) and may fit more than once a step; random shooting keeps the rest of the last
+plan among its candidates; in a random environment all candidates of a round meet the same chances,
+drawn anew for each round; environments in parallel share the noise of their searches. There is no
+policy without the simulator, so that the run itself is the evaluation.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from common.algorithm import Algorithm, require
+from common.envs import Env, EnvState, make_env, with_unit_actions
+from common.run import main
+
+
+@dataclass(frozen=True)
+class Config:
+    env_id: str = "Pendulum-v1"  # any environment with continuous actions
+    total_timesteps: int = 2_000  # environment steps, over all environments
+    num_envs: int = 10  # environments controlled in parallel, each with a plan of its own
+    planner: Literal["cem", "random", "mppi"] = "cem"  # how a plan is searched for
+    horizon: int = 20  # steps of a plan, H
+    num_samples: int = 100  # plans tried in each round of a search, K
+    num_elites: int = 10  # the best of them, which cem fits, M
+    num_iterations: int = 5  # rounds of a search
+    init_std: float = 0.5  # σ in the first round of cem, and in all of mppi; actions in [-1, 1]
+    temperature: float = 0.1  # of mppi, in units of the return, λ
+    gamma: float = 1.0  # discount factor inside a plan
+
+    def __post_init__(self):
+        require(
+            self,
+            "num_envs >= 1",
+            "total_timesteps >= num_envs",
+            "horizon >= 1",
+            "1 <= num_elites <= num_samples",
+            "num_iterations >= 1",
+            "init_std > 0",
+            "temperature > 0",
+            "0 <= gamma <= 1",
+        )
+
+
+class State(NamedTuple):
+    key: jax.Array
+    params: jax.Array  # [N, H, A] the plans that the next searches start from, μ
+    env: EnvState
+
+
+def simulate(env: Env, state: EnvState, plan, key, gamma):
+    """G = Σ_i γⁱ r_i of the actions plan [H, A] from that state of one environment, until the
+    episode ends; and the observations [H, ...] on the way, NaN after the end."""
+
+    def step(carry, now):
+        state, weight = carry
+        action, key = now
+        state, transition = env.step(state, action[None], key)
+        ended = (transition.terminated | transition.truncated)[0]
+        reward = jnp.where(weight > 0, weight * transition.reward[0], 0)
+        obs = jnp.where(weight > 0, transition.next_obs[0], jnp.nan)
+        return (state, jnp.where(ended, 0, weight * gamma)), (reward, obs)
+
+    start = jax.tree.map(lambda x: x[None], state), jnp.ones(())
+    _, (rewards, obs) = jax.lax.scan(step, start, (plan, jax.random.split(key, len(plan))))
+    return rewards.sum(), obs
+
+
+def gaussian_plans(key, mean, std, num_samples: int) -> jax.Array:
+    """μ itself, and the rest ~ N(μ, σ²), clipped to [-1, 1]; [K, H, A]."""
+    noise = jax.random.normal(key, (num_samples, *mean.shape))
+    return jnp.clip(mean + std * noise.at[0].set(0), -1, 1)
+
+
+def uniform_plans(key, mean, num_samples: int) -> jax.Array:
+    """μ itself, and the rest uniformly in [-1, 1]; [K, H, A]."""
+    plans = jax.random.uniform(key, (num_samples, *mean.shape), minval=-1, maxval=1)
+    return plans.at[0].set(mean)
+
+
+def fit_elites(plans, returns, num_elites: int):
+    """μ and σ of the M best of the plans [K, H, A] with returns [K]."""
+    elites = plans[jax.lax.top_k(returns, num_elites)[1]]
+    return elites.mean(0), elites.std(0)
+
+
+def path_integral(plans, returns, temperature) -> jax.Array:
+    """μ ← Σ_k w_k a_k with w = softmax(G / λ), of plans [K, H, A] with returns [K]."""
+    return jnp.tensordot(jax.nn.softmax(returns / temperature), plans, axes=1)
+
+
+def shift(plan) -> jax.Array:
+    """The plan [H, A] without its first actions, which have been taken; 0 comes last."""
+    return jnp.roll(plan, -1, axis=0).at[-1].set(0)
+
+
+def make(config: Config) -> Algorithm:
+    env = with_unit_actions(make_env(config.env_id, config.num_envs, actions="continuous"))
+    simulator = with_unit_actions(make_env(config.env_id, 1))
+
+    def search(key, env_state, mean):
+        """The plan [H, A] for one environment, from the rest of its last one."""
+
+        def improve(carry, key):
+            mean, std = carry
+            key_plans, key_env = jax.random.split(key)
+            if config.planner == "random":
+                plans = uniform_plans(key_plans, mean, config.num_samples)
+            else:
+                plans = gaussian_plans(key_plans, mean, std, config.num_samples)
+
+            def total(plan):
+                return simulate(simulator, env_state, plan, key_env, config.gamma)[0]
+
+            returns = jax.vmap(total)(plans)
+            if config.planner == "cem":
+                fitted = fit_elites(plans, returns, config.num_elites)
+            elif config.planner == "mppi":
+                fitted = path_integral(plans, returns, config.temperature), std
+            else:
+                fitted = plans[jnp.argmax(returns)], std
+            return fitted, None
+
+        std = jnp.full_like(mean, config.init_std)
+        keys = jax.random.split(key, config.num_iterations)
+        return jax.lax.scan(improve, (mean, std), keys)[0][0]
+
+    def init(key):
+        key, key_env = jax.random.split(key)
+        plans = jnp.zeros((config.num_envs, config.horizon, *env.action_shape))
+        return State(key, plans, env.reset(key_env))
+
+    def update(state, step):
+        key_search, key_value, key_env = jax.random.split(jax.random.fold_in(state.key, step), 3)
+        plans = jax.vmap(search, (None, 0, 0))(key_search, state.env, state.params)
+
+        def planned(env_state, plan):
+            return simulate(simulator, env_state, plan, key_value, config.gamma)[0]
+
+        value = jax.vmap(planned)(state.env, plans).mean()
+        env_state, transition = env.step(state.env, plans[:, 0], key_env)
+        ended = transition.terminated | transition.truncated
+        rest = jnp.where(ended[:, None, None], 0, jax.vmap(shift)(plans))
+        metrics = {"episode_return": jnp.nanmean(env_state.episode_return), "value": value}
+        return State(state.key, rest, env_state), metrics
+
+    num_updates = config.total_timesteps // config.num_envs
+
+    def picture(state, figure):
+        """One more episode, and what the plan before each of its steps held in store."""
+
+        def play(state, step):
+            first = jax.tree.map(lambda x: x[0], state.env)
+            key = jax.random.fold_in(state.key, step)
+            _, ahead = simulate(simulator, first, state.params[0], key, config.gamma)
+            return update(state, step)[0], (first.obs, ahead)
+
+        steps = num_updates + jnp.arange(min(env.max_steps, 200))
+        _, (obs, ahead) = jax.jit(lambda state: jax.lax.scan(play, state, steps))(state)
+        axes = figure.subplots(min(4, obs.shape[1]), sharex=True, squeeze=False)[:, 0]
+        for i, axis in enumerate(axes):
+            axis.plot(obs[:, i], color="tab:blue", linewidth=2, label="realised")
+            for t in range(0, len(obs), 5):
+                planned = jnp.append(obs[t, i], ahead[t, :, i])
+                label = "planned, every 5 steps" if t == 0 else None
+                axis.plot(t + jnp.arange(len(planned)), planned, "tab:orange", lw=0.8, label=label)
+            axis.set_ylabel(f"obs[{i}]")
+        axes[0].set_title(f"mpc on {config.env_id}: {config.planner} with the true model")
+        axes[0].legend(loc="lower right", fontsize="small")
+        axes[-1].set_xlabel("step")
+
+    return Algorithm(init, update, None, num_updates, config.num_envs, picture=picture)
+
+
+if __name__ == "__main__":
+    main(Config, make)
