@@ -3,14 +3,12 @@
 import math
 
 import numpy as np
-import pytest
 
 from benchmarks.mcts import CONTESTANTS, boards, race
 from common.games import board
 
 
 def test_every_contestant_is_timed_beside_what_it_found():
-    pytest.importorskip("mctx")
     lines = race("TicTacToe-game", "playout", num_roots=8, num_simulations=60, rounds=1)
     assert [line["contestant"] for line in lines] == list(CONTESTANTS)
     assert all(0 < line["simulations_per_second"] < math.inf for line in lines)
