@@ -52,6 +52,9 @@ def main(config_class: type, make: Callable) -> None:
         leaves = jax.tree_util.tree_leaves_with_path(progress.state.params)
         np.savez(file, **{"params" + jax.tree_util.keystr(path): x for path, x in leaves})
     print(f"training return {training_return(progress):.4g}; params in {flags.out}")
+    for k in np.flatnonzero(np.asarray(progress.diverged) >= 0):
+        stopped = f"diverged at update {progress.diverged[k]}; its params are those before"
+        print(f"seed {flags.seed + k} {stopped}", file=sys.stderr)
 
 
 def training_return(progress: Progress) -> jax.Array:

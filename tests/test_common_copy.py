@@ -147,6 +147,19 @@ def test_a_copy_alone_trains_bit_for_bit_as_the_original(name, copied):
         assert got[leaf].tobytes() == x.tobytes(), leaf
 
 
+def test_a_copy_says_which_seeds_diverged(tmp_path):
+    text = standalone("q_learning")
+    text = text.replace("return reward + gamma", "return jnp.inf * reward + gamma")
+    (tmp_path / "q_learning.py").write_text(text)
+    flags = ["--seed", 3, "--num-seeds", 2, "--total-timesteps", 200, "--num-steps", 20]
+    result = python("q_learning.py", *flags, cwd=tmp_path)
+    assert result.returncode == 0
+    said = "diverged at update 0; its params are those before\n"
+    assert result.stderr == f"seed 3 {said}seed 4 {said}"
+    params = np.load(tmp_path / "q_learning.npz")
+    assert all(np.isfinite(x).all() for x in params.values())
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
