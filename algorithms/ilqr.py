@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import EnvState, Simulator, make_env, make_simulator
+from common.envs import Dynamics, EnvState, make_dynamics, make_env
 from common.run import main
 from common.systems import solve
 
@@ -74,14 +74,14 @@ class State(NamedTuple):
     starts: EnvState  # [N]
 
 
-def simulate(simulator: Simulator, x, policy: Callable, inputs):
+def simulate(dynamics: Dynamics, x, policy: Callable, inputs):
     """`policy(x, input) -> control` for each of the inputs [T, ...]: the last state, the return
     until the episode is terminated, and the states [T, n] and controls [T, m] on the way."""
 
     def step(carry, given):
         x, alive, total = carry
         control = policy(x, given)
-        after, reward, terminated = simulator.step(x, control)
+        after, reward, terminated = dynamics.step(x, control)
         total += jnp.where(alive, reward, 0)
         return (after, alive & ~terminated, total), (x, control)
 
@@ -89,9 +89,9 @@ def simulate(simulator: Simulator, x, policy: Callable, inputs):
     return x, total, *way
 
 
-def expand(simulator: Simulator, x, u):
+def expand(dynamics: Dynamics, x, u):
     """f_x, f_u, l_x, l_u, l_xx, l_ux, l_uu at x and u."""
-    f, cost = (lambda x, u: simulator.step(x, u)[0]), (lambda x, u: -simulator.step(x, u)[1])
+    f, cost = (lambda x, u: dynamics.step(x, u)[0]), (lambda x, u: -dynamics.step(x, u)[1])
     (lxx, _), (lux, luu) = jax.hessian(cost, (0, 1))(x, u)
     return *jax.jacfwd(f, (0, 1))(x, u), *jax.grad(cost, (0, 1))(x, u), lxx, lux, luu
 
@@ -135,20 +135,20 @@ def backward(expansions, controls, mu, low, high):
     return jax.lax.scan(step, nothing, (expansions, controls), reverse=True)[1]
 
 
-def forward(simulator: Simulator, plan: Plan, k, gains, alpha, low, high) -> Plan:
+def forward(dynamics: Dynamics, plan: Plan, k, gains, alpha, low, high) -> Plan:
     """The plan along û = u + α k + K (x̂ - x), within the bounds."""
 
     def policy(x, given):
         old, control, k, K = given
         return jnp.clip(control + alpha * k + K @ (x - old), low, high)
 
-    _, total, x, controls = simulate(simulator, plan.x[0], policy, (*plan[:2], k, gains))
+    _, total, x, controls = simulate(dynamics, plan.x[0], policy, (*plan[:2], k, gains))
     return Plan(x, controls, gains, total)
 
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_starts, actions="continuous")
-    simulator = make_simulator(config.env_id)
+    dynamics = make_dynamics(config.env_id)
     # At its very bounds, where the environment clips it, a control has derivative 0.
     middle, reach = (env.action_high + env.action_low) / 2, (env.action_high - env.action_low) / 2
     low, high = middle - 0.9999 * reach, middle + 0.9999 * reach
@@ -159,7 +159,7 @@ def make(config: Config) -> Algorithm:
         shape = config.num_samples, config.lookahead, *env.action_shape
         share = jnp.linspace(0, 1, config.num_samples)[:, None, None]
         held = lambda blocks: jnp.repeat(blocks, config.hold, axis=0)
-        play = lambda x, controls: simulate(simulator, x, lambda x, u: u, controls)
+        play = lambda x, controls: simulate(dynamics, x, lambda x, u: u, controls)
 
         def block(carry, _):
             x, last, key = carry
@@ -179,9 +179,9 @@ def make(config: Config) -> Algorithm:
 
     def improve(plan: Plan, mu):
         """One iteration: the plan and its μ."""
-        expansions = jax.vmap(lambda x, u: expand(simulator, x, u))(plan.x, plan.controls)
+        expansions = jax.vmap(lambda x, u: expand(dynamics, x, u))(plan.x, plan.controls)
         k, gains = backward(expansions, plan.controls, mu, low, high)
-        along = lambda alpha: forward(simulator, plan, k, gains, alpha, low, high)
+        along = lambda alpha: forward(dynamics, plan, k, gains, alpha, low, high)
         step_sizes = 0.5 ** jnp.arange(config.num_step_sizes)
         totals = jax.vmap(lambda alpha: along(alpha).total)(step_sizes)
         new = along(step_sizes[jnp.argmax(jnp.where(jnp.isnan(totals), -jnp.inf, totals))])
@@ -199,7 +199,7 @@ def make(config: Config) -> Algorithm:
 
         def step(carry, inputs):
             (state, returns), ((x, control, K), key) = carry, inputs
-            now = jax.vmap(simulator.numbers)(state.inner)
+            now = jax.vmap(dynamics.numbers)(state.inner)
             control = jnp.clip(control + jnp.einsum("nij,nj->ni", K, now - x), low, high)
             state, _ = env.step(state, control, key)
             returns = jnp.where(jnp.isnan(returns), state.episode_return, returns)  # the first ones
@@ -214,7 +214,7 @@ def make(config: Config) -> Algorithm:
         key, key_env, key_guess = jax.random.split(key, 3)
         starts = env.reset(key_env)
         keys = jax.random.split(key_guess, (config.num_starts, config.num_guesses))
-        x = jax.vmap(simulator.numbers)(starts.inner)
+        x = jax.vmap(dynamics.numbers)(starts.inner)
         plans = jax.vmap(jax.vmap(guess, (0, None)))(keys, x)
         return State(key, plans, jnp.zeros(keys.shape), starts)
 

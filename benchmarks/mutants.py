@@ -343,7 +343,7 @@ MUTANTS = [
     ),
     common(
         *("a diverged seed goes on", "algorithm"),
-        "params = jax.vmap(choose)(healthy, state.params, progress.state.params)",
+        "params = jax.vmap(newer_if)(healthy, state.params, progress.state.params)",
         "params = state.params",
         "four_seeds and parameter",
         "common_divergence",

@@ -206,7 +206,7 @@ def evaluate(env: Env, act: Callable, params, key: jax.Array):
     return returns, length
 
 
-class Simulator(NamedTuple):
+class Dynamics(NamedTuple):
     """An environment's step without noise, time limit or reset, which lets derivatives through. Its
     state is the vector of the real numbers in EnvState.inner; what is counted there stays at 0."""
 
@@ -214,8 +214,8 @@ class Simulator(NamedTuple):
     step: Callable  # x, action -> x, reward, terminated
 
 
-def make_simulator(env_id: str) -> Simulator:
-    """The simulator of an environment with gymnax's transition gradients, or of a linear system."""
+def make_dynamics(env_id: str) -> Dynamics:
+    """The dynamics of an environment with gymnax's transition gradients, or of a linear system."""
     if env_id.endswith("-linear"):
         from common.systems import as_floats, make_system, mean_state, stage_cost
 
@@ -226,7 +226,7 @@ def make_simulator(env_id: str) -> Simulator:
             after = mean_state(system, x, action)
             return after, -stage_cost(system, x, action), jnp.bool_(False)
 
-        return Simulator(lambda inner: inner[0], linear)
+        return Dynamics(lambda inner: inner[0], linear)
 
     import gymnax
 
@@ -255,7 +255,7 @@ def make_simulator(env_id: str) -> Simulator:
         _, inner, reward, terminated, _ = env.step_env(jax.random.key(0), inner, action, params)
         return numbers(inner), reward, terminated
 
-    return Simulator(numbers, step)
+    return Dynamics(numbers, step)
 
 
 @functools.cache

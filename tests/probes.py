@@ -10,6 +10,8 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from common.systems import LINEAR, Linear, System
+
 
 @struct.dataclass
 class EnvState(environment.EnvState):
@@ -184,55 +186,24 @@ if "Slope-probe" not in gymnax.registered_envs:
     gymnax.register("Slope-probe", lambda: ContinuousProbe(**SLOPE))
 
 
-@struct.dataclass
-class LinearState(environment.EnvState):
-    x: jax.Array
+# A mass on a line for 20 steps, pushed: x = (place, speed). Nothing is random but the start.
+MASS = System(
+    A=np.array([[1.0, 0.2], [0.0, 1.0]]),
+    B=np.array([[0.02], [0.2]]),
+    Q=np.diag([1.0, 0.1]),
+    R=np.array([[0.1]]),
+    noise=np.zeros(2),
+    start=np.ones(2),
+)
+LINEAR["Mass-linear"] = Linear(lambda key: MASS, max_steps=20, max_action=5.0)
 
 
-class LinearQuadratic(environment.Environment[LinearState, EnvParams]):
-    """A mass on a line for 20 steps: x' = A x + B u, r = -(xᵀ Q x + R u²), x = (place, speed)."""
-
-    A = np.array([[1.0, 0.2], [0.0, 1.0]], np.float32)
-    B = np.array([[0.02], [0.2]], np.float32)
-    Q, R = np.diag([1.0, 0.1]).astype(np.float32), np.float32(0.1)
-
-    @property
-    def default_params(self):
-        return EnvParams(max_steps_in_episode=20)
-
-    @property
-    def name(self):
-        return "LinearQuadratic"
-
-    def step_env(self, key, state, action, params):
-        reward = -(state.x @ self.Q @ state.x + self.R * jnp.sum(jnp.square(action)))
-        state = LinearState(time=state.time + 1, x=self.A @ state.x + self.B @ action)
-        return state.x, state, reward, jnp.array(False), {}
-
-    def reset_env(self, key, params):
-        state = LinearState(time=0, x=jax.random.uniform(key, (2,), minval=-1, maxval=1))
-        return state.x, state
-
-    def is_terminated(self, state, params):
-        return jnp.array(False)
-
-    def action_space(self, params=None):
-        return spaces.Box(-5, 5, (1,), jnp.float32)
-
-    def observation_space(self, params):
-        return spaces.Box(-np.inf, np.inf, (2,), jnp.float32)
-
-
-def best_linear_quadratic_return(x, num_steps=20):
+def best_mass_return(x, num_steps=20):
     """-xᵀ P x, of the best actions from x [..., 2]: P by Riccati's recursion from the end."""
-    A, B, Q, R = (np.float64(getattr(LinearQuadratic, name)) for name in "ABQR")
+    A, B, Q, R, *_ = MASS
     P = np.zeros((2, 2))
     for _ in range(num_steps):
         K = (B.T @ P @ A) / (R + B.T @ P @ B)
         P = Q + A.T @ P @ (A - B @ K)
     x = np.asarray(x)
     return -np.einsum("...i,ij,...j->...", x, P, x)
-
-
-if "LinearQuadratic-probe" not in gymnax.registered_envs:
-    gymnax.register("LinearQuadratic-probe", LinearQuadratic)

@@ -1,11 +1,11 @@
-"""common/systems.py: the small solver, and linear systems as environments and simulators."""
+"""common/systems.py: the small solver, and linear systems as environments and as dynamics."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.envs import make_env, make_simulator
+from common.envs import make_dynamics, make_env
 from common.systems import LINEAR, make_system, solve
 
 
@@ -58,22 +58,22 @@ def test_a_random_system_is_drawn_by_its_key():
 
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCarContinuous-v0", *LINEAR])
-def test_a_simulator_steps_as_the_environment_does(env_id):
+def test_the_dynamics_step_as_the_environment_does(env_id):
     """Of a linear system: as it does on the average over its noise."""
-    env, simulator = make_env(env_id, 2_000), make_simulator(env_id)
+    env, dynamics = make_env(env_id, 2_000), make_dynamics(env_id)
     state = jax.tree.map(lambda x: jnp.repeat(x[:1], 2_000, axis=0), env.reset(jax.random.key(0)))
     action = jnp.full((2_000, *env.action_shape), 0.3)
     after, transition = jax.jit(env.step)(state, action, jax.random.key(1))
-    numbers = jax.vmap(simulator.numbers)
-    x, reward, terminated = jax.vmap(simulator.step)(numbers(state.inner), action)
+    numbers = jax.vmap(dynamics.numbers)
+    x, reward, terminated = jax.vmap(dynamics.step)(numbers(state.inner), action)
     atol = 0.012 if env_id in LINEAR else 1e-6
     np.testing.assert_allclose(x.mean(0), numbers(after.inner).mean(0), atol=atol)
     np.testing.assert_allclose(reward, transition.reward, rtol=1e-5)
     assert not terminated.any()
-    slope = jax.jacfwd(lambda u: simulator.step(x[0], u)[0])(action[0])
+    slope = jax.jacfwd(lambda u: dynamics.step(x[0], u)[0])(action[0])
     assert np.abs(slope).max() > 0
 
 
 def test_an_environment_without_derivatives_is_refused():
     with pytest.raises(ValueError, match="CartPole-v1 has no transition gradients"):
-        make_simulator("CartPole-v1")
+        make_dynamics("CartPole-v1")

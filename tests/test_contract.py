@@ -192,7 +192,7 @@ def test_a_seed_alone_is_the_seed_inside_the_batch(name):
     env_id = "DoubleIntegrator-linear" if name == "ilqr" else random_env(module)
     with jax.enable_x64(True):
         algorithm = module.make(small_config(module, env_id=env_id))
-        num = min(algorithm.num_updates, 25)
+        num = min(algorithm.num_updates, 10)
         batch = to_numpy(trained(algorithm, [0, 1, 2, 3], num))
         alone = to_numpy(trained(algorithm, [2], num))
     for many, one in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):

@@ -8,10 +8,10 @@ from helpers import trained
 
 from algorithms import lqr
 from algorithms.ilqr import Config, Plan, backward, boxed_newton, expand, forward, make, simulate
-from common.envs import Simulator, make_simulator
+from common.envs import Dynamics, make_dynamics
 from common.systems import LINEAR
 
-CURVED = Simulator(  # x' = x + u², l = x² u + x + 3 u²
+CURVED = Dynamics(  # x' = x + u², l = x² u + x + 3 u²
     lambda inner: inner,
     lambda x, u: (x + u**2, -(x**2 * u + x + 3 * u**2)[0], x[0] > 1.5),
 )
@@ -68,10 +68,10 @@ def test_newton_in_a_box_finds_what_a_grid_finds(size):
 
 
 def test_a_plan_is_followed_with_feedback_within_the_bounds():
-    simulator = make_simulator("DoubleIntegrator-linear")
+    dynamics = make_dynamics("DoubleIntegrator-linear")
     plan = Plan(jnp.zeros((2, 2)), jnp.array([[1.0], [1.0]]), jnp.zeros((2, 1, 2)), 0.0)
     k, K = jnp.array([[2.0], [2.0]]), jnp.full((2, 1, 2), -1.0)
-    new = forward(simulator, plan, k, K, 0.5, -9.0, 1.5)
+    new = forward(dynamics, plan, k, K, 0.5, -9.0, 1.5)
     # u₀ = 1 + .5·2 → 1.5; x₁ = (0, 1.5); u₁ = 1 + .5·2 - 1.5
     np.testing.assert_allclose(new.controls[:, 0], [1.5, 0.5])
     np.testing.assert_allclose(new.x, [[0, 0], [0, 1.5]])
@@ -84,10 +84,10 @@ def test_on_a_linear_task_one_iteration_finds_the_riccati_gains(monkeypatch):
     known = LINEAR["DoubleIntegrator-linear"]._replace(max_action=1e4)
     monkeypatch.setitem(LINEAR, env_id, known)
     with jax.enable_x64(True):
-        algorithm, simulator = make(Config(env_id, num_starts=3)), make_simulator(env_id)
+        algorithm, dynamics = make(Config(env_id, num_starts=3)), make_dynamics(env_id)
         state = jax.jit(algorithm.init)(jax.random.key(0))
         controls = jnp.zeros((known.max_steps, 1))
-        coast = lambda x: simulate(simulator, x, lambda x, u: u, controls)[1:]
+        coast = lambda x: simulate(dynamics, x, lambda x, u: u, controls)[1:]
         total, x, controls = jax.vmap(jax.vmap(coast))(state.params.x[:, :, 0])
         update = jax.jit(algorithm.update)
         state = state._replace(params=Plan(x, controls, state.params.gains, total))

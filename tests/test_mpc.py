@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import check_budget, states_of
 from matplotlib.figure import Figure
-from probes import best_linear_quadratic_return
+from probes import best_mass_return
 
 from algorithms.mpc import (
     Config,
@@ -136,9 +136,7 @@ def linear_quadratic():
     def play(planner):
         fields = {"num_samples": 512, "num_elites": 32, "num_iterations": 10, "horizon": 20}
         algorithm = make(
-            Config(
-                "LinearQuadratic-probe", 80, 4, planner, init_std=0.2, temperature=0.02, **fields
-            )
+            Config("Mass-linear", 80, 4, planner, init_std=0.2, temperature=0.02, **fields)
         )
         state = algorithm.init(jax.random.key(0))
         steps = jnp.arange(algorithm.num_updates)
@@ -146,7 +144,7 @@ def linear_quadratic():
         return state.env.obs, after.env.episode_return
 
     played = {planner: jax.jit(partial(play, planner))() for planner in PLANNERS}
-    best = best_linear_quadratic_return(played["cem"][0])
+    best = best_mass_return(played["cem"][0])
     return {planner: np.asarray(returns) for planner, (_, returns) in played.items()}, best
 
 
@@ -174,7 +172,7 @@ def test_discrete_actions_are_refused():
 
 
 def test_the_picture_has_what_was_planned_beside_what_came():
-    algorithm = make(Config("LinearQuadratic-probe", 40, 2, num_samples=16, horizon=6))
+    algorithm = make(Config("Mass-linear", 40, 2, num_samples=16, horizon=6))
     figure = Figure()
     algorithm.picture(states_of(algorithm, 1)[-1], figure)
     assert len(figure.axes) == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import check_budget
 from matplotlib.figure import Figure
-from probes import LinearQuadratic, best_linear_quadratic_return
+from probes import MASS, best_mass_return
 from scipy.stats import norm
 
 from algorithms.pets import (
@@ -140,7 +140,7 @@ def test_a_round_of_the_search_is_the_mean_of_the_elites():
 
 
 LINEAR = {
-    "env_id": "LinearQuadratic-probe",
+    "env_id": "Mass-linear",
     "total_timesteps": 200,
     "num_steps": 20,
     "hidden_sizes": (32,),
@@ -173,7 +173,7 @@ def test_data_are_the_transitions_before_any_reset(linear):
         assert (x[: 20 * number] != 0).any(1).all() and not x[20 * number :].any()
         x, y = x[: 20 * number], y[: 20 * number]
         action = 5 * x[:, 2:]  # the data's are in [-1, 1]
-        change = x[:, :2] @ LinearQuadratic.A.T + action @ LinearQuadratic.B.T - x[:, :2]
+        change = x[:, :2] @ MASS.A.T + action @ MASS.B.T - x[:, :2]
         np.testing.assert_allclose(y[:, :2], change, atol=1e-5)
         cost = np.square(x[:, 0]) + 0.1 * np.square(x[:, 1]) + 0.1 * np.square(action[:, 0])
         np.testing.assert_allclose(y[:, 2], -cost, atol=1e-4)
@@ -210,19 +210,19 @@ def test_it_learns_to_plan_on_a_linear_system(linear):
     """The last episodes cost little more than LQR's, and the plans promise what their first 10
     steps then bring."""
     algorithm, states, metrics = linear
-    best = best_linear_quadratic_return([state.env.obs[0] for state in states[:-1]])
+    best = best_mass_return([state.env.obs[0] for state in states[:-1]])
     lost = best - metrics["episode_return"]
     assert (lost > -1e-3).all()
     assert lost[-4:].mean() < 0.25 * np.abs(best).mean()
     act = jax.jit(algorithm.act)
     action = act(states[-1].params, jnp.array([1.0, 0.0]), jax.random.key(0))
     assert -5 <= action[0] < -0.5
-    env = make_env("LinearQuadratic-probe", 16)
+    env = make_env("Mass-linear", 16)
     returns, _ = jax.jit(partial(evaluate, env, algorithm.act))(
         states[-1].params, jax.random.key(1)
     )
     starts = env.reset(jax.random.split(jax.random.key(1))[0]).obs
-    best = best_linear_quadratic_return(starts)
+    best = best_mass_return(starts)
     assert returns.mean() > 1.4 * best.mean()
 
 
