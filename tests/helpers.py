@@ -67,8 +67,13 @@ def trained(algorithm, seeds, stop: int, start: int = 0, progress=None):
 @functools.lru_cache(maxsize=2)
 def programs(algorithm):
     """`begin` and `advance` of an algorithm as standalone copies jit them."""
-    init = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))
-    return init, jax.jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
+    # Of what conftest.py asks of XLA this makes float64 depend on the batch, by more than 1e-9.
+    exact = jax.config.jax_enable_x64 and "fusion_emitters" in os.environ.get("XLA_FLAGS", "")
+    jit = functools.partial(
+        jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True} if exact else None
+    )
+    init = jit(lambda keys: begin(algorithm.init, algorithm.update, keys))
+    return init, jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
 
 
 def to_bits(tree) -> dict[str, tuple]:
