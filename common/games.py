@@ -79,6 +79,18 @@ def has_line(pieces, length) -> jax.Array:
     return jnp.any(jnp.array(found))
 
 
+def decisive(game: Game) -> Game:
+    """The same game, where no other move is legal if one wins at once."""
+
+    def legal(state):
+        legal = game.legal(state)
+        wins = jax.vmap(lambda action: game.step(state, action)[1])(jnp.arange(game.num_actions))
+        wins = legal & (wins > 0)
+        return jnp.where(jnp.any(wins), wins, legal)
+
+    return game._replace(legal=legal)
+
+
 def board(state) -> jax.Array:
     """The cells as an onlooker sees them: 1 is a piece of who began, -1 one of the other's."""
     begins = jnp.sum(state != 0) % 2 == 0  # who moves now

@@ -10,6 +10,7 @@ import pytest
 from common.games import (
     any_of,
     board,
+    decisive,
     has_line,
     make_game,
     make_match,
@@ -87,6 +88,27 @@ def test_connect_four_has_so_many_positions_and_games():
         states, ways = after[legal][index][goes_on], ways[goes_on]
     assert positions[:7] == [7, 49, 238, 1120, 4263, 16422, 54859]
     assert sequences == [7, 49, 343, 2401, 16807, 117649, 823536, 5673234]
+
+
+def test_where_a_move_wins_no_other_is_decisive(tic_tac_toe):
+    _, reward, _, legal = tic_tac_toe
+    wins = legal & (reward > 0)
+    expected = np.where(wins.any(-1, keepdims=True), wins, legal)
+    found = jax.vmap(decisive(make_game("TicTacToe-game")).legal)(jnp.asarray(BOARDS, jnp.int8))
+    np.testing.assert_array_equal(found, expected)
+    assert (found != legal).any()
+
+
+def test_a_full_column_wins_nothing():
+    """Connect four: column 0 has three of ours below two of the other's, column 6 three of ours."""
+    game = make_game("ConnectFour-game")
+    cells = np.zeros((6, 7), np.int8)
+    cells[:, 0] = [1, -1, -1, 1, 1, 1]
+    cells[3:, 6] = 1
+    legal = lambda cells: np.flatnonzero(decisive(game).legal(jnp.asarray(cells.ravel())))
+    np.testing.assert_array_equal(legal(cells), [6])
+    cells[2, 6] = -1
+    np.testing.assert_array_equal(legal(cells), [1, 2, 3, 4, 5, 6])
 
 
 def test_lines_are_found_wherever_they_are_and_only_there():
