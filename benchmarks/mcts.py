@@ -20,7 +20,6 @@ import math
 import statistics
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ import numpy as np
 
 from algorithms.mcts import choose, search
 from benchmarks.learning import RESULTS, table
-from benchmarks.speed import origin, positive, rows_to_show, write
+from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
 from common.games import any_of, make_game, tic_tac_toe_code, tic_tac_toe_values
 from common.planning import of_game
 from common.threefry import unroll_threefry
@@ -43,10 +42,8 @@ def main() -> None:
     parser.add_argument("--roots", type=positive, default=64)
     parser.add_argument("--simulations", type=positive, default=100)
     parser.add_argument("--rounds", type=positive, default=15)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the CSV")
+    parser.add_argument("--out", type=existing_folder, default=RESULTS, help="folder for the CSV")
     arguments = parser.parse_args()
-    if not arguments.out.is_dir():
-        parser.error(f"--out {arguments.out}: there is no such folder")
     try:
         versions = {name: version(name) for name in ("jax", "mctx")}
     except ModuleNotFoundError:
@@ -147,11 +144,9 @@ def mctx_uct(env_id: str, leaf: str, num_simulations: int):
         tree = mctx.search(
             None,
             key,
-            root=root_output(game, roots),
-            recurrent_fn=expansion(game, leaf),
             root_action_selection_fn=lambda key, tree, node: select(key, tree, node, 0),
             interior_action_selection_fn=select,
-            num_simulations=num_simulations,
+            **searched(game, roots, leaf, num_simulations),
         )
         summary = tree.summary()
         return summary.value, jnp.argmax(summary.visit_counts, axis=-1)
@@ -168,26 +163,27 @@ def mctx_puct(env_id: str, leaf: str, num_simulations: int):
         output = mctx.muzero_policy(
             None,
             key,
-            root=root_output(game, roots),
-            recurrent_fn=expansion(game, leaf),
-            num_simulations=num_simulations,
             invalid_actions=~jax.vmap(game.legal)(roots),
             dirichlet_fraction=0.0,
             temperature=0.0,
+            **searched(game, roots, leaf, num_simulations),
         )
         return output.search_tree.summary().value, output.action
 
     return run
 
 
-def root_output(game, roots):
+def searched(game, roots, leaf: str, num_simulations: int) -> dict:
+    """What both of mctx's searches are given."""
     import mctx
 
-    return mctx.RootFnOutput(
+    root = mctx.RootFnOutput(
         prior_logits=jax.vmap(lambda state: prior(game, state))(roots),
         value=jnp.zeros(len(roots)),
         embedding=roots,
     )
+    recurrent = expansion(game, leaf)
+    return {"root": root, "recurrent_fn": recurrent, "num_simulations": num_simulations}
 
 
 def prior(game, state):

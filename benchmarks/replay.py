@@ -13,14 +13,13 @@ import argparse
 import functools
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
 from algorithms import dqn, prioritized_dqn
 from benchmarks.learning import RESULTS, table
-from benchmarks.speed import origin, positive, rows_to_show, write
+from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
 from common.algorithm import advance, begin
 from common.buffers import uniform_buffer
 from common.envs import Transition
@@ -37,10 +36,8 @@ def main() -> None:
     parser.add_argument("--capacities", type=positive, nargs="+", default=CAPACITIES)
     parser.add_argument("--seeds", type=positive, default=64)
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the CSV")
+    parser.add_argument("--out", type=existing_folder, default=RESULTS, help="folder for the CSV")
     arguments = parser.parse_args()
-    if not arguments.out.is_dir():
-        parser.error(f"--out {arguments.out}: there is no such folder")
     if min(arguments.capacities) < 1_000:
         parser.error("--capacities: at least 1,000, what DQN begins with")
     unroll_threefry()

@@ -101,7 +101,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     add("--steps", type=positive, help="of table equal, of one seed; default: as the work says")
     add("--timeout", type=positive, default=1_800, help="seconds, after which a run counts as hung")
-    add("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the CSV")
+    add(
+        "--out",
+        type=existing_folder,
+        default=ROOT / "benchmarks" / "results",
+        help="folder for the CSV",
+    )
     arguments = parser.parse_args(argv)
     if arguments.table in ("floor", "hangs"):
         arguments.peers = []
@@ -117,8 +122,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     arguments.steps = arguments.steps or work.steps
     if arguments.steps < 4_000:
         parser.error(f"--steps {arguments.steps}: must be at least 4000, of which 1000 are random")
-    if not arguments.out.is_dir():
-        parser.error(f"--out {arguments.out}: there is no such folder")
     return arguments
 
 
@@ -126,6 +129,12 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def existing_folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return Path(text)
 
 
 # The tables

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +47,17 @@ def require(config: Any, *conditions: str) -> None:
         ):
             given = " ".join(f"{flag(name)} {fields[name]}" for name in names if name in fields)
             raise ValueError(f"{given}: must satisfy {condition}")
+
+
+def lookup(table: dict[str, Any], env_id: str, what: str) -> Any:
+    """The entry of that id, or ValueError with the nearest one and all that there are."""
+    if env_id not in table:
+        closest = get_close_matches(env_id, table, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"there is no {what} {env_id!r}; did you mean {closest!r}? "
+            f"Choose with --env-id, one of: {', '.join(table)}"
+        )
+    return table[env_id]
 
 
 def flag(name: str) -> str:

@@ -48,9 +48,16 @@ def load(env_id: str):
         raise ValueError(f"{env_id}: the physics are {', '.join(BACKENDS)}, not {backend!r}")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Brax says on import what is missing and what follows it
+        import mujoco
         from brax import envs
 
-        return envs.get_environment(NAMES[name], backend=backend), MAX_STEPS.get(name, 1_000)
+        # MuJoCo would write what it finds old-fashioned in Brax's models to MUJOCO_LOG.TXT.
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            env = envs.get_environment(NAMES[name], backend=backend)
+        finally:
+            mujoco.set_mju_user_warning(None)
+    return env, MAX_STEPS.get(name, 1_000)
 
 
 @jax.custom_batching.custom_vmap

@@ -14,12 +14,13 @@ s = row * width + column. Walls have numbers too; nothing leads into them, and t
 import functools
 import math
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from common.algorithm import lookup
 
 
 class MDP(NamedTuple):
@@ -585,10 +586,4 @@ TABULAR = {
 
 def make_mdp(env_id, key=None) -> MDP:
     """The MDP of that id; a random one is drawn with `key`, or with jax.random.key(0)."""
-    if env_id not in TABULAR:
-        closest = get_close_matches(env_id, TABULAR, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"there is no tabular MDP {env_id!r}; did you mean {closest!r}? "
-            f"Choose with --env-id, one of: {', '.join(TABULAR)}"
-        )
-    return TABULAR[env_id].make(jax.random.key(0) if key is None else key)
+    return lookup(TABULAR, env_id, "tabular MDP").make(jax.random.key(0) if key is None else key)

@@ -8,12 +8,13 @@ vmap over its key.
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from common.algorithm import lookup
 
 
 class System(NamedTuple):
@@ -105,13 +106,7 @@ LINEAR = {
 
 def make_system(env_id: str, key=None) -> System:
     """The system of that id; a random one is drawn with `key`, or with jax.random.key(0)."""
-    if env_id not in LINEAR:
-        closest = get_close_matches(env_id, LINEAR, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"there is no linear system {env_id!r}; did you mean {closest!r}? "
-            f"Choose with --env-id, one of: {', '.join(LINEAR)}"
-        )
-    return LINEAR[env_id].make(jax.random.key(0) if key is None else key)
+    return lookup(LINEAR, env_id, "linear system").make(jax.random.key(0) if key is None else key)
 
 
 def as_floats(system: System) -> System:

@@ -28,6 +28,13 @@ def test_every_environment_that_works_steps(name):
     assert np.isfinite(state.obs).all() and np.isfinite(state.reward) and state.done in (0, 1)
 
 
+def test_nothing_is_printed_and_no_log_is_left(tmp_path, monkeypatch, capfd):
+    """MuJoCo complains of HalfCheetah's model in a file, Brax of missing packages on stdout."""
+    monkeypatch.chdir(tmp_path)
+    load.__wrapped__("HalfCheetah-brax")
+    assert list(tmp_path.iterdir()) == [] and capfd.readouterr() == ("", "")
+
+
 def test_a_broken_environment_is_refused_with_the_reason():
     from brax import envs
 
