@@ -23,7 +23,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.distributions import distribution_for
-from common.envs import EnvState, clip_actions, make_env, rollout
+from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
 from common.networks import network_for, orthogonal
 from common.normalization import obs_normalizer, reward_scaler
 from common.returns import gae
@@ -98,7 +98,7 @@ def value_loss(value, target) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = clip_actions(make_env(config.env_id, config.num_envs))
+    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
     distribution = distribution_for(env, config.init_std)
     normalizer = obs_normalizer(env, config.norm_obs)
     scaler = reward_scaler(env, config.norm_reward)
@@ -182,7 +182,7 @@ def make(config: Config) -> Algorithm:
 
     def act(params, obs, key):
         y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return distribution.mode(y)
+        return clip_action(env, distribution.mode(y))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -28,7 +28,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.distributions import distribution_for
-from common.envs import EnvState, clip_actions, make_env, rollout
+from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
 from common.networks import Network, critic_for, network_for, orthogonal
 from common.normalization import obs_normalizer, reward_scaler
 from common.run import main
@@ -119,7 +119,7 @@ def q_network(env, hidden_sizes) -> Network:
 
 
 def make(config: Config) -> Algorithm:
-    env = clip_actions(make_env(config.env_id, config.num_envs))
+    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
     distribution = distribution_for(env, config.init_std)
     normalizer = obs_normalizer(env, config.norm_obs)
     scaler = reward_scaler(env, config.norm_reward)
@@ -207,7 +207,7 @@ def make(config: Config) -> Algorithm:
 
     def act(params, obs, key):
         y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return distribution.mode(y)
+        return clip_action(env, distribution.mode(y))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -35,7 +35,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.distributions import distribution_for
-from common.envs import clip_actions, make_env, rollout
+from common.envs import clip_action, make_env, rollout, with_clipped_actions
 from common.networks import network_for, orthogonal
 from common.returns import gae
 from common.run import main
@@ -122,7 +122,7 @@ def value_loss(value, target) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = clip_actions(make_env(config.env_id, config.num_envs))
+    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
     distribution = distribution_for(env, config.init_std)
     sizes = config.hidden_sizes, distribution.num_outputs
     actor = distribution.head(orthogonal(network_for(env, *sizes, jnp.tanh), 0.01))
@@ -195,7 +195,7 @@ def make(config: Config) -> Algorithm:
         return State(state.key, *networks, opt_state), metrics
 
     def act(params, obs, key):
-        return distribution.mode(actor.apply(params, obs))
+        return clip_action(env, distribution.mode(actor.apply(params, obs)))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

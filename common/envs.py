@@ -131,6 +131,13 @@ def scale_action(env: Env, action) -> jax.Array:
     return env.action_low + (action + 1) / 2 * (env.action_high - env.action_low)
 
 
+def clip_action(env: Env, action) -> jax.Array:
+    """A continuous action within the environment's bounds, a discrete one as it is."""
+    if env.num_actions is not None:
+        return action
+    return jnp.clip(action, env.action_low, env.action_high)
+
+
 def with_actions(env: Env, seen: Callable) -> Env:
     """The environment that steps with `seen(action)`; a Transition keeps the action itself."""
 
@@ -146,12 +153,10 @@ def with_unit_actions(env: Env) -> Env:
     return with_actions(env, lambda action: scale_action(env, action))
 
 
-def clip_actions(env: Env) -> Env:
+def with_clipped_actions(env: Env) -> Env:
     """The environment, which clips continuous actions to its bounds when they enter `step`: an
     action's log_prob is that of the action that was drawn."""
-    if env.num_actions is not None:
-        return env
-    return with_actions(env, lambda action: jnp.clip(action, env.action_low, env.action_high))
+    return with_actions(env, lambda action: clip_action(env, action))
 
 
 def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int):

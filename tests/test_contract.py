@@ -184,6 +184,24 @@ def test_same_key_same_result_and_two_seeds_differ_everywhere(name):
 
 
 @every_algorithm
+def test_a_policy_acts_within_the_bounds(name):
+    """However large its params: the reward of this environment counts what is beyond them."""
+    module = load(name)
+    try:
+        algorithm = module.make(small_config(module, env_id="MountainCarContinuous-v0"))
+    except ValueError:
+        pytest.skip("it has no continuous actions")
+    if algorithm.act is None:
+        pytest.skip("it plans with the simulator")
+    params = jax.jit(lambda key: algorithm.init(key).params)(jax.random.key(0))
+    large = jax.tree.map(lambda x: 1e4 * x, params)
+    act = jax.jit(jax.vmap(algorithm.act, (None, 0, None)))
+    obs = jnp.array([[-0.5, 0.0], [-1.0, 0.05], [0.3, -0.05]])
+    action = act(large, obs, jax.random.key(1))
+    assert (jnp.abs(action) <= 1).all()
+
+
+@every_algorithm
 def test_a_seed_alone_is_the_seed_inside_the_batch(name):
     """In float64, so that the batch size cannot change what matters: parameters to 1e-9, and the
     actions taken (all integers of the State) exactly."""
