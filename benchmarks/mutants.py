@@ -122,7 +122,7 @@ MUTANTS = [
         *("the actor learns from the first batch", "td3"),
         "batch = jax.tree.map(lambda x: x[-1], batches)",
         "batch = jax.tree.map(lambda x: x[0], batches)",
-        "three_critic",
+        "first_critic",
     ),
     algorithm(
         *("action not clipped in Q", "td3"),
@@ -264,7 +264,7 @@ MUTANTS = [
         *("statistics changed between rollout and loss", "ppo"),
         "obs = normalizer.apply(params.statistics, recent.obs)",
         "obs = normalizer.apply(normalizer.add(params.statistics, recent.obs), recent.obs)",
-        "first_minibatch or statistics",
+        "policy_saw",
     ),
     common(
         *("variance without what moved the mean", "normalization"),

@@ -107,12 +107,13 @@ def test_kl_and_clip_fraction_are_0_in_the_first_minibatch_and_not_later():
 
 
 def test_learning_rate_falls_linearly_to_0():
-    """Adam's first step moves each weight by the learning rate."""
-    algorithm = make(small_config(ppo, **AT_ONCE))
+    """Adam's first steps move each weight by the learning rate, which is that of the update in all
+    epochs, and 0 after the last update."""
+    algorithm = make(small_config(ppo, **AT_ONCE | {"update_epochs": 2}))
     state, update = jax.jit(algorithm.init)(jax.random.key(0)), jax.jit(algorithm.update)
     last = algorithm.num_updates
     moved = [change(state, update(state, jnp.int32(step))[0]) for step in (0, last // 3, last)]
-    np.testing.assert_allclose(moved, [1e-3, 1e-3 * (1 - last // 3 / last), 0], 0.05, 1e-8)
+    np.testing.assert_allclose(moved, [2e-3, 2e-3 * (1 - last // 3 / last), 0], 0.05, 1e-8)
 
 
 def change(before, after):
@@ -145,6 +146,20 @@ def test_statistics_are_part_of_the_policy(env_id):
     assert np.isfinite(play(far)).all()
     if env_id == "Pendulum-v1":
         assert play(far) != play(state.params.statistics)
+
+
+def test_an_update_learns_from_observations_as_the_policy_saw_them():
+    """Statistics of nothing change nothing: the first update is that without them."""
+    fields = {"env_id": "Pendulum-v1", **AT_ONCE}
+    plain, normalized = (first_update(norm_obs=x, **fields)[2] for x in (False, True))
+    for x, y in pairs(plain.params.actor, normalized.params.actor):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+def test_the_entropy_bonus_widens_the_policy():
+    """With a large coefficient Adam's first step raises ln σ by the learning rate."""
+    _, before, after, _ = first_update(env_id="Pendulum-v1", ent_coef=1e3, **AT_ONCE)
+    np.testing.assert_allclose(after.params.actor[1] - before.params.actor[1], 1e-3, rtol=0.01)
 
 
 def test_actions_may_leave_the_bounds_but_the_environment_never_sees_it():
