@@ -4,18 +4,19 @@
 the games are common/games.py for all. A new node is valued by one game played at random to its end
 (`playout`), or by 0 (`zero`), which leaves the search alone to be measured. Contestants:
 
-    manyseeds     the search of algorithms/mcts.py
-    mctx, UCT     mctx.search, with the same rule of selection
-    mctx, PUCT    mctx.muzero_policy as it comes, its prior even among legal actions
+    manyseeds            the search of algorithms/mcts.py
+    manyseeds, decisive  the same, and moves that win at once taken, as mcts.py plays games
+    mctx, UCT            mctx.search, with the same rule of selection as the first
+    mctx, PUCT           mctx.muzero_policy as it comes, its prior even among legal actions
 
 Medians over rounds in which every contestant runs once, on one device; `ratio` is the median over
 rounds of our speed over the contestant's. What the searches found stands beside it: the mean
 `root_value`, and `best_move`, the part of the roots at which the move is one of minimax
-(tic-tac-toe only). mctx is a peer, not a requirement: `pip install mctx`. The lines go to
-results/mcts.csv.
+(tic-tac-toe only). The lines go to results/mcts.csv.
 """
 
 import argparse
+import functools
 import math
 import statistics
 import time
@@ -28,7 +29,7 @@ import numpy as np
 from algorithms.mcts import choose, search
 from benchmarks.learning import RESULTS, table
 from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
-from common.games import any_of, make_game, tic_tac_toe_code, tic_tac_toe_values
+from common.games import any_of, decisive, make_game, tic_tac_toe_code, tic_tac_toe_values
 from common.planning import of_game
 from common.threefry import unroll_threefry
 
@@ -114,8 +115,8 @@ def boards(env_id: str, num_roots: int):
 # Each contestant is a function of roots [B, C] and a key, to values and actions [B].
 
 
-def manyseeds(env_id: str, leaf: str, num_simulations: int):
-    simulator = of_game(make_game(env_id))
+def manyseeds(env_id: str, leaf: str, num_simulations: int, played=lambda game: game):
+    simulator = of_game(played(make_game(env_id)))
     rollout_length = simulator.max_steps if leaf == "playout" else 0
 
     def run(roots, key):
@@ -226,7 +227,12 @@ def playout(game, state, running, key):
     return jax.lax.while_loop(lambda carry: carry[-1], step, start)[3]
 
 
-CONTESTANTS = {"manyseeds": manyseeds, "mctx, UCT": mctx_uct, "mctx, PUCT": mctx_puct}
+CONTESTANTS = {
+    "manyseeds": manyseeds,
+    "manyseeds, decisive": functools.partial(manyseeds, played=decisive),
+    "mctx, UCT": mctx_uct,
+    "mctx, PUCT": mctx_puct,
+}
 
 
 if __name__ == "__main__":
