@@ -1,5 +1,7 @@
 """What a run survives: `python -m benchmarks.faults [ALGORITHM ...]` (hours; `--quick` a minute).
 
+Q-learning, DQN, PPO and SAC take every fault; every other file of algorithms/ three times kill -9.
+
 Each fault strikes real runs in processes of their own, which are then resumed until they end; the
 end must have the bytes of a run that nothing happened to: metrics.csv, evaluation.csv, and all
 arrays of checkpoint.npz and policy.npz. After every blow the newest checkpoint must load, and
@@ -8,13 +10,18 @@ metrics.csv must begin with the rows that it counts on.
     kill -9            at random moments, half a second of training apart or while it starts
     kill -9 in a save  at each of the points in POINTS: before and after what a save does in turn
     SIGINT, SIGTERM    at random moments: one line, exit codes 130 and 143
+    second SIGINT      it ends within a second, with exit code 130 and at most one line
     damaged            bits flipped and files cut short: the checkpoint before, or exit code 3
     full disk          no file may grow beyond a limit: exit code 5, one line, resumed without it
     folder removed     in the middle of a run: exit code 5, one line
     cannot be written  --out below a file, and in /proc: exit code 5, one line
     twice              two processes, same flags, other hash seeds: the same bytes
+    one core           a process bound to one core, with as many devices: the same bytes
+    resume speed       updates per second of training after a kill, and of a run that never stopped
+                       (DQN and PPO): the median of their ratios is at least 0.97
+    memory             resident after 1,000 chunks as after 100, to a MiB
 
-The table is results/faults.csv.
+The table is results/faults.csv. A row that is run again takes the place of the one that is there.
 """
 
 import argparse
@@ -24,9 +31,11 @@ import importlib
 import io
 import os
 import random
+import runpy
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,17 +45,61 @@ from typing import NamedTuple
 
 from benchmarks.learning import RESULTS, ROOT, table
 from common import checkpoint
+from common import run as harness
 from common.run import start_jax
 
+ALGORITHMS = sorted(
+    path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__"
+)
 SMALL = "--num-seeds 4 --eval-episodes 2 --log-points 40"
+TABLE = "--total-timesteps 200_000 --num-steps 20"
+ROLLOUT = "--total-timesteps 200_000 --num-envs 4 --num-steps 32 --hidden-sizes 16"
+REPLAY = "--learning-starts 200 --buffer-size 1000 --batch-size 16 --hidden-sizes 16"
+DISCRETE = f"--total-timesteps 40_000 --num-envs 4 {REPLAY}"
+CONTINUOUS = f"--total-timesteps 20_000 --num-envs 2 {REPLAY}"
 FLAGS = {  # some seconds of training each
-    "q_learning": "--total-timesteps 200_000 --num-steps 20",
-    "dqn": "--total-timesteps 60_000 --learning-starts 200 --buffer-size 1000 --batch-size 16 "
-    "--hidden-sizes 16 --num-envs 4",
+    "q_learning": TABLE,
+    "dqn": f"--total-timesteps 60_000 --num-envs 4 {REPLAY}",
     "ppo": "--total-timesteps 400_000 --num-envs 4 --num-steps 32 --hidden-sizes 16",
-    "sac": "--total-timesteps 30_000 --learning-starts 200 --buffer-size 1000 --batch-size 16 "
-    "--hidden-sizes 16 --num-envs 2",
+    "sac": f"--total-timesteps 30_000 --num-envs 2 {REPLAY}",
+    "a2c": ROLLOUT,
+    "c51": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
+    "ddpg": CONTINUOUS,
+    "double_dqn": DISCRETE,
+    "double_q_learning": TABLE,
+    "dueling_dqn": DISCRETE,
+    "dyna_q": "--total-timesteps 100_000 --num-steps 20",
+    "expected_sarsa": TABLE,
+    "fitted_q_iteration": "--total-timesteps 2_000 --num-iterations 200 --gradient-steps 50 "
+    "--batch-size 16 --hidden-sizes 16",
+    "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
+    "lqr": "--num-steps 100_000",
+    "mcts": "--total-timesteps 2_000 --num-envs 4 --num-simulations 20",
+    "monte_carlo": TABLE,
+    "mpc": "--total-timesteps 1_000 --num-envs 2 --horizon 5 --num-samples 20",
+    "n_step_dqn": DISCRETE,
+    "noisy_dqn": DISCRETE,
+    "online_q": "--total-timesteps 40_000 --num-envs 4 --hidden-sizes 16",
+    "pets": "--total-timesteps 2_000 --num-steps 20 --num-networks 2 --batch-size 16 "
+    "--hidden-sizes 16 --gradient-steps 20 --horizon 4 --num-samples 10 --num-elites 4 "
+    "--num-iterations 2",
+    "policy_iteration": "--num-iterations 20_000",
+    "prioritized_dqn": DISCRETE,
+    "q_actor_critic": ROLLOUT,
+    "qt_opt": f"{CONTINUOUS} --num-samples 16",
+    "rainbow": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
+    "reinforce": "--total-timesteps 100_000 --num-envs 2 --num-steps 20 --hidden-sizes 16",
+    "sarsa": TABLE,
+    "td3": CONTINUOUS,
+    "td_lambda": TABLE,
+    "value_iteration": "--num-sweeps 200_000",
 }
+LONGER = {"dqn": "--total-timesteps 300_000", "ppo": "--total-timesteps 600_000"}  # to be timed
+WHOLE = ["q_learning", "dqn", "ppo", "sac"]  # which take every fault
+FAULTS = ["kill -9", "kill -9 in a save", "SIGINT", "SIGTERM", "second SIGINT", "damaged"]
+FAULTS += ["full disk", "folder removed", "cannot be written", "twice", "one core"]
+FAULTS += ["resume speed", "memory"]
+QUICK = ["kill -9", "kill -9 in a save", "SIGTERM", "damaged", "full disk"]
 POINTS = [
     *("before metrics.csv fsync", "after metrics.csv fsync", "before open", "after open"),
     *("write 1", "write 12", "before .checkpoint.npz.tmp fsync", "after .checkpoint.npz.tmp fsync"),
@@ -80,25 +133,46 @@ class Run(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("algorithms", nargs="*", metavar="ALGORITHM", help=", ".join(FLAGS))
-    parser.add_argument("--attempts", type=int, default=25, help="of what strikes at random")
+    parser.add_argument("algorithms", nargs="*", metavar="ALGORITHM", help="by default all")
+    of = "of what strikes at random: 25, or 3; with less than 3, few points of a save"
+    parser.add_argument("--attempts", type=int, help=of)
+    parser.add_argument(
+        "--fault", action="append", choices=FAULTS, help="only this one, and others"
+    )
     parser.add_argument("--quick", action="store_true", help="Q-learning, few attempts")
     parser.add_argument("--out", type=Path, default=RESULTS / "faults.csv", help="the table")
     arguments = parser.parse_args()
-    unknown = set(arguments.algorithms) - set(FLAGS)
-    if unknown or arguments.attempts < 1:
-        parser.error(f"ALGORITHM is one of {', '.join(FLAGS)}, and --attempts at least 1")
+    every = [*WHOLE, *(name for name in ALGORITHMS if name not in WHOLE)]
+    unknown = set(arguments.algorithms) - set(every)
+    if unknown or (arguments.attempts or 1) < 1:
+        parser.error(f"ALGORITHM is one of {', '.join(every)}, and --attempts at least 1")
     start_jax()
-    names = arguments.algorithms or (["q_learning"] if arguments.quick else list(FLAGS))
-    rows = []
+    names = arguments.algorithms or (["q_learning"] if arguments.quick else every)
+    chosen = arguments.fault or (QUICK if arguments.quick else FAULTS)
+    rows = {(row.fault, row.algorithm): row for row in lines(arguments.out)}
+    done = []
     with tempfile.TemporaryDirectory() as work:
         for name in names:
-            for row in faults(name, Path(work), arguments.attempts, arguments.quick):
+            attempts = arguments.attempts or (25 if name in WHOLE else 3)
+            attempts = min(attempts, 2) if arguments.quick else attempts
+            for row in faults(name, Path(work), attempts, chosen):
                 print(f"{row.fault}, {name}: {row.passed} of {row.attempts}", flush=True)
-                rows.append(row)
-                write(arguments.out, rows)
-    print(table([COLUMNS, *rows]))
-    sys.exit(any(row.passed < row.attempts for row in rows))
+                done.append(row)
+                rows[row.fault, name] = row
+                order = [rows[fault, x] for x in every for fault in FAULTS if (fault, x) in rows]
+                write(arguments.out, order)
+    print(table([COLUMNS, *done]))
+    sys.exit(any(row.passed < row.attempts for row in done))
+
+
+def lines(path: Path) -> list[Fault]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [
+            Fault(**row | {"attempts": int(row["attempts"]), "passed": int(row["passed"])})
+            for row in csv.DictReader(file)
+        ]
 
 
 def write(path: Path, rows: list[Fault]) -> None:
@@ -107,43 +181,72 @@ def write(path: Path, rows: list[Fault]) -> None:
         writer.writerows([COLUMNS, *rows])
 
 
-def faults(name: str, work: Path, attempts: int, quick: bool):
-    """A row for each fault."""
+def due(name: str) -> list[str]:
+    """The faults that an algorithm takes."""
+    if name not in WHOLE:
+        return ["kill -9"]
+    return [fault for fault in FAULTS if fault != "resume speed" or name in LONGER]
+
+
+def faults(name: str, work: Path, attempts: int, chosen: list[str]):
+    """A row for each fault that is due and chosen."""
+    due_now = [fault for fault in due(name) if fault in chosen]
+    if not due_now:
+        return
     flags = [*SMALL.split(), *FLAGS[name].split(), "--checkpoint-every", "0.05", "--quiet"]
     run = Run(name, flags, work / f"{name}-whole", work, random.Random(name))
     done = finish(start(run, *flags, "--out", str(run.whole)))
     assert done.code == 0, done.error
-    if quick:
-        yield struck(run, "kill -9", [at_random] * 2, -signal.SIGKILL)
-        points = POINTS[::5]
-    else:
-        yield struck(run, "kill -9", [at_random] * attempts, -signal.SIGKILL)
-        points = POINTS
-    inside = [functools.partial(in_a_save, point=point) for point in points]
-    yield struck(run, "kill -9 in a save", inside, -signal.SIGKILL)
-    for number in (signal.SIGTERM,) if quick else (signal.SIGINT, signal.SIGTERM):
-        blow = functools.partial(at_random, number=number)
-        yield struck(run, number.name, [blow] * (1 if quick else attempts), 128 + number)
-    yield damaged(run)
-    yield full_disk(run)
-    if not quick:
-        yield removed(run)
-        yield unwritable(run)
-        yield twice(run)
+    for fault in due_now:
+        yield strike(run, fault, attempts)
+
+
+def strike(run: Run, fault: str, attempts: int) -> Fault:
+    match fault:
+        case "kill -9":
+            return struck(run, fault, [at_random] * attempts, -signal.SIGKILL)
+        case "kill -9 in a save":
+            points = POINTS[:: 1 if attempts > 2 else 5]
+            inside = [functools.partial(in_a_save, point=point) for point in points]
+            return struck(run, fault, inside, -signal.SIGKILL)
+        case "SIGINT" | "SIGTERM":
+            number = signal.Signals[fault]
+            blow = functools.partial(at_random, number=number)
+            return struck(run, fault, [blow] * attempts, 128 + number)
+        case "second SIGINT":
+            return interrupted_again(run, attempts)
+        case "damaged":
+            return damaged(run)
+        case "full disk":
+            return full_disk(run)
+        case "folder removed":
+            return removed(run)
+        case "cannot be written":
+            return unwritable(run)
+        case "twice":
+            return twice(run)
+        case "one core":
+            return one_core(run)
+        case "resume speed":
+            return resume_speed(run, min(attempts, 7))
+        case "memory":
+            return memory(run)
+    raise ValueError(fault)
 
 
 class Ended(NamedTuple):
     code: int
     error: str
+    lines: int = 1  # that are due on stderr if it was stopped
 
 
-def start(run: Run, *arguments: str, point="", nth=0, limit=0, **env) -> subprocess.Popen:
-    """A process of the algorithm; with a point, it dies there in its nth save; with a limit, in
-    KiB, no file may grow beyond that."""
+def start(run: Run, *arguments: str, through="", limit=0, core=None, **env) -> subprocess.Popen:
+    """A process of the algorithm; through a function of this module that is called with its name;
+    with a limit, in KiB, beyond which no file may grow; or bound to one core."""
     command = [sys.executable, "-m", f"algorithms.{run.name}", *arguments]
-    if point:
-        dying = f"from benchmarks.faults import die; die({run.name!r}, {point!r}, {nth})"
-        command = [sys.executable, "-c", dying, *arguments]
+    if through:
+        code = f"from benchmarks import faults; faults.{through}"
+        command = [sys.executable, "-c", code, *arguments]
     if limit:
         command = ["bash", "-c", f"ulimit -f {limit}; exec {shlex.join(command)}"]
     return subprocess.Popen(
@@ -153,7 +256,13 @@ def start(run: Run, *arguments: str, point="", nth=0, limit=0, **env) -> subproc
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | env,
+        preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
     )
+
+
+def dying(run: Run, point: str, nth: int) -> str:
+    """What `start` goes through to be killed at that point of its nth save."""
+    return f"die({run.name!r}, {point!r}, {nth})"
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> Ended:
@@ -195,7 +304,8 @@ def struck(run: Run, fault: str, blows: list, code: int) -> Fault:
         if problem:
             problems.add(problem)
             passed -= 1
-    return Fault(fault, run.name, len(blows), passed, "; ".join(problems) or f"{number} runs")
+    detail = "; ".join(" ".join(x.split()) for x in problems) or f"{number} runs"
+    return Fault(fault, run.name, len(blows), passed, detail)
 
 
 def at_random(run: Run, folder: Path, flags: list[str], number=signal.SIGKILL) -> Ended:
@@ -205,16 +315,58 @@ def at_random(run: Run, folder: Path, flags: list[str], number=signal.SIGKILL) -
     if number == signal.SIGKILL and run.rng.random() < 0.2:
         time.sleep(3 * run.rng.random())
     else:
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline and stamp(folder) == before:
-            time.sleep(0.005)
+        wait_for(process, lambda: stamp(folder) != before)
         time.sleep(0.5 * run.rng.random())
     process.send_signal(number)
     return finish(process)
 
 
 def in_a_save(run: Run, folder: Path, flags: list[str], point: str) -> Ended:
-    return finish(start(run, *flags, point=point, nth=run.rng.randint(2, 4)))
+    return finish(start(run, *flags, through=dying(run, point, run.rng.randint(2, 4))))
+
+
+def interrupted_again(run: Run, attempts: int) -> Fault:
+    times, silent = [], []
+
+    def blow(run, folder, flags):
+        """While it is compiled, or within half a second after it has saved. Signals that come at
+        the same instant are one to Python: the second waits until the first was seen."""
+        before = stamp(folder)
+        process = start(run, *flags)
+        early = before and run.rng.random() < 0.5
+        ready = functools.partial(catches, process, signal.SIGTERM)  # nobody else catches that
+        wait_for(process, ready if early else lambda: stamp(folder) != before)
+        time.sleep(0.5 * run.rng.random())
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05 + 0.2 * run.rng.random())
+        process.send_signal(signal.SIGINT)
+        clock = time.monotonic()
+        ended = finish(process)
+        times.append(time.monotonic() - clock)
+        # Python's last steps, after the line, are taken without handlers: the second signal kills
+        # it then, which a shell calls 130 as well.
+        code = 130 if ended.code == -signal.SIGINT else ended.code
+        silent.append(code == 130 and not ended.error)
+        if times[-1] > 1:
+            return Ended(-1, f"{times[-1]:.1f} s after the second signal")
+        return Ended(code, ended.error, lines=min(ended.error.count("\n"), 1))
+
+    row = struck(run, "second SIGINT", [blow] * attempts, 130)
+    how = f"{sum(silent)} without a line, {max(times):.2f} s at most"
+    return row._replace(detail=f"{row.detail}: {how}")
+
+
+def catches(process: subprocess.Popen, number: int) -> bool:
+    """Whether a process has a handler for that signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
+def wait_for(process: subprocess.Popen, condition, seconds: float = 120) -> None:
+    """Until the condition holds, the process has ended, or it takes too long."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline and not condition():
+        time.sleep(0.005)
 
 
 def stamp(folder: Path) -> int:
@@ -228,7 +380,7 @@ def wrong(run: Run, folder: Path, ended: Ended, code: int) -> str:
     """What is wrong with a run that was struck; nothing if it had ended before."""
     if ended.code not in (0, code):
         return f"exit code {ended.code}: {ended.error[-300:]}"
-    if code > 0 and ended.code and ended.error.count("\n") != 1:
+    if code > 0 and ended.code and ended.error.count("\n") != ended.lines:
         return f"not one line: {ended.error[-300:]}"
     path = folder / "checkpoint.npz"
     path = path if path.exists() else folder / "previous.npz"
@@ -266,8 +418,6 @@ def differs(run: Run, folder: Path) -> str:
 
 def die(name: str, point: str, nth: int) -> None:
     """Runs an algorithm that is killed at that point of its nth save of a checkpoint."""
-    import runpy
-
     saves, fsync, replace, plain_open = 0, os.fsync, os.replace, open
 
     def reached(event):
@@ -307,6 +457,11 @@ def die(name: str, point: str, nth: int) -> None:
         return around("open", lambda: File(io.FileIO(path, "w")))
 
     os.fsync, os.replace, checkpoint.open = named_fsync, named_replace, named_open
+    run_here(name)
+
+
+def run_here(name: str) -> None:
+    """The algorithm's command line, in this process."""
     sys.argv[0] = name
     runpy.run_module(f"algorithms.{name}", run_name="__main__", alter_sys=True)
 
@@ -315,7 +470,7 @@ def stopped(run: Run, what: str) -> Path:
     """The folder of a run that was killed in its fifth save."""
     folder = run.work / f"{run.name}-{what}"
     flags = [*run.flags, "--out", str(folder)]
-    ended = finish(start(run, *flags, point="before open", nth=5))
+    ended = finish(start(run, *flags, through=dying(run, "before open", 5)))
     assert ended.code == -signal.SIGKILL, ended
     return folder
 
@@ -390,8 +545,7 @@ def full_disk(run: Run) -> Fault:
 def removed(run: Run) -> Fault:
     folder = run.work / f"{run.name}-removed"
     process = start(run, *run.flags, "--out", str(folder))
-    while process.poll() is None and not stamp(folder):
-        time.sleep(0.005)
+    wait_for(process, lambda: stamp(folder))
     os.rename(folder, run.work / f"{run.name}-elsewhere")
     ended = finish(process)
     passed = ended.code == 5 and ended.error.count("\n") == 1 and not folder.exists()
@@ -414,6 +568,73 @@ def twice(run: Run) -> Fault:
     ended = finish(start(run, *run.flags, "--out", str(folder), PYTHONHASHSEED="7"))
     problem = ended.error if ended.code else differs(run, folder)
     return Fault("twice", run.name, 1, int(not problem), problem)
+
+
+def one_core(run: Run) -> Fault:
+    """The number of devices, over which the seeds are spread, is that of the cores: it is given."""
+    folder, core = run.work / f"{run.name}-one-core", min(os.sched_getaffinity(0))
+    devices = checkpoint.load(run.whole / "checkpoint.npz")[1]["device"].rpartition("x")[2]
+    flags = [*run.flags, "--out", str(folder)]
+    ended = finish(start(run, *flags, core=core, JAX_NUM_CPU_DEVICES=devices))
+    problem = ended.error if ended.code else differs(run, folder)
+    detail = problem or f"{devices} devices, {len(os.sched_getaffinity(0))} cores before"
+    return Fault("one core", run.name, 1, int(not problem), detail)
+
+
+def resume_speed(run: Run, pairs: int, least: float = 0.97) -> Fault:
+    """In pairs, now the one first and now the other, as the machine's speed drifts."""
+    longer = run._replace(flags=[*run.flags, *LONGER[run.name].split()])
+    killed = stopped(longer, "speed")
+    at = checkpoint.load(killed / "checkpoint.npz")[1]["at"]
+    ratios = []
+    for pair in range(pairs):
+        speeds = {}
+        for kind in ("whole", "resumed")[:: -1 if pair % 2 else 1]:
+            folder = run.work / f"{run.name}-speed-{kind}-{pair}"
+            if kind == "resumed":
+                shutil.copytree(killed, folder)
+                flags, begun = ["--resume", str(folder), "--quiet"], at
+            else:
+                flags = [*longer.flags, "--checkpoint-every", "60", "--out", str(folder)]
+                begun = {"update": 0, "seconds": 0}
+            ended = finish(start(run, *flags))
+            if ended.code:
+                return Fault("resume speed", run.name, 1, 0, ended.error)
+            done = checkpoint.load(folder / "checkpoint.npz")[1]["at"]
+            updates, seconds = (done[name] - begun[name] for name in ("update", "seconds"))
+            speeds[kind] = updates / seconds
+        ratios.append(speeds["resumed"] / speeds["whole"])
+    median = statistics.median(ratios)
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    detail = f"median {median:.3f} of {pairs} pairs, {spread}; resumed at {at['update']:,} updates"
+    return Fault("resume speed", run.name, 1, int(median >= least), detail)
+
+
+def memory(run: Run, most: float = 1.0) -> Fault:
+    """MiB that a run grows by: the median over chunks 1,001 to 1,100, or a few more, less that over
+    chunks 101 to 200; it saves at every chance."""
+    flags = [*run.flags, "--log-points", "1100", "--out", str(run.work / f"{run.name}-memory")]
+    ended = finish(start(run, *flags, through=f"weigh({run.name!r})"))
+    sizes = [int(x) / 2**20 for x in ended.error.split() if x.isdigit()]
+    if ended.code or len(sizes) < 1100:
+        return Fault("memory", run.name, 1, 0, ended.error[-300:])
+    early, late = (statistics.median(sizes[i : i + 100]) for i in (100, 1000))
+    detail = f"{early:.1f} MiB, then {late:.1f} MiB"
+    return Fault("memory", run.name, 1, int(late - early <= most), detail)
+
+
+def weigh(name: str) -> None:
+    """Runs an algorithm that says on stderr, after every row of metrics, how many bytes of memory
+    it holds. There is at least one chunk to a row."""
+    write_rows = harness.write_metrics
+
+    def weighed(*arguments):
+        write_rows(*arguments)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        print(pages * os.sysconf("SC_PAGESIZE"), file=sys.stderr)
+
+    harness.write_metrics = weighed
+    run_here(name)
 
 
 if __name__ == "__main__":

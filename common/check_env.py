@@ -1,6 +1,7 @@
-"""What would break in a gymnax environment: `python -m common.check_env my_module:MyEnv-v0`.
+"""What would break in an environment: `python -m common.check_env my_module:MyEnv-v0`.
 
 Imports `my_module`, which must call `gymnax.register("MyEnv-v0", ...)`; the module may be left out.
+`Hopper-brax`, `CliffWalking-tabular` and `DoubleIntegrator-linear` are played as the algorithms do.
 Prints one line for each problem, and a note for what the algorithms can live with. Exit code 0 if
 there is no problem, 1 if there is one, 2 if there is no such environment.
 """
@@ -16,6 +17,7 @@ import numpy as np
 
 from common.envs import make_env, rollout
 from common.flags import fail
+from common.games import make_game
 
 NUM_ENVS, MAX_STEPS = 8, 1_000  # of the episodes that are played, at random
 
@@ -60,14 +62,20 @@ def main() -> None:
 
 def check(env_id: str) -> tuple[list[str], list[str]]:
     """The problems and the notes, one line each. ValueError if there is no such environment."""
-    if env_id.endswith("-tabular"):
-        make_env(env_id, 1)
-        return [], []
     import gymnax
 
+    problems, notes = [], []
+    if env_id.endswith("-game") and env_id not in gymnax.registered_envs:
+        make_game(env_id)
+        return [], ["a game for two players; algorithms/mcts.py plays it, the others do not"]
+    if "-brax" in env_id or env_id.endswith(("-tabular", "-linear")):
+        try:
+            of_batches(env_id, problems)
+        except Problem as problem:
+            problems.append(str(problem))
+        return problems, notes
     if env_id not in gymnax.registered_envs:
         make_env(env_id, 1)  # says so, with the nearest id
-    problems, notes = [], []
     try:
         checked = of_spaces(env_id, problems)
         checked = of_types(checked, problems, notes)
@@ -81,6 +89,12 @@ def check(env_id: str) -> tuple[list[str], list[str]]:
 
 
 def about(env_id: str) -> str:
+    import gymnax
+
+    if env_id.endswith("-game") and env_id not in gymnax.registered_envs:
+        game = make_game(env_id)
+        size = " x ".join(map(str, game.shape))
+        return f"{game.num_actions} actions, a board of {size}, at most {game.max_steps} moves"
     env = make_env(env_id, 1)
     actions = f"{env.num_actions} actions"
     if env.num_actions is None:
@@ -249,6 +263,99 @@ def as_the_algorithms_do(env_id: str) -> None:
     shapes("rollout", play, jax.random.key(0))
 
 
+def of_batches(env_id: str, problems: list[str]) -> None:
+    """What `make_env` gives for an id of Brax, a tabular MDP or a linear system: its types, and
+    then, if they are right, its numbers."""
+    try:
+        env = make_env(env_id, NUM_ENVS)
+    except ValueError:  # there is none, or it is refused
+        raise
+    except Exception as error:
+        raise Problem(f"make_env fails with {type(error).__name__}: {first_line(error)}") from None
+    key = jax.random.key(0)
+    action = jax.eval_shape(lambda key: any_action(env, key), key)
+    with jax.debug_key_reuse(True):
+        state = traced("reset", env.reset, key)
+        after, step = traced("step", env.step, state, action, key)
+    problems.extend(changes("the state", state, after))
+    for name in ("obs", "next_obs"):
+        x = getattr(step, name)
+        if x.shape != (NUM_ENVS, *env.obs_shape):
+            problems.append(f"{name} has shape {x.shape[1:]}, not the {env.obs_shape} that is said")
+        wanted = jnp.integer if env.num_states is not None else jnp.floating
+        if not jnp.issubdtype(x.dtype, wanted):
+            problems.append(f"{name} is {x.dtype}: it must be {wanted.__name__}")
+    for name in ("reward", "terminated", "truncated"):
+        x = getattr(step, name)
+        one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+        problems.extend(flags((name, one)))
+    if not problems:
+        of_numbers(env, problems)
+
+
+def traced(what: str, function, *arguments):
+    """The shapes and types that the function returns, once it was traced in full."""
+    return attempt(what, jax.make_jaxpr(function, return_shape=True), *arguments)[1]
+
+
+def any_action(env, key):
+    """A random action for each environment."""
+    if env.num_actions is not None:
+        return jax.random.randint(key, (env.num_envs,), 0, env.num_actions)
+    shape = env.num_envs, *env.action_shape
+    return jax.random.uniform(key, shape, minval=env.action_low, maxval=env.action_high)
+
+
+def of_numbers(env, problems: list[str]) -> None:
+    """Plays random episodes: numbers are finite, time limits hold, and the last observation of an
+    episode is the one before the reset."""
+
+    def play(key):
+        key_reset, key_steps = jax.random.split(key)
+
+        def one(state, key):
+            key_action, key_step = jax.random.split(key)
+            state, step = env.step(state, any_action(env, key_action), key_step)
+            return state, (state.obs, step)
+
+        start, keys = env.reset(key_reset), jax.random.split(key_steps, num_steps)
+        return start.obs, jax.lax.scan(one, start, keys)[1]
+
+    num_steps = min(MAX_STEPS, env.max_steps + 1)
+    play = jax.jit(play, compiler_options={"xla_backend_optimization_level": 0})
+    played = attempt("playing it", play, jax.random.key(0))
+    start, (seen, step) = jax.tree.map(np.asarray, played)
+    for name, x in (
+        ("the observation after reset", start),
+        ("an observation", step.next_obs),
+        ("a reward", step.reward),
+    ):
+        if not np.isfinite(x).all():
+            problems.append(f"{name} is NaN or infinite")
+    numbers = np.concatenate([start.ravel(), step.next_obs.ravel()])
+    if env.num_states is not None and (numbers.min() < 0 or numbers.max() >= env.num_states):
+        problems.append(f"a state's number is not below the {env.num_states} of the states")
+    if problems:
+        return
+    done = step.terminated | step.truncated
+    same = (seen == step.next_obs).reshape(*done.shape, -1).all(-1)
+    if not same[~done].all():
+        problems.append("next_obs is not what is seen next, within an episode")
+    if done.any() and same[done].all():
+        problems.append("next_obs is the observation after the reset, not before")
+    length = np.zeros(env.num_envs, int)
+    late = early = False
+    for ended, cut in zip(done, step.truncated, strict=True):
+        length += 1
+        late |= (~ended & (length >= env.max_steps)).any()
+        early |= (cut & (length < env.max_steps)).any()
+        length[ended] = 0
+    if late:
+        problems.append(f"an episode goes on beyond the limit of {env.max_steps} steps")
+    if early:
+        problems.append(f"an episode is cut off before the limit of {env.max_steps} steps")
+
+
 def base_step():
     from gymnax.environments.environment import Environment
 
@@ -265,13 +372,18 @@ def attempt(what: str, function, *arguments):
         return function(*arguments)
     except NotImplementedError:
         raise Problem(f"{what} is not implemented") from None
+    except jax.errors.KeyReuseError:
+        raise Problem(f"{what} uses a random key twice; split it first") from None
     except jax.errors.TracerBoolConversionError:
         raise Problem(
             f"{what} cannot be compiled: Python's if, and, or of a traced value; use jnp.where"
         ) from None
     except Exception as error:  # whatever the author's code raises
-        text = next(iter(str(error).splitlines()), "")
-        raise Problem(f"{what} fails with {type(error).__name__}: {text}"[:180]) from None
+        raise Problem(f"{what} fails with {type(error).__name__}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:120]
 
 
 def shapes(what: str, function, *arguments):

@@ -279,8 +279,9 @@ def _single(env_id: str) -> _Single:
 
         env, max_steps = load(env_id)
         low = -np.ones(env.action_size)
-        shapes = (env.observation_size,), None, None, low.shape
-        return _Single(None, None, *shapes, low, -low, max_steps)
+        # Brax's observation_size runs a whole reset, operation by operation.
+        obs_shape = jax.eval_shape(env.reset, jax.random.key(0)).obs.shape
+        return _Single(None, None, obs_shape, None, None, low.shape, low, -low, max_steps)
 
     if env_id.endswith("-linear"):
         from common.systems import LINEAR, make_system

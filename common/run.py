@@ -111,6 +111,8 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
         fail(3, str(error))
     except OSError as error:
         fail(5, f"cannot write to {folder}: {error.strerror}; mend that, then --resume {folder}")
+    except KeyboardInterrupt:
+        fail(130, f"stopped; --resume {folder} goes on")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             fail(2, "out of memory; --seeds-at-once trains fewer seeds at a time")
@@ -328,5 +330,6 @@ def caught_signals():
     try:
         yield received
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+        if not received:  # else the program is ending, and a second one must still end it at once
+            for number, handler in old.items():
+                signal.signal(number, handler)

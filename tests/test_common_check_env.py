@@ -7,15 +7,18 @@ import pytest
 from flax import struct
 from gymnax.environments import environment, spaces
 from helpers import run
+from test_common_brax_envs import CountdownEnv
 
-from common import check_env
+from common import brax_envs, check_env
+from common.mdps import TABULAR
+from common.systems import LINEAR
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
 SLOW = ["Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar"]
 SLOW += ["Pong-misc"]  # to compile; their types are checked, and tests/test_common_envs.py plays
 
 
-@pytest.mark.parametrize("env_id", [*OFFLINE, "CliffWalking-tabular"])
+@pytest.mark.parametrize("env_id", OFFLINE)
 def test_every_offline_environment_passes(env_id, monkeypatch):
     if env_id in SLOW:
         monkeypatch.setattr(check_env, "of_episodes", lambda *checked: None)
@@ -246,6 +249,120 @@ def test_a_sound_one_has_neither_problems_nor_notes(register):
     )
 
 
+BRAX = ["Fast-brax", "InvertedPendulum-brax", "Reacher-brax"]  # the others take longer to trace
+PLAYED = {*LINEAR, "CliffWalking-tabular", "Fast-brax"}  # and these to compile
+
+
+@pytest.mark.parametrize("env_id", [*LINEAR, *TABULAR, *BRAX])
+def test_what_is_not_gymnax_passes_too(env_id, monkeypatch):
+    """Shapes, types and keys of all, and the numbers of some."""
+    if env_id not in PLAYED:
+        monkeypatch.setattr(check_env, "of_numbers", lambda *checked: None)
+    assert check_env.check(env_id) == ([], [])
+
+
+class SoundBrax(CountdownEnv):
+    """Episodes of 20 to 40 steps, cut off after 35."""
+
+    action_size = 1
+
+
+class NanAfterResetBrax(SoundBrax):
+    def reset(self, key):
+        state = super().reset(key)
+        return state._replace(obs=jnp.log(-state.obs))
+
+
+class NanRewardBrax(SoundBrax):
+    def step(self, state, action):
+        state = super().step(state, action)
+        return state._replace(reward=jnp.sqrt(jnp.float32(24.5) - state.obs[1]))
+
+
+class KeyTwiceBrax(SoundBrax):
+    def reset(self, key):
+        state = super().reset(key)
+        return state._replace(obs=state.obs + jax.random.normal(key))
+
+
+class RaisesBrax(SoundBrax):
+    def step(self, state, action):
+        raise KeyError("link")
+
+
+@pytest.mark.parametrize(
+    "kind, problem",
+    [
+        (SoundBrax, None),
+        (NanAfterResetBrax, "the observation after reset is NaN or infinite"),
+        (NanRewardBrax, "a reward is NaN or infinite"),
+        (KeyTwiceBrax, "reset uses a random key twice; split it first"),
+        (RaisesBrax, "step fails with KeyError: 'link'"),
+    ],
+)
+def test_a_broken_environment_of_brax_is_told_why(kind, problem, monkeypatch):
+    monkeypatch.setattr(brax_envs, "load", lambda env_id: (kind(), 35))
+    problems, notes = check_env.check(f"{kind.__name__}-brax")
+    assert (problem in problems if problem else problems == []) and notes == []
+
+
+def changed(env, change):
+    """The environment with another Transition, from that and the EnvState after it."""
+
+    def step(state, action, key):
+        state, transition = env.step(state, action, key)
+        return state, transition._replace(**change(state, transition))
+
+    return env._replace(step=step)
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda state, x: {"next_obs": state.obs}, "next_obs is the observation after the reset"),
+        (lambda state, x: {"next_obs": x.obs}, "next_obs is not what is seen next"),
+        (lambda state, x: {"truncated": x.truncated & False}, "goes on beyond the limit of 128"),
+        (lambda state, x: {"truncated": x.next_obs[:, 0] > 0.2}, "is cut off before the limit"),
+        (lambda state, x: {"terminated": x.terminated.astype(int)}, "terminated is int32"),
+    ],
+)
+def test_a_broken_batch_is_told_why(change, problem, monkeypatch):
+    env = check_env.make_env("Fast-brax", check_env.NUM_ENVS)
+    monkeypatch.setattr(check_env, "make_env", lambda *arguments: changed(env, change))
+    problems, _ = check_env.check("Fast-brax")
+    assert any(problem in line for line in problems)
+
+
+@pytest.mark.parametrize(
+    "env_id, says",
+    [
+        ("TicTacToe-game", "9 actions, a board of 3 x 3, at most 9 moves"),
+        ("ConnectFour-game", "7 actions, a board of 6 x 7, at most 42 moves"),
+    ],
+)
+def test_a_game_is_told_to_be_one(env_id, says):
+    problems, notes = check_env.check(env_id)
+    assert problems == [] and "two players" in notes[0]
+    assert check_env.about(env_id) == says
+
+
+@pytest.mark.parametrize(
+    "env_id, words",
+    [
+        ("Swimmer-brax", "choose another"),
+        ("Hoper-brax", "did you mean Hopper-brax?"),
+        ("Hopper-brax-mujoco", "spring, generalized"),
+        ("TicTacTo-game", "did you mean TicTacToe-game?"),
+        ("Doubleintegrator-linear", "did you mean 'DoubleIntegrator-linear'?"),
+        ("CliffWalkin-tabular", "did you mean 'CliffWalking-tabular'?"),
+    ],
+)
+def test_what_there_is_not_is_said_in_one_line(env_id, words):
+    with pytest.raises(ValueError, match=words.replace("?", r"\?")) as error:
+        check_env.check(env_id)
+    assert "\n" not in str(error.value)
+
+
 def test_the_command_line(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import gymnax\nfrom test_common_check_env import FlagIsANumber\n"
@@ -260,6 +377,12 @@ def test_the_command_line(tmp_path):
     for arguments, says in (
         (["no_such_module:X-v0"], "no_such_module"),
         (["CartPol-v1"], "did you mean CartPole-v1?"),
+        (["Swimmer-brax"], "choose another"),
     ):
         done = run("common.check_env", *arguments, check=2)
         assert done.stderr.count("\n") == 1 and says in done.stderr
+    done = run("common.check_env", "Fast-brax")
+    assert done.stderr == "" and done.stdout == (
+        "Fast-brax works: continuous actions of shape (1,), observations of shape (2,), "
+        "episodes of at most 128 steps\n"
+    )

@@ -1,5 +1,9 @@
 """A seed that diverges: flagged at its update, frozen, silent, and no trace of it in the others."""
 
+import csv
+import dataclasses
+import json
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +14,11 @@ import pytest
 from helpers import keys, small_config, to_bits, trained
 
 from algorithms import ddpg, q_learning
-from common import envs
-from common.algorithm import advance, all_finite, begin
+from common import checkpoint, envs
+from common.algorithm import Algorithm, advance, all_finite, begin
 from common.buffers import pack, unpack
 from common.plan import Group
-from common.run import collect
+from common.run import collect, main
 
 PLACES = ["observation", "reward", "action", "gradient", "parameter", "replay"]
 SEED, AT, STOP = 2, 17, 60
@@ -189,3 +193,55 @@ def test_a_diverged_seed_and_one_whose_return_is_not_finite_have_no_score(bad):
     returns = np.array([[1.0, 2.0], [500.0, 500.0], [bad, 3.0]])
     found = collect({}, group, progress, (returns, np.ones((3, 2), int)))
     np.testing.assert_array_equal(found["returns"], [[1, 2], [np.nan] * 2, [np.nan, 3]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    env_id: str = "CartPole-v1"
+
+
+def make_broken(config):
+    """Seed 0 is sound; seed 1 has NaN for a policy; seed 2 divides 0 by 0 when it acts."""
+    env = envs.make_env(config.env_id, 1)
+
+    def init(key):
+        return State(jnp.array([1, jnp.nan, 0])[jax.random.key_data(key)[-1]][None])
+
+    def update(state, step):
+        return state, {"episode_return": jnp.float32(jnp.nan), "value": jnp.float32(0)}
+
+    def act(params, obs, key):
+        action = params / jnp.abs(params)
+        return action if env.num_actions is None else jnp.argmax(action - jnp.array([1.0, 0.0]))
+
+    return Algorithm(init, update, act, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "env_id, scoreless",
+    [
+        ("CartPole-v1", {"1"}),  # where argmax of NaN is an action like any other, as seed 2 has it
+        ("Fast-brax", {"1", "2"}),  # whose simulation pays for what is no number
+    ],
+)
+def test_a_policy_of_nan_scores_nothing(env_id, scoreless, tmp_path, monkeypatch):
+    flags = ["--env-id", env_id, "--num-seeds", "3", "--eval-episodes", "2", "--quiet"]
+    monkeypatch.setattr(sys, "argv", ["test", *flags, "--out", str(tmp_path / "a")])
+    main(Config, make_broken)
+    with open(tmp_path / "a" / "evaluation.csv", newline="") as file:
+        returns = {
+            (row["seed"], row["episode"]): row["episode_return"] for row in csv.DictReader(file)
+        }
+    assert len(returns) == 6
+    assert {seed for (seed, _), x in returns.items() if x == "nan"} == scoreless
+    assert all((x == "nan") == (seed in scoreless) for (seed, _), x in returns.items())
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert [x["seed"] for x in summary["diverged_seeds"]] == [1]
+    means = [
+        np.mean([float(returns[seed, episode]) for episode in "01"])
+        for seed in {"0", "1", "2"} - scoreless
+    ]
+    assert summary["evaluation"]["min"] == pytest.approx(min(means))
+    assert summary["evaluation"]["max"] == pytest.approx(max(means))
+    members = checkpoint.load(tmp_path / "a" / "policy.npz")[1]["members"]
+    assert {str(x["seed"]) for x in members if x["score"] is None} == scoreless

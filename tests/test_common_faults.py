@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -235,3 +236,28 @@ def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
             assert folder.header_of(job) == folder.header_of(right)
             outcomes["read"] += 1
     assert outcomes["refused"] > 100 and outcomes["read"] > 10
+
+
+def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
+    """Two programs in front of the first chunk, of a run and of a resumed one; none later."""
+    events, compile_now, write = [], jax.stages.Lowered.compile, run.write_metrics
+
+    def compiled(*arguments, **kwargs):
+        events.append("program")
+        return compile_now(*arguments, **kwargs)
+
+    def heard(name, *arguments, **kwargs):
+        if name.endswith("backend_compile_duration"):
+            events.append("compiled")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
+    monkeypatch.setattr(run, "write_metrics", lambda *x: (events.append("row"), write(*x)))
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    for flags, rows in (([*FLAGS, "--out", tmp_path / "a"], 10), (["--resume", killed], 4)):
+        events.clear()
+        assert main(*flags, patch=monkeypatch) == 0
+        first = events.index("row")
+        last = len(events) - events[::-1].index("row")
+        assert events[:first].count("program") == events.count("program") == 2
+        assert events[:first].count("compiled") >= 2
+        assert events[first:last] == ["row"] * rows
