@@ -2,19 +2,18 @@
 
 Kocsis & Szepesvári 2006, Bandit based Monte-Carlo Planning, https://doi.org/10.1007/11871842_29;
 Coulom 2006, Efficient Selectivity and Backup Operators in Monte-Carlo Tree Search,
-https://doi.org/10.1007/978-3-540-75538-8_7;
-Teytaud & Teytaud 2010, On the Huge Benefit of Decisive Moves in Monte-Carlo Tree Search Algorithms,
-https://hal.inria.fr/inria-00495078
+https://doi.org/10.1007/978-3-540-75538-8_7; Teytaud & Teytaud 2010, On the Huge Benefit of Decisive
+Moves in Monte-Carlo Tree Search Algorithms, https://hal.inria.fr/inria-00495078
 
     a = argmax_a Q(s, a) + c √(ln N(s) / n(s, a)),   N(s) = Σ_a n(s, a)     (section 2.3)
     G_t = r_t + γ_t G_{t+1},   Q(s, a) = mean of the G_t that followed (s, a)
 
 A simulation goes down the tree by the first line, an untried action before all others; the first
 such action adds a node, and from there it plays at random. In a game of two players r_t is the
-reward of the one who moves and γ_t = -1; where the episode ends γ_t = 0. A move that wins at once
-is decisive: no other one is then considered, in the tree or after it. The action that is played is
-the one most visited. An update searches from the states of all environments and makes one step, in
-a game our move and the opponent's reply; `episode_return` is then 1 won, 0 drawn, -1 lost.
+reward of the one who moves and γ_t = -1; at the end γ_t = 0. Where a move wins at once no other one
+is considered. The action that is played is the one most visited. An update searches from the states
+of all environments and makes one step, in a game our move and the opponent's reply;
+`episode_return` is then 1 won, 0 drawn, -1 lost.
 
 Departs from the papers: a node stands for the actions that lead to it, and a simulation runs them
 again from the root, so that where they may lead to several states Q is their mean (open loop). A
@@ -30,15 +29,7 @@ import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
 from common.envs import make_env
-from common.games import (
-    any_of,
-    board,
-    decisive,
-    make_game,
-    make_match,
-    perfect_player,
-    random_player,
-)
+from common.games import PLAYERS, any_of, board, decisive, make_game, make_match
 from common.planning import (
     Searches,
     Simulator,
@@ -222,7 +213,7 @@ def make(config: Config) -> Algorithm:
         roots, first_board, shown = (lambda env: env), (lambda env: ()), 60
     else:
         simulator = of_game(decisive(game))
-        players = {"random": random_player, "perfect": perfect_player, "itself": lambda _: itself}
+        players = PLAYERS | {"itself": lambda game: itself}
         reset, act = make_match(game, players[config.opponent](game), config.num_envs)
         roots, first_board, shown = (lambda env: env.state), (lambda env: board(env.state[0])), 6
 
@@ -238,11 +229,9 @@ def make(config: Config) -> Algorithm:
 
     def update(state, step):
         key_search, key_env = jax.random.split(jax.random.fold_in(state.key, step))
-        keys = jax.random.split(key_search, config.num_envs)
-        tree = jax.vmap(plan)(roots(state.env), keys)
+        tree = jax.vmap(plan)(roots(state.env), jax.random.split(key_search, config.num_envs))
         visits, total = tree.visits[:, 0], tree.total[:, 0]
         env_state = act(state.env, jnp.argmax(visits, axis=-1), key_env)
-
         searches = remember(state.searches, first_board(state.env), visits[0])
         metrics = {
             "episode_return": jnp.nanmean(env_state.episode_return),

@@ -127,6 +127,9 @@ def perfect_player(game: Game) -> Callable:
     return act
 
 
+PLAYERS = {"random": random_player, "perfect": perfect_player}  # Game -> player
+
+
 def tic_tac_toe_code(state):
     """The number of a board [..., 9], below 3⁹."""
     return (state + 1) @ 3 ** np.arange(9)

@@ -16,14 +16,17 @@ from helpers import (
     replayed,
     small_continuous,
     states_of,
+    trained,
     transition_of_numbers,
 )
+from scipy.linalg import solve_discrete_are
 
 from algorithms import ddpg
 from algorithms.ddpg import make, ornstein_uhlenbeck, policy_loss, td_error
 from common.buffers import unpack
 from common.envs import make_env, scale_action, with_unit_actions
-from common.networks import critic_for
+from common.networks import Network, critic_for
+from common.systems import LINEAR, Linear, double_integrator
 
 
 def policy(params, obs):
@@ -138,3 +141,35 @@ def values_of(config, state, obs, action):
 
 def test_it_learns_the_values_and_best_actions_of_the_probes():
     check_continuous_probe(ddpg, values_of)
+
+
+def test_a_linear_policy_finds_the_gains_of_riccati(monkeypatch):
+    """u = -K x on the double integrator, discounted, to 5 %. Episodes of 5 steps keep the states of
+    early policies near; the weights are scaled so that Adam's steps are small for the gains."""
+
+    def linear(env, hidden_sizes, num_outputs):
+        def apply(w, obs):
+            return jnp.arctanh(jnp.clip(0.1 * obs @ w, -0.99, 0.99))  # of which the policy is tanh
+
+        return Network(lambda key: 1e-3 * jax.random.normal(key, (2, num_outputs)), apply)
+
+    system, gamma, bound = double_integrator(), 0.9, 3.0
+    monkeypatch.setitem(LINEAR, "Short-linear", Linear(lambda key: system, 5, bound))
+    monkeypatch.setattr(ddpg, "network_for", linear)
+    algorithm = make(
+        ddpg.Config(
+            env_id="Short-linear",
+            total_timesteps=80_000,
+            learning_starts=4,
+            buffer_size=10_000,
+            gamma=gamma,
+            exploration_noise=0.2,
+        )
+    )
+    progress = trained(algorithm, [0, 1], algorithm.num_updates)
+    gains = -0.1 * bound * np.asarray(progress.state.params)[..., 0]
+    A, B, Q, R = gamma**0.5 * system.A, gamma**0.5 * system.B, system.Q, system.R
+    P = solve_discrete_are(A, B, Q, R)
+    K = np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A)[0]
+    error = np.linalg.norm(gains - K, axis=-1) / np.linalg.norm(K)
+    assert (error < 0.05).all()
