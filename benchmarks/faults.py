@@ -215,23 +215,9 @@ def strike(run: Run, fault: str, attempts: int) -> Fault:
             return struck(run, fault, [blow] * attempts, 128 + number)
         case "second SIGINT":
             return interrupted_again(run, attempts)
-        case "damaged":
-            return damaged(run)
-        case "full disk":
-            return full_disk(run)
-        case "folder removed":
-            return removed(run)
-        case "cannot be written":
-            return unwritable(run)
-        case "twice":
-            return twice(run)
-        case "one core":
-            return one_core(run)
         case "resume speed":
             return resume_speed(run, min(attempts, 7))
-        case "memory":
-            return memory(run)
-    raise ValueError(fault)
+    return ONCE[fault](run)
 
 
 class Ended(NamedTuple):
@@ -240,9 +226,9 @@ class Ended(NamedTuple):
     lines: int = 1  # that are due on stderr if it was stopped
 
 
-def start(run: Run, *arguments: str, through="", limit=0, core=None, **env) -> subprocess.Popen:
+def start(run: Run, *arguments: str, through="", limit=0, **env) -> subprocess.Popen:
     """A process of the algorithm; through a function of this module that is called with its name;
-    with a limit, in KiB, beyond which no file may grow; or bound to one core."""
+    with a limit, in KiB, beyond which no file may grow."""
     command = [sys.executable, "-m", f"algorithms.{run.name}", *arguments]
     if through:
         code = f"from benchmarks import faults; faults.{through}"
@@ -256,7 +242,6 @@ def start(run: Run, *arguments: str, through="", limit=0, core=None, **env) -> s
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | env,
-        preexec_fn=None if core is None else lambda: os.sched_setaffinity(0, {core}),
     )
 
 
@@ -570,13 +555,20 @@ def twice(run: Run) -> Fault:
 
 def one_core(run: Run) -> Fault:
     """The number of devices, over which the seeds are spread, is that of the cores: it is given."""
-    folder, core = run.work / f"{run.name}-one-core", min(os.sched_getaffinity(0))
+    folder = run.work / f"{run.name}-one-core"
     devices = checkpoint.load(run.whole / "checkpoint.npz")[1]["device"].rpartition("x")[2]
     flags = [*run.flags, "--out", str(folder)]
-    ended = finish(start(run, *flags, core=core, JAX_NUM_CPU_DEVICES=devices))
+    through = f"on_one_core({run.name!r})"
+    ended = finish(start(run, *flags, through=through, JAX_NUM_CPU_DEVICES=devices))
     problem = ended.error if ended.code else differs(run, folder)
     detail = problem or f"{devices} devices, {len(os.sched_getaffinity(0))} cores before"
     return Fault("one core", run.name, 1, int(not problem), detail)
+
+
+def on_one_core(name: str) -> None:
+    """The algorithm's command line, in this process, bound to a core before XLA starts."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    run_here(name)
 
 
 def resume_speed(run: Run, pairs: int, least: float = 0.97) -> Fault:
@@ -633,6 +625,17 @@ def weigh(name: str) -> None:
 
     harness.write_metrics = weighed
     run_here(name)
+
+
+ONCE = {  # what strikes, or measures, once
+    "damaged": damaged,
+    "full disk": full_disk,
+    "folder removed": removed,
+    "cannot be written": unwritable,
+    "twice": twice,
+    "one core": one_core,
+    "memory": memory,
+}
 
 
 if __name__ == "__main__":

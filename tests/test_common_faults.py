@@ -162,6 +162,19 @@ def test_if_no_checkpoint_can_be_used_the_exit_code_is_3(change, says, killed, m
     assert {path.name: path.read_bytes() for path in killed.iterdir()} == before
 
 
+def test_an_interrupt_while_results_are_written_is_one_line(killed, folders, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_results", interrupted)
+        assert main("--resume", killed, patch=patch) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--resume" in error
+    assert main("--resume", killed, patch=monkeypatch) == 0
+    assert_same_results(killed, folders / "whole")
+
+
 def test_lost_rows_are_not_made_up(killed, monkeypatch, capsys):
     """metrics.csv must hold what the checkpoint counts on; the one before may count on less."""
     rows = (killed / "metrics.csv").read_bytes()

@@ -23,7 +23,7 @@ from common import run as harness
 from common.algorithm import Algorithm, Progress, advance, begin
 from common.folder import load_agent, write_metrics
 from common.plan import Group, Job, log_points, plan, steps_after
-from common.run import main
+from common.run import caught_signals, main
 
 SMALL = "--total-timesteps 3000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
 SMALL += " --hidden-sizes 16 --num-envs 4 --eval-episodes 5 --log-points 10"
@@ -176,6 +176,26 @@ def test_a_second_interrupt_ends_the_program_at_once(tmp_path):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
+
+
+def test_handlers_of_signals_come_back_unless_one_has_ended_the_run(monkeypatch):
+    """Then Python's own would answer a second one with a traceback."""
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        with caught_signals():
+            pass
+        assert [signal.getsignal(number) for number in numbers] == before
+        with caught_signals() as received:
+            signal.raise_signal(signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        ended = []
+        monkeypatch.setattr(os, "_exit", ended.append)
+        signal.raise_signal(signal.SIGINT)
+        assert ended == [130]
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
