@@ -41,10 +41,9 @@ def main() -> None:
         parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
     if not arguments.render:
         failed = []
-        for name, row in rows.items():
-            asked = not arguments.rows or {name, row["algorithm"]} & set(arguments.rows)
-            if asked and arguments.tier in (None, row["tier"]) and row_is_due(name):
-                line = run_row(name, row)
+        for name in chosen(rows, arguments.rows, arguments.tier):
+            if row_is_due(name):
+                line = run_row(name, rows[name])
                 write_line(line)
                 failed += [] if line["reached"] == "yes" else [name]
         if failed:
@@ -54,6 +53,19 @@ def main() -> None:
 
 def suite() -> dict[str, dict]:
     return tomllib.loads((ROOT / "benchmarks" / "suite.toml").read_text())
+
+
+def chosen(rows: dict[str, dict], names: list[str], tier: str | None) -> list[str]:
+    """The rows, or rows of algorithms, of that name and tier. Those of tier `gpu` are asked for by
+    their own name or by the tier."""
+
+    def asked(name, row):
+        if row["tier"] == "gpu" and tier != "gpu" and name not in names:
+            return False
+        named = not names or {name, row["algorithm"]} & set(names)
+        return named and tier in (None, row["tier"])
+
+    return [name for name, row in rows.items() if asked(name, row)]
 
 
 def command(row: dict) -> list[str]:

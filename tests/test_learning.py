@@ -1,10 +1,12 @@
 """The rows of tier `test` of the learning suite, whose thresholds and sources stand there."""
 
+import importlib
 import math
 
 import pytest
 
-from benchmarks.learning import averages, band, in_words, run_row, suite
+from benchmarks.learning import averages, band, chosen, command, in_words, run_row, suite
+from common.flags import parse
 
 ROWS = {name: row for name, row in suite().items() if row["tier"] == "test"}
 
@@ -32,6 +34,15 @@ def test_every_row_is_complete_and_every_algorithm_has_one():
         assert low < high and 0 < row.get("last", 1) <= 1, name
 
 
+@pytest.mark.parametrize("name", suite())
+def test_the_command_of_a_row_is_one_that_its_algorithm_takes(name):
+    row = suite()[name]
+    module = importlib.import_module(f"algorithms.{row['algorithm']}")
+    config, run = parse(module.Config, name, "", command(row)[2:])
+    assert config.env_id == row["env_id"] and run.num_seeds == row["seeds"]
+    assert module.make(config).num_updates > 0
+
+
 def test_a_metric_is_averaged_over_the_last_part_of_every_seed(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("seed,step,x\n0,10,1\n1,10,9\n0,20,3\n1,20,nan\n0,30,5\n1,30,7\n0,40,nan\n")
@@ -45,3 +56,18 @@ def test_a_threshold_is_a_number_or_a_band():
     row = {"threshold": [-30.0, -23.0], "metric": "episode_return", "last": 0.2}
     assert band(row) == (-30, -23)
     assert in_words(row) == "-30 to -23 (episode_return, last 20%)"
+
+
+def test_rows_that_want_an_accelerator_run_only_when_they_are_asked_for():
+    rows = {
+        "dqn-a": {"algorithm": "dqn", "tier": "cpu"},
+        "dqn-b": {"algorithm": "dqn", "tier": "gpu"},
+        "ppo-a": {"algorithm": "ppo", "tier": "gpu"},
+        "ppo-b": {"algorithm": "ppo", "tier": "test"},
+    }
+    assert chosen(rows, [], None) == ["dqn-a", "ppo-b"]
+    assert chosen(rows, ["dqn"], None) == ["dqn-a"]
+    assert chosen(rows, ["dqn", "ppo-a"], None) == ["dqn-a", "ppo-a"]
+    assert chosen(rows, ["dqn"], "gpu") == ["dqn-b"]
+    assert chosen(rows, [], "gpu") == ["dqn-b", "ppo-a"]
+    assert chosen(rows, ["ppo-a"], "cpu") == []
