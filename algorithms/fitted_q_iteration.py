@@ -36,13 +36,13 @@ from common.run import main
 class Config:
     env_id: str = "CartPole-v1"  # any environment with discrete actions
     total_timesteps: int = 100_000  # environment steps, all at random, over all environments
-    num_envs: int = 100  # environments stepped in parallel
-    num_iterations: int = 100  # regressions, K
-    gradient_steps: int = 250  # in each of them, where Q is a network
-    learning_rate: float = 1e-3  # of Adam
+    num_envs: int = 400  # environments stepped in parallel, each by an explorer of its own
+    num_iterations: int = 400  # regressions, K
+    gradient_steps: int = 80  # in each of them, where Q is a network
+    learning_rate: float = 5e-4  # of Adam
     gamma: float = 0.99  # discount factor
     batch_size: int = 256  # transitions
-    epsilon: float = 0.5  # probability of a random action while the data are collected
+    epsilon: float = 0.1  # probability of a random action while the data are collected
     hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer
 
     def __post_init__(self):
@@ -91,7 +91,8 @@ def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    network = explorer = network_for(env, config.hidden_sizes, env.num_actions)
+    network = network_for(env, config.hidden_sizes, env.num_actions)
+    explorer = network_for(env, (), env.num_actions)  # linear: some of them balance the pole
     if env.num_states is not None:
         shape = (env.num_states, env.num_actions)
         network = Network(lambda key: jnp.zeros(shape), lambda table, obs: table[obs])

@@ -64,7 +64,7 @@ class _Single(NamedTuple):
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """The environment of that id. `actions="discrete"` or `"continuous"` and
     `observations="integer"` refuse, with ValueError, an environment that offers something else."""
-    single = _single(env_id)
+    single = _single(env_id, jax.config.jax_enable_x64)
     kind = "continuous" if single.num_actions is None else "discrete"
     if actions not in ("any", kind):
         raise ValueError(f"{env_id} has {kind} actions; this algorithm needs {actions} ones")
@@ -242,8 +242,9 @@ def make_dynamics(env_id: str) -> Dynamics:
             "as Pendulum-v1 has them or any <name>-linear"
         )
     env = env.with_transition_gradients()
+    single = _single(env_id, jax.config.jax_enable_x64)
     with jax.ensure_compile_time_eval():
-        leaves, tree = jax.tree.flatten(_single(env_id).reset(jax.random.key(0))[1])
+        leaves, tree = jax.tree.flatten(single.reset(jax.random.key(0))[1])
     is_real = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
 
     def numbers(inner):
@@ -264,8 +265,10 @@ def make_dynamics(env_id: str) -> Dynamics:
 
 
 @functools.cache
-def _single(env_id: str) -> _Single:
-    """The environment of that id; cached, because two instances of one would compile twice."""
+def _single(env_id: str, x64: bool) -> _Single:
+    """The environment of that id; cached, because two instances of one would compile twice. Each
+    precision has its own, because what gymnax has jitted with one is not traced anew for the other.
+    """
     if env_id.endswith("-tabular"):
         from common.mdps import TABULAR, make_mdp
 

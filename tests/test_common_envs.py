@@ -238,3 +238,17 @@ def test_rewards_are_noisy_where_the_mdp_says_so():
     assert reward[in_b].mean() == pytest.approx(-0.1, abs=4 / np.sqrt(in_b.sum()))
     assert reward[in_b].std() == pytest.approx(1.0, abs=4 / np.sqrt(2 * in_b.sum()))
     assert len(np.unique(reward[in_b])) > 0.99 * in_b.sum()
+
+
+def test_an_environment_of_64_bits_leaves_nothing_in_one_of_32():
+    def dtypes():
+        env = make_env("Together-probe", 3)
+        state = jax.eval_shape(env.reset, jax.random.key(0))
+        action, key = jax.ShapeDtypeStruct((3,), jnp.int32), jax.random.key(0)
+        after, _ = jax.eval_shape(env.step, state, action, key)
+        assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+        return {str(x.dtype) for x in jax.tree.leaves(state.inner)}
+
+    with jax.enable_x64(True):
+        assert dtypes() == {"int64"}
+    assert dtypes() == {"int32"}
