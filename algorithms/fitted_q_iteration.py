@@ -1,7 +1,8 @@
 """Fitted Q iteration (batch FQI).
 
-Differs from dqn.py in that it acts only once, at random, before it learns: the transitions are
-collected in `init`, and each update is one whole regression on targets that stand still.
+Differs from dqn.py in that it acts only once, before it learns, by policies drawn at random: the
+transitions are collected in `init`, and each update is one whole regression on targets that stand
+still.
 
 Ernst, Geurts & Wehenkel 2005, Tree-based batch mode reinforcement learning,
 https://www.jmlr.org/papers/v6/ernst05a.html; with neural networks Riedmiller 2005, Neural fitted Q
@@ -35,7 +36,7 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "CartPole-v1"  # any environment with discrete actions
-    total_timesteps: int = 100_000  # environment steps, all at random, over all environments
+    total_timesteps: int = 100_000  # environment steps, all in `init`, over all environments
     num_envs: int = 400  # environments stepped in parallel, each by an explorer of its own
     num_iterations: int = 400  # regressions, K
     gradient_steps: int = 80  # in each of them, where Q is a network
@@ -92,7 +93,7 @@ def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
     network = network_for(env, config.hidden_sizes, env.num_actions)
-    explorer = network_for(env, (), env.num_actions)  # linear: some of them balance the pole
+    explorer = network_for(env, (), env.num_actions)  # linear: of such, some balance a pole
     if env.num_states is not None:
         shape = (env.num_states, env.num_actions)
         network = Network(lambda key: jnp.zeros(shape), lambda table, obs: table[obs])

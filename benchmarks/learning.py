@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import shlex
 import shutil
 import statistics
@@ -188,8 +189,8 @@ def render(rows: dict[str, dict]) -> None:
         last = [line["seconds"], f"`{line['command']}`", line["commit"]]
         full.append([f"[{name}](results/{name}.png)", *reached, reference, *size, *last])
         file = f"[`{row['algorithm']}.py`](algorithms/{row['algorithm']}.py)"
-        flags = f"`{row['flags']}`" if row["flags"] else "none"
-        short.append([file, row["env_id"], *reached, *size, flags])
+        flags = re.search(r"--env-id \S+ (.*?) ?--num-seeds", line["command"])[1]  # as it ran
+        short.append([file, row["env_id"], *reached, *size, f"`{flags}`" if flags else "none"])
     put(ROOT / "benchmarks" / "README.md", "learning", table(full))
     put(ROOT / "README.md", "learning", table(short))
 

@@ -91,7 +91,7 @@ def bands(curves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ordered = np.sort(np.where(np.isfinite(curves), curves, np.nan), axis=0)  # NaN sorts last
     num_seeds = np.isfinite(ordered).sum(0)
     line, low, high = np.full((3, curves.shape[1]), np.nan)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(0)  # the same data give the same bands
     for n in np.unique(num_seeds[num_seeds > 0]):
         at, cut = num_seeds == n, n // 4
         values = ordered[:n, at]
