@@ -87,7 +87,7 @@ class State(NamedTuple):
 
 def expected_return(probabilities, support) -> jax.Array:
     """Q(s, a) = Σᵢ zᵢ pᵢ(s, a), from p [..., A, K]; [..., A]."""
-    return jnp.sum(probabilities * support, axis=-1)
+    return jnp.matmul(probabilities, support, precision="highest")  # not in a GPU's TF32
 
 
 def project(support, reward, discount, probabilities) -> jax.Array:
@@ -97,7 +97,7 @@ def project(support, reward, discount, probabilities) -> jax.Array:
     spacing = (support[last] - support[0]) / last
     position = jnp.clip((reward + discount * support - support[0]) / spacing, 0, last)
     distance = jnp.abs(position - jnp.arange(len(support))[:, None])  # [i, j], in units of Δz
-    return jnp.sum(jnp.maximum(0, 1 - distance) * probabilities, axis=-1)
+    return jnp.matmul(jnp.maximum(0, 1 - distance), probabilities, precision="highest")
 
 
 def cross_entropy(
@@ -108,7 +108,8 @@ def cross_entropy(
     next_probabilities = jax.nn.softmax(logits(target_params, next_obs))
     next_action = jnp.argmax(expected_return(next_probabilities, support))
     target = project(support, reward, gamma * (1 - terminated), next_probabilities[next_action])
-    return -jnp.sum(jax.lax.stop_gradient(target) * jax.nn.log_softmax(logits(params, obs)[action]))
+    log_probabilities = jax.nn.log_softmax(logits(params, obs)[action])
+    return -jnp.matmul(jax.lax.stop_gradient(target), log_probabilities, precision="highest")
 
 
 def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
