@@ -1,0 +1,143 @@
+"""How soon Rainbow and DQN reach their thresholds: `python -m benchmarks.steps_to_threshold`.
+
+Each algorithm's row of an environment in suite.toml is trained with `--eval-every`, so that its
+greedy policy is played at 40 points on the way, 100 episodes of each seed. A seed's steps to the
+threshold are the environment steps before the first point at which its mean return reaches it; a
+seed that never does counts with the whole run, so that what is printed for it is too few.
+
+The picture is results/steps_to_threshold.png, the numbers results/steps_to_threshold.csv. A run
+that was interrupted goes on.
+"""
+
+import argparse
+import csv
+import importlib
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.ticker import EngFormatter
+
+from benchmarks.learning import RESULTS, ROOT, command, commit, suite, table
+from common.flags import parse
+from common.report import COLORS, bands, blank_figure, summarize, tidy, write_picture
+
+CACHE = ROOT / ".cache" / "steps_to_threshold"
+POINTS = 40
+SHOWN = ["environment", "threshold", "algorithm", "iqm", "low", "high", "max", "never"]
+
+
+def main() -> None:
+    rows = suite()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps_to_threshold")
+    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--algorithms", nargs="+", default=["dqn", "rainbow"])
+    parser.add_argument("--tasks", nargs="+", default=["cartpole", "acrobot", "mountain-car"])
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where CSV and picture go")
+    arguments = parser.parse_args()
+    if arguments.seeds < 1 or not arguments.out.is_dir():
+        parser.error("--seeds must be at least 1, and --out a folder")
+    names = [[f"{x}-{task}" for x in arguments.algorithms] for task in arguments.tasks]
+    if unknown := {name for pair in names for name in pair} - set(rows):
+        parser.error(f"no such row in suite.toml: {', '.join(sorted(unknown))}")
+    lines, panels = [], []
+    for pair in names:
+        curves = {}
+        for name in pair:
+            row = with_evaluations(rows[name], arguments.seeds)
+            folder = train(name, row)
+            curves[row["algorithm"]] = steps, returns = curves_of(folder / "metrics.csv")
+            lines.append(line_of(row, folder, steps, returns))
+        panels.append((row["env_id"], row["threshold"], curves))
+    draw(panels, arguments.seeds, arguments.out)
+    with open(arguments.out / "steps_to_threshold.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    print(table([SHOWN, *([line[key] for key in SHOWN] for line in lines)]))
+
+
+def with_evaluations(row: dict, seeds: int) -> dict:
+    """The row with so many seeds, and policies played on the way."""
+    config_of = importlib.import_module(f"algorithms.{row['algorithm']}").Config
+    config, _ = parse(config_of, "", "", shlex.split(row["flags"]))
+    every = f"--eval-every {config.total_timesteps // POINTS}"
+    return row | {"seeds": seeds, "flags": f"{row['flags']} {every}".strip()}
+
+
+def train(name: str, row: dict) -> Path:
+    """The folder of that run, which is resumed or left alone if it is there already."""
+    folder = CACHE / f"{name}-{row['seeds']}-{commit()}"
+    resume = ["-m", f"algorithms.{row['algorithm']}", "--resume", str(folder)]
+    words = resume if (folder / "config.json").exists() else [*command(row), "--out", str(folder)]
+    print(f"python {shlex.join(command(row))}", flush=True)
+    if not (folder / "summary.json").exists():
+        subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+    return folder
+
+
+def curves_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps [P] and the greedy return there [S, P], from a run's metrics.csv."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["evaluation_return"] != "nan"]
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    returns = [[float(x["evaluation_return"]) for x in rows if x["seed"] == s] for s in seeds]
+    return np.array([int(row["step"]) for row in rows if row["seed"] == seeds[0]]), np.array(
+        returns
+    )
+
+
+def first_steps(steps, returns, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each seed the steps before its first return at the threshold, and whether there is one."""
+    reached = returns >= threshold
+    ever = reached.any(axis=1)
+    return np.where(ever, steps[reached.argmax(axis=1)], steps[-1]), ever
+
+
+def line_of(row: dict, folder: Path, steps, returns) -> dict:
+    """The interquartile mean over seeds, its 95 % interval and the extremes, as a line of CSV."""
+    first, ever = first_steps(steps, returns, row["threshold"])
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "environment": row["env_id"],
+        "threshold": row["threshold"],
+        "algorithm": row["algorithm"],
+        **{key: round(x) for key, x in summarize(first).items()},
+        "never": int((~ever).sum()),
+        "seeds": row["seeds"],
+        "device": summary["device"],
+        "versions": " ".join(f"{k}={x}" for k, x in summary["versions"].items()),
+        "commit": commit(),
+        "command": f"python {shlex.join(command(row))}",
+    }
+
+
+def draw(panels: list, num_seeds: int, folder: Path) -> None:
+    """An environment a panel: the interquartile mean of the greedy return, and its interval."""
+    figure = blank_figure(height=1 + 2.4 * len(panels))
+    for axes, (env_id, threshold, curves) in zip(
+        np.ravel(figure.subplots(len(panels), 1)), panels, strict=True
+    ):
+        for (name, (steps, returns)), color in zip(curves.items(), COLORS, strict=False):
+            line, low, high = bands(returns)
+            axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot(steps, line, color=color, linewidth=1.6, label=name)
+        axes.axhline(threshold, color="0.35", linewidth=1, linestyle="--", zorder=1)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        tidy(axes, f"{env_id}: return of the greedy policy; dashed: the threshold, {threshold:g}")
+        axes.legend(frameon=False, fontsize=9)
+    axes.set_xlabel("environment steps")
+    figure.supxlabel(
+        f"IQM over {num_seeds} seeds, 95 % interval · python -m benchmarks.steps_to_threshold",
+        fontsize=8,
+        color="0.35",
+    )
+    write_picture(folder / "steps_to_threshold.png", figure)
+
+
+if __name__ == "__main__":
+    main()
