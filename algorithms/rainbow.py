@@ -151,7 +151,7 @@ def noisy(network: Network, num_noisy: int, sigma_zero) -> Network:
 
 def factorised_noise(x, num_inputs: int):
     """εʷᵢⱼ = f(εᵢ) f(εⱼ) [p, q] and εᵇⱼ = f(εⱼ) [q], f(x) = sgn(x) √|x|, of x ~ N(0, 1) [p + q]."""
-    f = jnp.sign(x) * jnp.sqrt(jnp.abs(x))
+    f = x / (jnp.sqrt(jnp.abs(x)) + 1e-20)  # XLA would compute a product anew for every weight
     return jnp.outer(f[:num_inputs], f[num_inputs:]), f[num_inputs:]
 
 
