@@ -349,8 +349,7 @@ def draw(name, folder=RESULTS, **sizes):
     for axes in figure.axes:
         axes.yaxis.label.set(size=8, color="0.25")
     caption = f"means over {num_seeds:,} seeds · python -m benchmarks.figures {name}"
-    figure.supxlabel(caption, fontsize=8, color="0.35")
-    write_picture(Path(folder) / f"figure-{name}.png", figure)
+    write_picture(Path(folder) / f"figure-{name}.png", figure, caption)
     return numbers
 
 

@@ -81,13 +81,8 @@ def command(row: dict) -> list[str]:
 def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
     """Trains and evaluates one row, in a folder of its own; its line of learning.csv."""
     folder = folder or ROOT / ".cache" / "learning" / f"{name}-{commit()}"
-    resume = ["-m", f"algorithms.{row['algorithm']}", "--resume", str(folder)]
-    begun = (folder / "config.json").exists()
-    words = resume if begun else [*command(row), "--out", str(folder)]
-    print(f"{name}: python {shlex.join(command(row))}", flush=True)
-    done = subprocess.run([sys.executable, *words], cwd=ROOT)
-    if done.returncode not in (0, 4):  # 4: every seed diverged, which is a result
-        sys.exit(done.returncode)
+    print(name, end=": ")
+    train(row, folder)
     summary = json.loads((folder / "summary.json").read_text())
     result = summary["evaluation"]
     if "metric" in row:
@@ -111,6 +106,17 @@ def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
         "commit": commit(),
         "command": f"python {shlex.join(command(row))}",
     }
+
+
+def train(row: dict, folder: Path) -> None:
+    """Runs a row's command into that folder, or goes on there if it was interrupted."""
+    resume = ["-m", f"algorithms.{row['algorithm']}", "--resume", str(folder)]
+    begun = (folder / "config.json").exists()
+    words = resume if begun else [*command(row), "--out", str(folder)]
+    print(f"python {shlex.join(command(row))}", flush=True)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT)
+    if done.returncode not in (0, 4):  # 4: every seed diverged, which is a result
+        sys.exit(done.returncode)
 
 
 def averages(path: Path, metric: str, last: float) -> list[float]:

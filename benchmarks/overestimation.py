@@ -116,12 +116,8 @@ def draw(curves: dict, num_seeds: int, folder: Path) -> None:
     axes.set(xlabel="environment steps", ylabel="predicted minus achieved value")
     axes.legend(frameon=False)
     tidy(axes, "CartPole-v1: the value of the greedy policy, predicted minus achieved")
-    figure.supxlabel(
-        f"{num_seeds} seeds, thick: interquartile mean · python -m benchmarks.overestimation",
-        fontsize=8,
-        color="0.35",
-    )
-    write_picture(folder / "overestimation.png", figure)
+    caption = f"{num_seeds} seeds, thick: interquartile mean · python -m benchmarks.overestimation"
+    write_picture(folder / "overestimation.png", figure, caption)
 
 
 if __name__ == "__main__":

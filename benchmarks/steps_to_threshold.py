@@ -14,14 +14,12 @@ import csv
 import importlib
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from benchmarks.learning import RESULTS, ROOT, command, commit, suite, table
+from benchmarks.learning import RESULTS, ROOT, command, commit, suite, table, train
 from common.flags import parse
 from common.report import COLORS, bands, blank_figure, summarize, tidy, write_picture
 
@@ -31,7 +29,7 @@ SHOWN = ["environment", "threshold", "algorithm", "iqm", "low", "high", "max", "
 
 
 def main() -> None:
-    rows = suite()
+    rows = {name: row for name, row in suite().items() if not isinstance(row["threshold"], list)}
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps_to_threshold")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--algorithms", nargs="+", default=["dqn", "rainbow"])
@@ -43,13 +41,15 @@ def main() -> None:
         parser.error("--seeds must be at least 1, and --out a folder")
     names = [[f"{x}-{task}" for x in arguments.algorithms] for task in arguments.tasks]
     if unknown := {name for pair in names for name in pair} - set(rows):
-        parser.error(f"no such row in suite.toml: {', '.join(sorted(unknown))}")
+        parser.error(f"no row with one threshold in suite.toml: {', '.join(sorted(unknown))}")
     lines, panels = [], []
     for pair in names:
         curves = {}
         for name in pair:
             row = with_evaluations(rows[name], arguments.seeds)
-            folder = train(name, row)
+            folder = CACHE / f"{name}-{row['seeds']}-{commit()}"
+            if not (folder / "summary.json").exists():
+                train(row, folder)
             curves[row["algorithm"]] = steps, returns = curves_of(folder / "metrics.csv")
             lines.append(line_of(row, folder, steps, returns))
         panels.append((row["env_id"], row["threshold"], curves))
@@ -69,26 +69,17 @@ def with_evaluations(row: dict, seeds: int) -> dict:
     return row | {"seeds": seeds, "flags": f"{row['flags']} {every}".strip()}
 
 
-def train(name: str, row: dict) -> Path:
-    """The folder of that run, which is resumed or left alone if it is there already."""
-    folder = CACHE / f"{name}-{row['seeds']}-{commit()}"
-    resume = ["-m", f"algorithms.{row['algorithm']}", "--resume", str(folder)]
-    words = resume if (folder / "config.json").exists() else [*command(row), "--out", str(folder)]
-    print(f"python {shlex.join(command(row))}", flush=True)
-    if not (folder / "summary.json").exists():
-        subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
-    return folder
-
-
 def curves_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Environment steps [P] and the greedy return there [S, P], from a run's metrics.csv."""
+    curves = {}
     with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["evaluation_return"] != "nan"]
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    returns = [[float(x["evaluation_return"]) for x in rows if x["seed"] == s] for s in seeds]
-    return np.array([int(row["step"]) for row in rows if row["seed"] == seeds[0]]), np.array(
-        returns
-    )
+        for row in csv.DictReader(file):
+            curve = curves.setdefault(row["seed"], {})
+            curve[int(row["step"])] = float(row["evaluation_return"])
+    steps = np.array(list(next(iter(curves.values()))))
+    returns = np.array([list(curve.values()) for curve in curves.values()])
+    played = np.isfinite(returns).any(axis=0)  # where a seed that diverged has NaN
+    return steps[played], returns[:, played]
 
 
 def first_steps(steps, returns, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -131,12 +122,8 @@ def draw(panels: list, num_seeds: int, folder: Path) -> None:
         tidy(axes, f"{env_id}: return of the greedy policy; dashed: the threshold, {threshold:g}")
         axes.legend(frameon=False, fontsize=9)
     axes.set_xlabel("environment steps")
-    figure.supxlabel(
-        f"IQM over {num_seeds} seeds, 95 % interval · python -m benchmarks.steps_to_threshold",
-        fontsize=8,
-        color="0.35",
-    )
-    write_picture(folder / "steps_to_threshold.png", figure)
+    caption = f"IQM over {num_seeds} seeds, 95 % interval · python -m benchmarks.steps_to_threshold"
+    write_picture(folder / "steps_to_threshold.png", figure, caption)
 
 
 if __name__ == "__main__":

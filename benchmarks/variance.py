@@ -161,11 +161,9 @@ def draw(lines, folder) -> None:
         axes.set_xticks(returns, [f"{x:.0f}" for x in returns])
         axes.minorticks_off()
     left.legend(frameon=False, fontsize=8)
-    caption = (
-        f"CartPole-v1, γ = 1, {lines[0]['episodes']:,} episodes of each policy, 95 % intervals"
-    )
-    figure.supxlabel(f"{caption} · python -m benchmarks.variance", fontsize=8, color="0.35")
-    write_picture(Path(folder) / "reinforce-variance.png", figure)
+    caption = f"CartPole-v1, γ = 1, {lines[0]['episodes']:,} episodes of each policy"
+    caption += ", 95 % intervals · python -m benchmarks.variance"
+    write_picture(Path(folder) / "reinforce-variance.png", figure, caption)
 
 
 if __name__ == "__main__":

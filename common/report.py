@@ -250,8 +250,10 @@ def tidy(axes, title: str) -> None:
     axes.xaxis.label.set(size=8, color="0.25")
 
 
-def write_picture(path, figure) -> None:
+def write_picture(path, figure, caption: str = "") -> None:
     """Save a PNG whole or not at all: a killed run leaves the old picture, not half a new one."""
+    if caption:
+        figure.supxlabel(caption, fontsize=8, color="0.35")
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:

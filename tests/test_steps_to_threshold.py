@@ -19,9 +19,11 @@ def test_steps_before_the_first_return_at_the_threshold():
 def test_curves_are_the_rows_that_have_an_evaluation(tmp_path):
     lines = ["seed,step,episode_return,evaluation_return", "3,8,1,nan", "3,16,1,2.5", "3,24,1,4"]
     lines += ["4,8,1,nan", "4,16,1,7", "4,24,1,9.5"]
+    lines += ["5,8,1,nan", "5,16,1,3", "5,24,1,nan"]  # diverged on the way
     (tmp_path / "metrics.csv").write_text("\n".join(lines))
     steps, returns = steps_to_threshold.curves_of(tmp_path / "metrics.csv")
-    assert steps.tolist() == [16, 24] and returns.tolist() == [[2.5, 4], [7, 9.5]]
+    assert steps.tolist() == [16, 24]
+    np.testing.assert_array_equal(returns, [[2.5, 4], [7, 9.5], [3, np.nan]])
 
 
 def test_a_whole_run_and_what_is_left_alone_the_second_time(tmp_path, monkeypatch, capfd):
