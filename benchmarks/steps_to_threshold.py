@@ -48,8 +48,7 @@ def main() -> None:
         for name in pair:
             row = with_evaluations(rows[name], arguments.seeds)
             folder = CACHE / f"{name}-{row['seeds']}-{commit()}"
-            if not (folder / "summary.json").exists():
-                train(row, folder)
+            train(row, folder)
             curves[row["algorithm"]] = steps, returns = curves_of(folder / "metrics.csv")
             lines.append(line_of(row, folder, steps, returns))
         panels.append((row["env_id"], row["threshold"], curves))
