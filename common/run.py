@@ -254,17 +254,20 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
             )
         return jax.jit(function, donate_argnums=donate)
 
-    sharding = NamedSharding(mesh, split) if len(devices) > 1 else SingleDeviceSharding(devices[0])
+    def sharding(x):
+        if len(devices) == 1:
+            return SingleDeviceSharding(devices[0])
+        return NamedSharding(mesh, split if x.size else same)  # JAX splits nothing that is empty
 
     def place(tree):
         def rows(x):  # those beyond the members repeat the last one, and are left out again
             x = jnp.asarray(x)
             return x if len(x) == padded else x[np.minimum(np.arange(padded), len(x) - 1)]
 
-        return jax.tree.map(lambda x: jax.device_put(rows(x), sharding), tree)
+        return jax.tree.map(lambda x: jax.device_put(rows(x), sharding(x)), tree)
 
     def placed(shape):
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding(shape))
 
     clock = time.monotonic()
     members = place((group.floats, group.seed))

@@ -245,6 +245,17 @@ def test_groups_and_devices_train_the_same_seeds(at_once, env, tmp_path):
             np.testing.assert_allclose(float(one[name]), float(other[name]), rtol=1e-6)
 
 
+def test_devices_share_a_state_that_holds_an_empty_array(tmp_path):
+    """n-step DQN with n = 1 has no pending steps; JAX gives all of nothing to every device."""
+    arguments = [*SMALL, "--n-step", "1", "--num-seeds", "3", "--total-timesteps", "1000"]
+    run("algorithms.n_step_dqn", *arguments, "--out", tmp_path / "two", env=X64)
+    one = X64 | {"JAX_NUM_CPU_DEVICES": "1"}
+    run("algorithms.n_step_dqn", *arguments, "--out", tmp_path / "one", env=one)
+    apart, together = params_of(tmp_path / "two"), params_of(tmp_path / "one")
+    for name, x in together.items():
+        np.testing.assert_allclose(apart[name], x, rtol=0, atol=1e-9)
+
+
 def test_memory_follows_the_group(tmp_path):
     """8 replay memories of 21 MB each, all at once and one at a time."""
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
