@@ -81,13 +81,14 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
     name = Path(inspect.getfile(make)).stem
     description = (sys.modules[make.__module__].__doc__ or "").strip().partition("\n")[0]
     config, run = parse(Config, f"python -m algorithms.{name}", description, sys.argv[1:])
-    start_jax()
     try:
         if run.resume:
             config, run = resumed(name, Config, config, run)
+        grid = settings(run.sweep, config)
+        num_members = len(grid) * run.num_seeds
+        start_jax(min(num_members, run.seeds_at_once or num_members))
         for module in run.imports:
             importlib.import_module(module)
-        grid = settings(run.sweep, config)
         for setting in grid:
             if make(dataclasses.replace(config, **setting)).num_updates > LARGEST:
                 raise ValueError(f"--total-timesteps: more than {LARGEST:,} updates")
@@ -119,14 +120,17 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
         raise
 
 
-def start_jax() -> None:
+def start_jax(num_members: int = LARGEST) -> None:
     """Sets what JAX reads when it first looks for devices, and when it compiles."""
     unroll_threefry()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Vmapped small networks keep one core busy, so seeds are spread over one CPU device a core.
     # JAX_NUM_CPU_DEVICES=1 turns that off.
     if jax.config.jax_num_cpu_devices < 1:
-        jax.config.update("jax_num_cpu_devices", cores)
+        jax.config.update("jax_num_cpu_devices", min(cores, num_members))
+    # More threads than devices cost a small network a quarter of its speed: they hand each other
+    # operations that take less time than that does.
+    os.environ.setdefault("NPROC", "1")
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyseeds"
         jax.config.update("jax_compilation_cache_dir", str(cache))

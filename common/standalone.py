@@ -1,5 +1,6 @@
 """The command line: seeds trained in parallel, and their params saved."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from common.threefry import unroll_threefry
 
 def main(config_class: type, make: Callable) -> None:
     """Trains as the flags say, prints the training return, saves the params of every seed."""
+    os.environ.setdefault("NPROC", "1")  # threads cost small networks more time than they save
     unroll_threefry()
 
     @dataclass(frozen=True)

@@ -256,6 +256,25 @@ def test_devices_share_a_state_that_holds_an_empty_array(tmp_path):
         np.testing.assert_allclose(apart[name], x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "num_members, given, expected",
+    [
+        (1, {}, (1, "1")),
+        (10**6, {}, (len(os.sched_getaffinity(0)), "1")),
+        (1, {"NPROC": "3"}, (1, "3")),
+    ]
+    + [(1, {"JAX_NUM_CPU_DEVICES": "2"}, (2, "1"))],
+)
+def test_a_device_for_each_seed_and_core_and_no_threads_beside(num_members, given, expected):
+    code = f"import jax, os; from common.run import start_jax; start_jax({num_members});"
+    code += "print((jax.device_count(), os.environ['NPROC']))"
+    mine = {k: x for k, x in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "NPROC")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=mine | given, cwd=ROOT, capture_output=True, timeout=240
+    )
+    assert done.stdout.decode() == f"{expected}\n"
+
+
 def test_memory_follows_the_group(tmp_path):
     """8 replay memories of 21 MB each, all at once and one at a time."""
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
