@@ -262,8 +262,8 @@ def test_devices_share_a_state_that_holds_an_empty_array(tmp_path):
         (1, {}, (1, "1")),
         (10**6, {}, (len(os.sched_getaffinity(0)), "1")),
         (1, {"NPROC": "3"}, (1, "3")),
-    ]
-    + [(1, {"JAX_NUM_CPU_DEVICES": "2"}, (2, "1"))],
+        (1, {"JAX_NUM_CPU_DEVICES": "2"}, (2, "1")),
+    ],
 )
 def test_a_device_for_each_seed_and_core_and_no_threads_beside(num_members, given, expected):
     code = f"import jax, os; from common.run import start_jax; start_jax({num_members});"
