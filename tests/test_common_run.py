@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from helpers import ROOT, run
 
+import algorithms.dqn
 from common import checkpoint
 from common import run as harness
 from common.algorithm import Algorithm, Progress, advance, begin
@@ -273,6 +274,28 @@ def test_a_device_for_each_seed_and_core_and_no_threads_beside(num_members, give
         [sys.executable, "-c", code], env=mine | given, cwd=ROOT, capture_output=True, timeout=240
     )
     assert done.stdout.decode() == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("--num-seeds 3", 3),
+        ("--num-seeds 3 --sweep gamma=0.9,0.99", 6),
+        ("--num-seeds 3 --sweep gamma=0.9,0.99 --seeds-at-once 2", 2),
+    ],
+)
+def test_devices_are_asked_for_as_many_members_as_train_at_once(flags, expected, monkeypatch):
+    asked = []
+
+    def stop(num_members):
+        asked.append(num_members)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "start_jax", stop)
+    monkeypatch.setattr(sys, "argv", ["dqn", *flags.split()])
+    with pytest.raises(SystemExit):
+        main(algorithms.dqn.Config, algorithms.dqn.make)
+    assert asked == [expected]
 
 
 def test_memory_follows_the_group(tmp_path):
