@@ -15,7 +15,9 @@ independent and drawn once for each gradient step; to act, each environment draw
 
 Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], which on long
 episodes with few ends would learn the median of the targets, not their mean; several environments
-in parallel; the random steps that fill the replay memory at first are taken in `init`.
+in parallel; the random steps that fill the replay memory at first are taken in `init`; with
+--scale-obs (of Obando-Ceron & Castro 2021, https://arxiv.org/abs/2011.14826) no observation is so
+small beside the others that noise hides it.
 """
 
 from dataclasses import dataclass
@@ -28,8 +30,8 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.buffers import Rows, uniform_buffer
-from common.envs import EnvState, Transition, make_env, rollout
-from common.networks import Network, network_for
+from common.envs import EnvState, Transition, make_env, obs_bounds, rollout
+from common.networks import Network, network_for, scaled
 from common.run import main
 
 
@@ -47,6 +49,7 @@ class Config:
     target_network_frequency: int = 15  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
     sigma_zero: float = 0.5  # σ of a layer with p inputs starts at sigma_zero / √p
+    scale_obs: bool = False  # observations scaled from their bounds to [-1, 1]
     hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer
 
     def __post_init__(self):
@@ -128,6 +131,8 @@ def td_error(params, target_params, transition: Transition, q, gamma) -> jax.Arr
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
     network = network_for(env, config.hidden_sizes, env.num_actions)
+    if config.scale_obs:
+        network = scaled(network, *obs_bounds(config.env_id))
     network = noisy(network, len(config.hidden_sizes) + 1, config.sigma_zero)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency

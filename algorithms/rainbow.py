@@ -19,7 +19,7 @@ the MDP. Either ends the sum as in n_step_dqn.py. θ = (μ, σ), with ε and ε'
 Departs from the paper: the cross-entropy in place of the KL divergence, which is less by the
 entropy of m; several environments in parallel, which act with the same noise in each step; the
 random steps that fill the replay memory at first are taken in `init`; no rewards are clipped, nor
-gradients.
+gradients; --scale-obs as in noisy_dqn.py.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.envs import Env, EnvState, Transition, make_env, rollout
-from common.networks import Network, dense, network_for
+from common.envs import Env, EnvState, Transition, make_env, obs_bounds, rollout
+from common.networks import Network, dense, network_for, scaled
 from common.prioritized import Prioritized, prioritized_buffer
 from common.run import main
 
@@ -58,6 +58,7 @@ class Config:
     v_min: float = 0.0  # the least of them, for CartPole; -100 for Acrobot and MountainCar
     v_max: float = 100.0  # the greatest; 0 for Acrobot and MountainCar
     sigma_zero: float = 0.5  # σ of a layer with p inputs starts at sigma_zero / √p
+    scale_obs: bool = False  # observations scaled from their bounds to [-1, 1]
     hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer; the last: of each stream's
 
     def __post_init__(self):
@@ -236,6 +237,8 @@ def linear_decay(step, start, end, num_steps) -> jax.Array:
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
     network = dueling_network_for(env, config.hidden_sizes, config.num_atoms)
+    if config.scale_obs:
+        network = scaled(network, *obs_bounds(config.env_id))
     network = noisy(network, len(config.hidden_sizes) + 2, config.sigma_zero)
     support = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
     optimizer = optax.adam(config.learning_rate)

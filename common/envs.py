@@ -126,6 +126,24 @@ def _each(single: _Single, num_envs: int):
     return reset, step
 
 
+def obs_bounds(env_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest observation of a gymnax environment that observes real numbers;
+    ValueError if one of them has no bounds, or equal ones."""
+    span = np.nan
+    if not env_id.endswith(("-tabular", "-linear")) and "-brax" not in env_id:
+        env, params = _gymnax(env_id)
+        obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
+        if jnp.issubdtype(obs.dtype, jnp.floating):
+            with jax.ensure_compile_time_eval():  # some spaces have bounds that are JAX's arrays
+                space = env.observation_space(params)
+                low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+            with np.errstate(over="ignore"):
+                span = high - low
+    if not np.all(np.isfinite(span) & (span > 0)):
+        raise ValueError(f"--scale-obs needs observations with finite bounds; {env_id} lacks them")
+    return low, high
+
+
 def scale_action(env: Env, action) -> jax.Array:
     """From [-1, 1] to the bounds of the environment's actions."""
     return env.action_low + (action + 1) / 2 * (env.action_high - env.action_low)
@@ -293,17 +311,9 @@ def _single(env_id: str, x64: bool) -> _Single:
             system = jax.tree.map(np.asarray, make_system(env_id))
         return _linear(system, LINEAR[env_id].max_steps, LINEAR[env_id].max_action)
 
-    import gymnax
     from gymnax.environments import spaces
 
-    if env_id not in gymnax.registered_envs:
-        known = list(gymnax.registered_envs)
-        close = get_close_matches(env_id, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else f"for example {known[0]}"
-        raise ValueError(f"no environment {env_id!r} is registered with gymnax; {hint}")
-    if env_id == "MNISTBandit-bsuite":
-        raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
-    env, params = gymnax.make(env_id)
+    env, params = _gymnax(env_id)
     obs_space, action_space = env.observation_space(params), env.action_space(params)
     discrete = isinstance(action_space, spaces.Discrete)
     num_states = obs_space.n if isinstance(obs_space, spaces.Discrete) else None
@@ -329,6 +339,20 @@ def _single(env_id: str, x64: bool) -> _Single:
         action_high=None if discrete else np.broadcast_to(action_space.high, action_space.shape),
         max_steps=int(getattr(params, "max_steps_in_episode", 10_000)),
     )
+
+
+def _gymnax(env_id: str):
+    """gymnax's environment of that id and its parameters."""
+    import gymnax
+
+    if env_id not in gymnax.registered_envs:
+        known = list(gymnax.registered_envs)
+        close = get_close_matches(env_id, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"for example {known[0]}"
+        raise ValueError(f"no environment {env_id!r} is registered with gymnax; {hint}")
+    if env_id == "MNISTBandit-bsuite":
+        raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
+    return gymnax.make(env_id)
 
 
 def _encoder(env_id, env, params, obs_space) -> Callable:

@@ -62,6 +62,15 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
     return Network(init, apply)
 
 
+def scaled(network: Network, low, high) -> Network:
+    """The network, which sees observations scaled from their bounds to [-1, 1]."""
+
+    def apply(params, obs):
+        return network.apply(params, 2 * (obs - low) / (high - low) - 1)
+
+    return Network(network.init, apply)
+
+
 def orthogonal(network: Network, gain: float) -> Network:
     """The network with orthogonal weights times √2, in the last layer times `gain` (Saxe et al.
     2014, https://arxiv.org/abs/1312.6120)."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_actions
 
-from common.envs import evaluate, make_env, rollout
+from common.envs import evaluate, make_env, obs_bounds, rollout
 from common.mdps import TABULAR, make_mdp
 from common.systems import LINEAR
 
@@ -23,6 +23,29 @@ def random_policy(env):
         return jax.random.uniform(key, shape, minval=env.action_low, maxval=env.action_high)
 
     return policy
+
+
+@pytest.mark.parametrize(
+    "env_id", ["Pendulum-v1", "Acrobot-v1", "MountainCar-v0", "Asterix-MinAtar"]
+)
+def test_observations_stay_within_their_bounds(env_id):
+    """Of gymnax's own bounds some are wrong, as MemoryChain's."""
+    low, high = obs_bounds(env_id)
+    env = make_env(env_id, 4)
+    roll = jax.jit(lambda key: rollout(env, random_policy(env), env.reset(key), key, 50)[1])
+    obs = np.asarray(roll(jax.random.key(0)).next_obs, np.float32)
+    assert np.all(low < high) and np.all(low <= obs) and np.all(obs <= high)
+
+
+def test_obs_bounds_are_the_environments():
+    low, high = obs_bounds("MountainCar-v0")
+    np.testing.assert_allclose(low, [-1.2, -0.07])
+    np.testing.assert_allclose(high, [0.6, 0.07])
+    for env_id in ("CartPole-v1", "SimpleBandit-bsuite", "FrozenLake-misc", "Hopper-brax"):
+        with pytest.raises(ValueError, match="finite bounds"):
+            obs_bounds(env_id)
+    with pytest.raises(ValueError, match="did you mean MountainCar-v0"):
+        obs_bounds("MountainCar-v00")
 
 
 @pytest.mark.parametrize("env_id", [*OFFLINE, *TABULAR, *LINEAR])

@@ -15,6 +15,7 @@ from common.networks import (
     network_for,
     orthogonal,
     orthonormal,
+    scaled,
 )
 
 
@@ -48,6 +49,17 @@ def test_conv_is_a_3x3_convolution_then_an_mlp():
     )
     np.testing.assert_allclose(network.apply(params, x), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(network.apply(params, x[0]), expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_scaled_shows_the_network_the_bounds_as_minus_one_and_one():
+    low, high = np.float32([-1.2, -0.07]), np.float32([0.6, 0.07])
+    network = mlp([2, 8, 3])
+    params = network.init(jax.random.key(0))
+    obs = np.stack([low, high, (low + high) / 2, [0.6, -0.07]])
+    expected = network.apply(params, np.float32([[-1, -1], [1, 1], [0, 0], [1, -1]]))
+    both = scaled(network, low, high)
+    np.testing.assert_allclose(both.apply(params, obs), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(both.init(jax.random.key(0))[0][0], params[0][0])
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, check_budget, check_q_probe, every_end, states_of
+from helpers import ROOT, check_budget, check_q_probe, every_end, small_config, states_of
 
-from algorithms import rainbow
+from algorithms import noisy_dqn, rainbow
 from algorithms.rainbow import Config, cross_entropy, dueling, make, n_step, perturb
 from common.buffers import unpack
 from common.envs import Transition, make_env
@@ -182,6 +182,23 @@ def test_minatar_has_a_distribution_for_each_action():
     assert len(after.params.sigma) == len(after.params.mu) - 1  # the convolution has no noise
     assert after.params.mu[-1][0].shape == (8, 3 * 11)
     assert np.isfinite(after.params.mu[0][0]).all()
+
+
+@pytest.mark.parametrize("module", [rainbow, noisy_dqn])
+def test_scaled_observations_are_what_the_network_sees(module):
+    """`make` runs while it is traced, as in a sweep."""
+    fields = {"env_id": "MountainCar-v0", "v_min": -100.0, "v_max": 0.0}
+    config = small_config(module, scale_obs=True, **fields)
+    plain = module.make(small_config(module, **fields))
+    params = jax.jit(lambda key: module.make(config).init(key).params)(jax.random.key(0))
+    unit = jax.random.uniform(jax.random.key(1), (500, 2), minval=-1, maxval=1)
+    low, high = np.float32([-1.2, -0.07]), np.float32([0.6, 0.07])
+    obs = low + (unit + 1) / 2 * (high - low)
+    act = jax.jit(lambda params, obs: module.make(config).act(params, obs, None))
+    actions = [act(params, x) for x in obs[:5]] + list(jax.vmap(act, (None, 0))(params, obs[5:]))
+    seen, raw = (jax.vmap(plain.act, (None, 0, None))(params, x, None) for x in (unit, obs))
+    assert np.mean(np.array(actions) == seen) > 0.99  # rounding may turn a tie
+    assert np.mean(np.array(actions) == raw) < 0.9
 
 
 def values_of(config, state, obs):
