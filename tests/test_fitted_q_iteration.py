@@ -78,7 +78,7 @@ def empirical_sweeps(transitions, shape, gamma, num_sweeps):
 )
 def test_a_table_is_value_iteration_in_the_mdp_of_the_data(env_id, total_timesteps):
     """Episodes end by termination and by time limits; not every pair is visited."""
-    config = Config(env_id=env_id, total_timesteps=total_timesteps, num_envs=5, gamma=0.9)
+    config = Config(env_id, total_timesteps, num_envs=5, gamma=0.9, epsilon=0.1)
     with jax.enable_x64(True):
         states = states_of(make(config), 12)
         transitions = unpack(states[0].dataset)
@@ -91,7 +91,8 @@ def test_a_table_is_value_iteration_in_the_mdp_of_the_data(env_id, total_timeste
 
 
 def test_enough_data_give_the_optimal_values():
-    config = Config(env_id="FrozenLake-tabular", gamma=0.9, num_iterations=150)
+    data = {"num_envs": 400, "epsilon": 0.1}
+    config = Config(env_id="FrozenLake-tabular", gamma=0.9, num_iterations=150, **data)
     table = trained(make(config), [0], 150).state.params[0]
     mdp = make_mdp("FrozenLake-tabular")
     true = np.zeros(table.shape)
@@ -162,4 +163,5 @@ def test_it_learns_the_values_and_best_actions_of_the_probes(name):
         num_iterations=50,
         gradient_steps=200,
         total_timesteps=4_000,
+        epsilon=0.1,
     )
