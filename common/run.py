@@ -238,6 +238,7 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
         floats, seed = member
         return swept(floats, algorithm(floats).init(jax.random.key(seed)))
 
+    @functools.partial(jax.jit, inline=True)  # traced once for `begin` and `advance`
     def update(before, step):
         state, metrics = algorithm(before.floats).update(before.state, step)
         return swept(before.floats, state), metrics
