@@ -43,9 +43,7 @@ class Config:
     learning_rate: float = 5e-4  # of Adam
     gamma: float = 0.998  # discount factor
     batch_size: int = 256  # transitions
-    epsilon: float = (
-        0.01  # probability of a random action in the data; 0.1 where states are numbers
-    )
+    epsilon: float = 0.01  # probability of a random action; try 0.1 where states are numbers
     hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer
 
     def __post_init__(self):
@@ -137,7 +135,7 @@ def make(config: Config) -> Algorithm:
         key, key_params, key_env, key_explore, key_data = jax.random.split(key, 5)
         params = network.init(key_params)
         explorers = jax.vmap(explorer.init)(jax.random.split(key_explore, config.num_envs))
-        explorers = jax.tree.map(lambda w: w**3, explorers)  # most look at few of the numbers seen
+        explorers = jax.tree.map(lambda w: w**3, explorers)  # so that few weights count
 
         def explore(obs, key):
             return epsilon_greedy(key, jax.vmap(explorer.apply)(explorers, obs), config.epsilon)
