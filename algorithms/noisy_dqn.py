@@ -30,7 +30,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.buffers import Rows, uniform_buffer
-from common.envs import EnvState, Transition, make_env, obs_bounds, rollout
+from common.envs import EnvState, Transition, make_env, rollout
 from common.networks import Network, network_for, scaled
 from common.run import main
 
@@ -132,7 +132,7 @@ def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
     network = network_for(env, config.hidden_sizes, env.num_actions)
     if config.scale_obs:
-        network = scaled(network, *obs_bounds(config.env_id))
+        network = scaled(env, network)
     network = noisy(network, len(config.hidden_sizes) + 1, config.sigma_zero)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency

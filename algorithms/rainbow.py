@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.envs import Env, EnvState, Transition, make_env, obs_bounds, rollout
+from common.envs import Env, EnvState, Transition, make_env, rollout
 from common.networks import Network, dense, network_for, scaled
 from common.prioritized import Prioritized, prioritized_buffer
 from common.run import main
@@ -238,7 +238,7 @@ def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
     network = dueling_network_for(env, config.hidden_sizes, config.num_atoms)
     if config.scale_obs:
-        network = scaled(network, *obs_bounds(config.env_id))
+        network = scaled(env, network)
     network = noisy(network, len(config.hidden_sizes) + 2, config.sigma_zero)
     support = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
     optimizer = optax.adam(config.learning_rate)

@@ -45,6 +45,8 @@ class Env(NamedTuple):
     action_low: Any  # bounds of a continuous action, else None
     action_high: Any
     max_steps: int  # time limit of an episode
+    obs_low: Any = None  # bounds of observations that are real numbers, if all are finite
+    obs_high: Any = None
 
 
 class _Single(NamedTuple):
@@ -59,6 +61,8 @@ class _Single(NamedTuple):
     action_low: Any
     action_high: Any
     max_steps: int
+    obs_low: Any = None
+    obs_high: Any = None
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
@@ -124,24 +128,6 @@ def _each(single: _Single, num_envs: int):
         return jax.vmap(single.step)(jax.random.split(key, num_envs), inner, action)
 
     return reset, step
-
-
-def obs_bounds(env_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest observation of a gymnax environment that observes real numbers;
-    ValueError if one of them has no bounds, or equal ones."""
-    span = np.nan
-    if not env_id.endswith(("-tabular", "-linear")) and "-brax" not in env_id:
-        env, params = _gymnax(env_id)
-        obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
-        if jnp.issubdtype(obs.dtype, jnp.floating):
-            with jax.ensure_compile_time_eval():  # some spaces have bounds that are JAX's arrays
-                space = env.observation_space(params)
-                low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
-            with np.errstate(over="ignore"):
-                span = high - low
-    if not np.all(np.isfinite(span) & (span > 0)):
-        raise ValueError(f"--scale-obs needs observations with finite bounds; {env_id} lacks them")
-    return low, high
 
 
 def scale_action(env: Env, action) -> jax.Array:
@@ -311,13 +297,22 @@ def _single(env_id: str, x64: bool) -> _Single:
             system = jax.tree.map(np.asarray, make_system(env_id))
         return _linear(system, LINEAR[env_id].max_steps, LINEAR[env_id].max_action)
 
+    import gymnax
     from gymnax.environments import spaces
 
-    env, params = _gymnax(env_id)
+    if env_id not in gymnax.registered_envs:
+        known = list(gymnax.registered_envs)
+        close = get_close_matches(env_id, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"for example {known[0]}"
+        raise ValueError(f"no environment {env_id!r} is registered with gymnax; {hint}")
+    if env_id == "MNISTBandit-bsuite":
+        raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
+    env, params = gymnax.make(env_id)
     obs_space, action_space = env.observation_space(params), env.action_space(params)
     discrete = isinstance(action_space, spaces.Discrete)
     num_states = obs_space.n if isinstance(obs_space, spaces.Discrete) else None
     encode = _encoder(env_id, env, params, obs_space)
+    obs_low, obs_high = _obs_bounds(env, params)
 
     def reset(key):
         obs, inner = env.reset(key, params)
@@ -338,21 +333,22 @@ def _single(env_id: str, x64: bool) -> _Single:
         action_low=None if discrete else np.broadcast_to(action_space.low, action_space.shape),
         action_high=None if discrete else np.broadcast_to(action_space.high, action_space.shape),
         max_steps=int(getattr(params, "max_steps_in_episode", 10_000)),
+        obs_low=obs_low,
+        obs_high=obs_high,
     )
 
 
-def _gymnax(env_id: str):
-    """gymnax's environment of that id and its parameters."""
-    import gymnax
-
-    if env_id not in gymnax.registered_envs:
-        known = list(gymnax.registered_envs)
-        close = get_close_matches(env_id, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}?" if close else f"for example {known[0]}"
-        raise ValueError(f"no environment {env_id!r} is registered with gymnax; {hint}")
-    if env_id == "MNISTBandit-bsuite":
-        raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
-    return gymnax.make(env_id)
+def _obs_bounds(env, params):
+    """The least and the greatest observation of gymnax's environment, or None twice."""
+    obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
+    if not jnp.issubdtype(obs.dtype, jnp.floating):
+        return None, None
+    with jax.ensure_compile_time_eval():  # some spaces have bounds that are JAX's arrays
+        space = env.observation_space(params)
+        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+    with np.errstate(over="ignore"):  # to infinity, if they are the largest floats
+        span = high - low
+    return (low, high) if np.all(np.isfinite(span) & (span > 0)) else (None, None)
 
 
 def _encoder(env_id, env, params, obs_space) -> Callable:

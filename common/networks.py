@@ -62,8 +62,11 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
     return Network(init, apply)
 
 
-def scaled(network: Network, low, high) -> Network:
+def scaled(env: Env, network: Network) -> Network:
     """The network, which sees observations scaled from their bounds to [-1, 1]."""
+    low, high = env.obs_low, env.obs_high
+    if low is None:
+        raise ValueError("--scale-obs needs an environment whose observations have finite bounds")
 
     def apply(params, obs):
         return network.apply(params, 2 * (obs - low) / (high - low) - 1)

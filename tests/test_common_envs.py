@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_actions
 
-from common.envs import evaluate, make_env, obs_bounds, rollout
+from common.envs import evaluate, make_env, rollout
 from common.mdps import TABULAR, make_mdp
 from common.systems import LINEAR
 
@@ -30,22 +30,20 @@ def random_policy(env):
 )
 def test_observations_stay_within_their_bounds(env_id):
     """Of gymnax's own bounds some are wrong, as MemoryChain's."""
-    low, high = obs_bounds(env_id)
     env = make_env(env_id, 4)
+    low, high = env.obs_low, env.obs_high
     roll = jax.jit(lambda key: rollout(env, random_policy(env), env.reset(key), key, 50)[1])
     obs = np.asarray(roll(jax.random.key(0)).next_obs, np.float32)
     assert np.all(low < high) and np.all(low <= obs) and np.all(obs <= high)
 
 
-def test_obs_bounds_are_the_environments():
-    low, high = obs_bounds("MountainCar-v0")
-    np.testing.assert_allclose(low, [-1.2, -0.07])
-    np.testing.assert_allclose(high, [0.6, 0.07])
-    for env_id in ("CartPole-v1", "SimpleBandit-bsuite", "FrozenLake-misc", "Hopper-brax"):
-        with pytest.raises(ValueError, match="finite bounds"):
-            obs_bounds(env_id)
-    with pytest.raises(ValueError, match="did you mean MountainCar-v0"):
-        obs_bounds("MountainCar-v00")
+def test_obs_bounds_are_the_environments_or_none():
+    env = make_env("MountainCar-v0", 1)
+    np.testing.assert_allclose(env.obs_low, [-1.2, -0.07])
+    np.testing.assert_allclose(env.obs_high, [0.6, 0.07])
+    for env_id in ("CartPole-v1", "SimpleBandit-bsuite", "FrozenLake-misc", "CliffWalking-tabular"):
+        env = make_env(env_id, 1)
+        assert env.obs_low is None and env.obs_high is None
 
 
 @pytest.mark.parametrize("env_id", [*OFFLINE, *TABULAR, *LINEAR])

@@ -57,9 +57,11 @@ def test_scaled_shows_the_network_the_bounds_as_minus_one_and_one():
     params = network.init(jax.random.key(0))
     obs = np.stack([low, high, (low + high) / 2, [0.6, -0.07]])
     expected = network.apply(params, np.float32([[-1, -1], [1, 1], [0, 0], [1, -1]]))
-    both = scaled(network, low, high)
+    both = scaled(make_env("MountainCar-v0", 1), network)
     np.testing.assert_allclose(both.apply(params, obs), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(both.init(jax.random.key(0))[0][0], params[0][0])
+    with pytest.raises(ValueError, match="finite bounds"):
+        scaled(make_env("CartPole-v1", 1), network)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
