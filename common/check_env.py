@@ -1,12 +1,14 @@
 """What would break in an environment: `python -m common.check_env my_module:MyEnv-v0`.
 
 Imports `my_module`, which must call `gymnax.register("MyEnv-v0", ...)`; the module may be left out.
-`Hopper-brax`, `CliffWalking-tabular` and `DoubleIntegrator-linear` are played as the algorithms do.
+What is not gymnax's, `Hopper-brax`, `CliffWalking-tabular`, `DoubleIntegrator-linear` or
+`CartPole-v1-history4`, is played as the algorithms do.
 Prints one line for each problem, and a note for what the algorithms can live with. Exit code 0 if
 there is no problem, 1 if there is one, 2 if there is no such environment.
 """
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -68,7 +70,8 @@ def check(env_id: str) -> tuple[list[str], list[str]]:
     if env_id.endswith("-game") and env_id not in gymnax.registered_envs:
         make_game(env_id)
         return [], ["a game for two players; algorithms/mcts.py plays it, the others do not"]
-    if "-brax" in env_id or env_id.endswith(("-tabular", "-linear")):
+    kinds = "-brax|-history|-tabular$|-linear$"
+    if env_id not in gymnax.registered_envs and re.search(kinds, env_id):
         try:
             of_batches(env_id, problems)
         except Problem as problem:
@@ -264,8 +267,8 @@ def as_the_algorithms_do(env_id: str) -> None:
 
 
 def of_batches(env_id: str, problems: list[str]) -> None:
-    """What `make_env` gives for an id of Brax, a tabular MDP or a linear system: its types, and
-    then, if they are right, its numbers."""
+    """What `make_env` gives for an id of Brax, a tabular MDP, a linear system or a history: its
+    types, and then, if they are right, its numbers."""
     try:
         env = make_env(env_id, NUM_ENVS)
     except ValueError:  # there is none, or it is refused

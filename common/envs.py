@@ -5,6 +5,7 @@ from `next_obs`). `next_obs` is the observation before any reset; `EnvState.obs`
 """
 
 import functools
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -68,6 +69,11 @@ class _Single(NamedTuple):
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """The environment of that id. `actions="discrete"` or `"continuous"` and
     `observations="integer"` refuse, with ValueError, an environment that offers something else."""
+    if re.fullmatch(".+-history[1-9][0-9]*", env_id):
+        from common.history import with_history
+
+        env_id, _, length = env_id.rpartition("-history")
+        return with_history(make_env(env_id, num_envs, actions, observations), int(length))
     single = _single(env_id, jax.config.jax_enable_x64)
     kind = "continuous" if single.num_actions is None else "discrete"
     if actions not in ("any", kind):

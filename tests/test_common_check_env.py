@@ -250,10 +250,11 @@ def test_a_sound_one_has_neither_problems_nor_notes(register):
 
 
 BRAX = ["Fast-brax", "InvertedPendulum-brax", "Reacher-brax"]  # the others take longer to trace
-PLAYED = {*LINEAR, "CliffWalking-tabular", "Fast-brax"}  # and these to compile
+HISTORY = ["CartPole-v1-history2", "Pendulum-v1-history3"]
+PLAYED = {*LINEAR, "CliffWalking-tabular", "Fast-brax", *HISTORY}  # and these to compile
 
 
-@pytest.mark.parametrize("env_id", [*LINEAR, *TABULAR, *BRAX])
+@pytest.mark.parametrize("env_id", [*LINEAR, *TABULAR, *BRAX, *HISTORY])
 def test_what_is_not_gymnax_passes_too(env_id, monkeypatch):
     """Shapes, types and keys of all, and the numbers of some."""
     if env_id not in PLAYED:
@@ -352,6 +353,8 @@ def test_a_game_is_told_to_be_one(env_id, says):
         ("Swimmer-brax", "choose another"),
         ("Hoper-brax", "did you mean Hopper-brax?"),
         ("Hopper-brax-mujoco", "spring, generalized"),
+        ("CartPol-v1-history2", "did you mean CartPole-v1?"),
+        ("Breakout-MinAtar-history2", "not images"),
         ("TicTacTo-game", "did you mean TicTacToe-game?"),
         ("Doubleintegrator-linear", "did you mean 'DoubleIntegrator-linear'?"),
         ("CliffWalkin-tabular", "did you mean 'CliffWalking-tabular'?"),
