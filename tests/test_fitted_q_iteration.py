@@ -83,8 +83,8 @@ def test_a_table_is_value_iteration_in_the_mdp_of_the_data(env_id, total_timeste
         states = states_of(make(config), 12)
         transitions = unpack(states[0].dataset)
         for num_sweeps, state in enumerate(states):
-            expected, visits = empirical_sweeps(transitions, state.params.shape, 0.9, num_sweeps)
-            np.testing.assert_allclose(state.params, expected, atol=1e-9)
+            expected, visits = empirical_sweeps(transitions, state.params.q.shape, 0.9, num_sweeps)
+            np.testing.assert_allclose(state.params.q, expected, atol=1e-9)
     assert (visits == 0).any()
     if env_id == "Together-probe":
         assert transitions.terminated.any() and transitions.truncated.any()
@@ -93,7 +93,7 @@ def test_a_table_is_value_iteration_in_the_mdp_of_the_data(env_id, total_timeste
 def test_enough_data_give_the_optimal_values():
     data = {"num_envs": 400, "epsilon": 0.1}
     config = Config(env_id="FrozenLake-tabular", gamma=0.9, num_iterations=150, **data)
-    table = trained(make(config), [0], 150).state.params[0]
+    table = trained(make(config), [0], 150).state.params.q[0]
     mdp = make_mdp("FrozenLake-tabular")
     true = np.zeros(table.shape)
     for _ in range(500):
@@ -138,12 +138,28 @@ def test_a_regression_fits_targets_that_stand_still():
     )
     before, after = states_of(make(config), 1)
     data = unpack(before.dataset)
-    next_values = relu_mlp(before.params, data.next_obs).max(-1)
+    mean, std = np.mean(data.obs, 0), np.sqrt(np.var(data.obs, 0) + 1e-8)
+    seen = lambda obs: np.clip((obs - mean) / std, -10, 10)
+    next_values = relu_mlp(before.params.q, seen(data.next_obs)).max(-1)
     targets = np.asarray(data.reward + 0.8 * ~data.terminated * next_values)
     pair = np.asarray(data.obs).argmax(-1) * 2 + np.asarray(data.action)
-    values = np.asarray(relu_mlp(after.params, np.eye(data.obs.shape[1]))).ravel()
+    values = np.asarray(relu_mlp(after.params.q, seen(np.eye(data.obs.shape[1])))).ravel()
     for number in np.unique(pair):
         assert abs(values[number] - targets[pair == number].mean()) < 0.02
+
+
+def test_the_network_sees_observations_at_unit_scale_over_the_data():
+    algorithm = make(small())
+    before, after = states_of(algorithm, 1)
+    data = unpack(before.dataset)
+    for state in (before, after):
+        np.testing.assert_allclose(state.params.statistics.mean, data.obs.mean(0), atol=1e-6)
+        np.testing.assert_allclose(state.params.statistics.var, data.obs.var(0), rtol=1e-4)
+    std = np.sqrt(data.obs.var(0) + 1e-8)
+    obs = data.obs.mean(0) + np.array([[1, -1, 2, 0], [-3, 0, 1, 2], [0, 1, -1, -1]]) * std
+    expected = relu_mlp(after.params.q, np.array([[1, -1, 2, 0], [-3, 0, 1, 2], [0, 1, -1, -1]]))
+    actions = [algorithm.act(after.params, x, jax.random.key(0)) for x in obs]
+    np.testing.assert_array_equal(actions, expected.argmax(-1))
 
 
 def test_every_seed_has_data_of_its_own():
@@ -155,11 +171,17 @@ def test_every_seed_has_data_of_its_own():
     "name", ["Together-probe", "TogetherVector-probe", "ResetTrapVector-probe"]
 )
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
-    values_of = {"values_of": lambda config, state, obs: state.params.max(-1)}
+
+    def values_of(config, state, obs):
+        if "Vector" not in name:
+            return state.params.q.max(-1)
+        mean, var = state.params.statistics.mean, state.params.statistics.var
+        return relu_mlp(state.params.q, (obs - mean) / jnp.sqrt(var + 1e-8)).max(-1)
+
     check_q_probe(
         fitted_q_iteration,
         name,
-        **({} if "Vector" in name else values_of),
+        values_of,
         num_iterations=50,
         gradient_steps=200,
         total_timesteps=4_000,
