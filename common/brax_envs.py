@@ -93,6 +93,12 @@ def batched(env_id: str, num_envs: int):
 
     def step(_, inner, action):
         states, time, key, ahead, first, episodes = inner
+        # First of all, or XLA would copy all starts in every step.
+        ahead, first = jax.lax.cond(
+            anywhere(episodes - first > num_ahead - num_envs),
+            lambda: (starts(key, episodes, num_ahead), episodes),
+            lambda: (ahead, first),
+        )
         after = jax.vmap(env.step)(states, action)
         terminated, truncated = after.done > 0, time + 1 >= max_steps
         done = terminated | truncated
@@ -103,11 +109,6 @@ def batched(env_id: str, num_envs: int):
 
         states = jax.tree.map(where_done, ahead, after)
         episodes += jnp.sum(done, dtype=jnp.int32)
-        ahead, first = jax.lax.cond(
-            anywhere(episodes - first > num_ahead - num_envs),
-            lambda: (starts(key, episodes, num_ahead), episodes),
-            lambda: (ahead, first),
-        )
         # Physics that broke down, or an action that is no number, earns no number.
         sound = jnp.isfinite(after.obs).all(-1) & jnp.isfinite(action).all(-1)
         reward = jnp.where(sound, after.reward, jnp.nan)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import keys
 
+from benchmarks.kernels import parsed
 from common import brax_envs
 from common.brax_envs import BROKEN, NAMES, load
 from common.envs import evaluate, make_env, rollout
@@ -108,6 +109,24 @@ def test_each_episode_has_a_start_of_its_own_and_keeps_its_last_observation(num_
     np.testing.assert_array_equal(terminated, next_obs[..., 1] >= next_obs[..., 0])
     np.testing.assert_array_equal(truncated, next_obs[..., 1] >= 35)
     assert (reward == 1).all()
+
+
+def test_no_step_copies_the_starts_drawn_ahead(monkeypatch):
+    """XLA copied all of them in each step when they were read before they were drawn anew."""
+    monkeypatch.setattr(brax_envs, "load", lambda env_id: (CountdownEnv(), 35))
+    reset, step = brax_envs.batched("Countdown-brax", 100)
+
+    def after(inner, key):
+        obs, inner, *_ = step(key, inner, jnp.zeros((100, 1)))
+        return inner, obs
+
+    def run(key):
+        return jax.lax.scan(after, reset(key)[1], jax.random.split(key, 50))
+
+    computations = parsed(jax.jit(jax.vmap(run)).lower(keys(0, 1)).compile().as_text())
+    (loop,) = (c for c in computations.values() if any(op == "conditional" for _, op, _ in c))
+    assert any("[2,200,2]" in shape for shape, *_ in loop)  # they are there
+    assert not any("[2,200" in shape for shape, op, _ in loop if op == "copy")
 
 
 def test_an_action_that_is_no_number_earns_no_number():
