@@ -11,6 +11,7 @@ once, on one device. The lines go to results/replay.csv.
 
 import argparse
 import functools
+import os
 import statistics
 import time
 
@@ -40,6 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.capacities) < 1_000:
         parser.error("--capacities: at least 1,000, what DQN begins with")
+    os.environ.setdefault("NPROC", "1")  # as the harness does
     unroll_threefry()
     lines = []
     for capacity in arguments.capacities:

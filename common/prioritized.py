@@ -65,8 +65,8 @@ def set_leaves(levels, index, priority) -> tuple[jax.Array, ...]:
     return tuple(changed)
 
 
-def find_leaf(levels, low, offset) -> jax.Array:
-    """The leaf i with Σ_{k<i} p_k <= low + offset < Σ_{k<=i} p_k.
+def find_leaf(levels, low, offset) -> tuple[jax.Array, jax.Array]:
+    """The leaf i with Σ_{k<i} p_k <= low + offset < Σ_{k<=i} p_k, and p_i.
 
     A leaf of priority 0 is never found, whatever the rounding: running sums do not fall, and stay
     exactly the same where a child is 0; the child that reaches their end is the last one taken.
@@ -77,11 +77,13 @@ def find_leaf(levels, low, offset) -> jax.Array:
         children = sums.reshape(-1, RADIX).at[node].get(mode="promise_in_bounds")
         node, before = node * RADIX, jnp.zeros((), sums.dtype)
         prefix = list(accumulate(children))
-        for part in prefix[:-1]:
+        priority = children[0]
+        for part, child in zip(prefix[:-1], children[1:], strict=True):
             passed = (part <= low + offset) & (part < prefix[-1])
             node, before = node + passed, jnp.where(passed, part, before)
+            priority = jnp.where(passed, child, priority)
         low -= before
-    return node
+    return node, priority
 
 
 def prioritized_buffer(buffer_size: int, block_size: int, batch_size: int) -> PrioritizedBuffer:
@@ -105,10 +107,9 @@ def prioritized_buffer(buffer_size: int, block_size: int, batch_size: int) -> Pr
         part = total / batch_size
         low = jnp.arange(batch_size) * part
         offset = jax.random.uniform(key, (batch_size,)) * part
-        index = jax.vmap(find_leaf, (None, 0, 0))(data.sums, low, offset)
+        index, priority = jax.vmap(find_leaf, (None, 0, 0))(data.sums, low, offset)
         rows = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), data.rows)
-        probability = data.sums[0].at[index].get(mode="promise_in_bounds") / total
-        return Sample(unpack(rows), index, probability)
+        return Sample(unpack(rows), index, priority / total)
 
     def update(data, index, priority):
         sums = set_leaves(data.sums, index, priority)

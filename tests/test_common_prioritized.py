@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import keys, load, small_config
 
+from benchmarks.kernels import parsed
+from common.algorithm import advance, begin
 from common.buffers import uniform_buffer, unpack
 from common.prioritized import RADIX, find_leaf, prioritized_buffer, set_leaves, tree_of
 
@@ -48,8 +51,9 @@ def test_a_leaf_is_found_where_the_running_sum_passes(size):
     low = jnp.arange(64) * jnp.float32(ends[-1] / 64)
     offset = jax.random.uniform(jax.random.key(3), (500, 64)) * jnp.float32(ends[-1] / 64)
     found = jax.jit(jax.vmap(jax.vmap(find_leaf, (None, 0, 0)), (None, None, 0)))
-    found = np.asarray(found(levels, low, offset))
-    assert np.asarray(leaves)[found].all()
+    found, priority = map(np.asarray, found(levels, low, offset))
+    np.testing.assert_array_equal(priority, np.asarray(leaves)[found])
+    assert priority.all()
     u = np.asarray(low, np.float64) + np.asarray(offset, np.float64)
     begins = np.append(0, ends)[found]
     slack = 4e-7 * len(levels) * ends[-1]
@@ -74,8 +78,9 @@ def test_a_leaf_of_priority_zero_is_never_found(size, where):
             jax.random.uniform(jax.random.key(1), (20_000,)) * total,
         ]
     )
-    found = np.asarray(jax.vmap(find_leaf, (None, 0, None))(levels, u, 0.0))
-    assert np.asarray(leaves)[found].all() and found.max() < size
+    found, priority = map(np.asarray, jax.vmap(find_leaf, (None, 0, None))(levels, u, 0.0))
+    assert priority.all() and found.max() < size
+    np.testing.assert_array_equal(priority, np.asarray(leaves)[found])
 
 
 def test_a_million_priorities_do_not_use_up_the_digits_of_a_draw():
@@ -86,7 +91,7 @@ def test_a_million_priorities_do_not_use_up_the_digits_of_a_draw():
     levels = tree_of(jnp.ones(size).at[small].set(1 / 64))
     low = jnp.float32(size / 64 * 63)
     offset = small - size / 64 * 63 - 1 + jnp.arange(1_024) / 512  # from 1 before it to 1 beyond
-    found = np.asarray(jax.vmap(find_leaf, (None, None, 0))(levels, low, offset))
+    found = np.asarray(jax.vmap(find_leaf, (None, None, 0))(levels, low, offset)[0])
     assert list(np.unique(found)) == [small - 1, small, small + 1]
     assert abs(np.sum(found == small) - 512 / 64) <= 1
 
@@ -216,3 +221,19 @@ def test_positions_stay_right_beyond_what_float32_counts():
     data = buffer.add(data, blocks(1_000, 1, 4), jnp.int32(number))
     changed = np.flatnonzero(np.asarray(data.sums[0]) == 1)
     np.testing.assert_array_equal(changed, number % 3 * 4 + np.arange(4))
+
+
+@pytest.mark.parametrize("name", ["prioritized_dqn", "rainbow"])
+def test_no_update_copies_the_priorities(name):
+    """XLA copied all of them in each update while a probability, which the new priorities do not
+    wait for, was read from the tree once more."""
+    module = load(name)
+    algorithm = module.make(small_config(module, buffer_size=50_000, total_timesteps=100_000))
+    progress = jax.eval_shape(lambda: begin(algorithm.init, algorithm.update, keys(0, 1)))
+    span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
+    program = jax.jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
+    computations = parsed(program.lower(progress, *span).compile().as_text())
+    size = f"[2,{progress.state.buffer.sums[0].shape[1]}]"
+    shapes = [(shape, op) for body in computations.values() for shape, op, _ in body]
+    assert any(size in shape for shape, _ in shapes)  # they are there
+    assert not any(size in shape for shape, op in shapes if op == "copy")
