@@ -69,7 +69,8 @@ class _Single(NamedTuple):
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """The environment of that id. `actions="discrete"` or `"continuous"` and
     `observations="integer"` refuse, with ValueError, an environment that offers something else."""
-    if re.fullmatch(".+-history[1-9][0-9]*", env_id):
+    # common/copy.py goes by the first half.
+    if "-history" in env_id and re.fullmatch(".+-history[1-9][0-9]*", env_id):
         from common.history import with_history
 
         env_id, _, length = env_id.rpartition("-history")
@@ -314,11 +315,13 @@ def _single(env_id: str, x64: bool) -> _Single:
     if env_id == "MNISTBandit-bsuite":
         raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
     env, params = gymnax.make(env_id)
-    obs_space, action_space = env.observation_space(params), env.action_space(params)
+    with jax.ensure_compile_time_eval():  # some spaces have bounds that are JAX's arrays
+        obs_space, action_space = env.observation_space(params), env.action_space(params)
+    obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     discrete = isinstance(action_space, spaces.Discrete)
     num_states = obs_space.n if isinstance(obs_space, spaces.Discrete) else None
-    encode = _encoder(env_id, env, params, obs_space)
-    obs_low, obs_high = _obs_bounds(env, params)
+    encode = _encoder(env_id, obs, obs_space)
+    obs_low, obs_high = _obs_bounds(obs, obs_space)
 
     def reset(key):
         obs, inner = env.reset(key, params)
@@ -332,7 +335,7 @@ def _single(env_id: str, x64: bool) -> _Single:
     return _Single(
         reset=reset,
         step=step,
-        obs_shape=jax.eval_shape(reset, jax.random.key(0))[0].shape,
+        obs_shape=obs.shape,
         num_states=num_states,
         num_actions=int(action_space.n) if discrete else None,
         action_shape=tuple(action_space.shape),
@@ -344,25 +347,21 @@ def _single(env_id: str, x64: bool) -> _Single:
     )
 
 
-def _obs_bounds(env, params):
+def _obs_bounds(obs, obs_space):
     """The least and the greatest observation of gymnax's environment, or None twice."""
-    obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     if not jnp.issubdtype(obs.dtype, jnp.floating):
         return None, None
-    with jax.ensure_compile_time_eval():  # some spaces have bounds that are JAX's arrays
-        space = env.observation_space(params)
-        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+    low, high = np.asarray(obs_space.low, np.float32), np.asarray(obs_space.high, np.float32)
     with np.errstate(over="ignore"):  # to infinity, if they are the largest floats
         span = high - low
     return (low, high) if np.all(np.isfinite(span) & (span > 0)) else (None, None)
 
 
-def _encoder(env_id, env, params, obs_space) -> Callable:
+def _encoder(env_id, obs, obs_space) -> Callable:
     """MinAtar's 0/1 floats as bool (replay is 4 times smaller); other integers scaled to [0, 1],
     but for the states of a Discrete space, which stay numbers (networks see them one-hot)."""
     if env_id.endswith("-MinAtar"):
         return lambda obs: obs.astype(bool)
-    obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     if jnp.issubdtype(obs.dtype, jnp.integer) and hasattr(obs_space, "low"):
         low, high = np.asarray(obs_space.low), np.asarray(obs_space.high)
         return lambda obs: (obs - low) / (high - low)

@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -165,6 +166,22 @@ def test_a_copy_says_which_seeds_diverged(tmp_path):
 
 def command(*args):
     return python("-m", "common.copy", *args, cwd=ROOT)
+
+
+def test_a_copy_remembers_where_the_algorithm_says_so(tmp_path):
+    assert "with_history" not in standalone("dqn")
+    for folder in ("algorithms", "common"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    original = tmp_path / "algorithms" / "dqn.py"
+    original.write_text(original.read_text().replace('"CartPole-v1"', '"CartPole-v1-history2"'))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "dqn.py").write_text(standalone("dqn", tmp_path))
+    flags = ["--total-timesteps", "2000", "--learning-starts", "200", "--batch-size", "16"]
+    result = python("dqn.py", *flags, cwd=tmp_path / "alone")
+    assert result.returncode == 0, result.stderr
+    params = np.load(tmp_path / "alone" / "dqn.npz")
+    assert 4 + 2 + 4 in {x.shape[1] for x in params.values()}  # two observations and an action
 
 
 def test_the_command_writes_to_a_file_and_into_a_folder(tmp_path):
