@@ -8,6 +8,7 @@ saves checkpoints and looks for signals; nothing calls back from inside the comp
 import contextlib
 import dataclasses
 import functools
+import gc
 import importlib
 import inspect
 import math
@@ -106,6 +107,7 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
     if (folder / "summary.json").exists():
         say(run, f"{folder} is finished; there is nothing to resume")
         return
+    gc.freeze()  # what is imported stays; the collector would walk it time and again as JAX traces
     try:
         train(Job(name, make, config, run, grid, folder))
     except CheckpointError as error:
@@ -266,7 +268,6 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
 
     def place(tree):
         def rows(x):  # those beyond the members repeat the last one, and are left out again
-            x = jnp.asarray(x)
             return x if len(x) == padded else x[np.minimum(np.arange(padded), len(x) - 1)]
 
         return jax.tree.map(lambda x: jax.device_put(rows(x), sharding(x)), tree)
@@ -280,13 +281,13 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
     advancing = spread(functools.partial(advance, update), split, same, same, same, donate=0)
     progress = jax.tree.map(placed, jax.eval_shape(start, *members))
     span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
-    lowered = start.lower(*members), advancing.lower(progress, *span)
-    with ThreadPoolExecutor() as pool:  # XLA compiles them side by side
-        compiled_start, compiled_advancing = pool.map(lambda x: x.compile(), lowered)
+    with ThreadPoolExecutor() as pool:  # XLA compiles one while the other is lowered
+        compiled_start = pool.submit(start.lower(*members).compile)
+        compiled_advancing = pool.submit(advancing.lower(progress, *span).compile)
     return Program(
         algorithm=job.make(group.config),
-        begin=compiled_start,
-        advance=compiled_advancing,
+        begin=compiled_start.result(),
+        advance=compiled_advancing.result(),
         evaluate=spread(lambda progress, seed: jax.vmap(play)(progress.state, seed), split, split),
         place=place,
         compile_seconds=time.monotonic() - clock,

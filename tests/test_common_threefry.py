@@ -55,6 +55,19 @@ def test_no_loop_is_left():
     assert "while" not in compiled.as_text()
 
 
+def test_xla_fuses_no_two_draws():
+    """It would take jaxlib 0.11 hours."""
+    unroll_threefry()
+
+    def chain(key):
+        keys = jax.random.split(jax.random.fold_in(key, 3), 5)
+        return jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys)
+
+    keys = jax.vmap(jax.random.key)(np.arange(4))
+    calls = jax.jit(jax.vmap(chain)).lower(keys).compile().as_text().count(" call(")
+    assert calls == 3
+
+
 def test_it_is_on_when_the_harness_starts():
     code = "import jax; from common.run import start_jax; start_jax();"
     code += "print(jax.jit(jax.random.bits).lower(jax.random.key(0)).as_text())"
