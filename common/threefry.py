@@ -41,8 +41,8 @@ def threefry2x32(shape, key0, key1, x0, x1):
 
 
 def lower(context, *operands):
-    """Calls `threefry2x32` as a function that stays one: XLA of jaxlib 0.11 compiles several draws
-    that it has fused, each the key of the next, for hours."""
+    """Calls `threefry2x32` as a function that stays one. XLA of jaxlib 0.11 does not come to an end
+    with several draws that it has fused, each the key of the next."""
     shape = context.avals_out[0].shape
     words = ir.RankedTensorType.get(shape, ir.IntegerType.get_unsigned(32))
     function = func.FuncOp(
