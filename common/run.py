@@ -232,6 +232,8 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
     mesh = Mesh(np.array(devices), ("seeds",))
     padded = math.ceil(size / len(devices)) * len(devices)
     split, same = PartitionSpec("seeds"), PartitionSpec()
+    alone = len(devices) == 1
+    sharding = SingleDeviceSharding(devices[0]) if alone else NamedSharding(mesh, split)
 
     def algorithm(floats) -> Algorithm:
         return job.make(dataclasses.replace(group.config, **floats))
@@ -254,26 +256,25 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
         return evaluate(env, act, trained.params, key)
 
     def spread(function, *specs, donate=()):
-        if len(devices) > 1:
-            # Each device runs the program on its own seeds and never waits for another.
-            function = jax.shard_map(
-                function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
-            )
-        return jax.jit(function, donate_argnums=donate)
+        if alone:
+            return jax.jit(function, donate_argnums=donate)
 
-    def sharding(x):
-        if len(devices) == 1:
-            return SingleDeviceSharding(devices[0])
-        return NamedSharding(mesh, split if x.size else same)  # JAX splits nothing that is empty
+        def own(*trees):  # XLA does not take an array without elements from several devices
+            trees = jax.tree.map(lambda x: x if x.size else jnp.zeros(x.shape, x.dtype), trees)
+            return function(*trees)
+
+        # Each device runs the program on its own seeds and never waits for another.
+        program = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+        return jax.jit(program, donate_argnums=donate)
 
     def place(tree):
         def rows(x):  # those beyond the members repeat the last one, and are left out again
             return x if len(x) == padded else x[np.minimum(np.arange(padded), len(x) - 1)]
 
-        return jax.tree.map(lambda x: jax.device_put(rows(x), sharding(x)), tree)
+        return jax.tree.map(lambda x: jax.device_put(rows(x), sharding), tree)
 
     def placed(shape):
-        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding(shape))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
     clock = time.monotonic()
     members = place((group.floats, group.seed))
