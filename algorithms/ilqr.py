@@ -29,9 +29,10 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import Dynamics, EnvState, make_dynamics, make_env
+from common.environments.dynamics import Dynamics, make_dynamics
+from common.environments.linear import solve
+from common.envs import EnvState, make_env
 from common.run import main
-from common.systems import solve
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,17 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
+from common.environments.linear import (
+    LINEAR,
+    System,
+    as_floats,
+    first_state,
+    make_system,
+    next_state,
+    solve,
+)
 from common.networks import orthonormal
 from common.run import main
-from common.systems import LINEAR, System, as_floats, first_state, make_system, next_state, solve
 
 
 @dataclass(frozen=True)

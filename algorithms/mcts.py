@@ -28,9 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import make_env
-from common.games import PLAYERS, any_of, board, decisive, make_game, make_match
-from common.planning import (
+from common.environments.games import PLAYERS, any_of, board, decisive, make_game, make_match
+from common.environments.simulators import (
     Searches,
     Simulator,
     draw_searches,
@@ -39,6 +38,7 @@ from common.planning import (
     of_game,
     remember,
 )
+from common.envs import make_env
 from common.run import main
 
 

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.algorithm import Algorithm, require
+from common.environments.mdp import given_policy, policy_values, reachable
+from common.environments.tabular import TABULAR, make_mdp
 from common.envs import EnvState, make_env
-from common.mdps import TABULAR, given_policy, make_mdp, policy_values, reachable
 from common.run import main
 
 

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.mdps import MDP, TABULAR, make_mdp
+from common.environments.mdp import MDP
+from common.environments.tabular import TABULAR, make_mdp
 from common.run import main
 
 

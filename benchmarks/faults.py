@@ -44,9 +44,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.learning import RESULTS, ROOT, table
-from common import checkpoint
 from common import run as harness
 from common.run import start_jax
+from common.runner import checkpoint
 
 ALGORITHMS = sorted(
     path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__"
@@ -460,9 +460,9 @@ def stopped(run: Run, what: str) -> Path:
 
 def damaged(run: Run, flips: int = 300, cuts: int = 30) -> Fault:
     """In process: what the harness loads when it resumes, against what was saved."""
-    from common import folder as folders
-    from common.flags import Run as Flags
-    from common.plan import Job
+    from common.runner import run_folder as folders
+    from common.runner.cli import Run as Flags
+    from common.runner.groups import Job
 
     folder = stopped(run, "damaged")
     module = importlib.import_module(f"algorithms.{run.name}")

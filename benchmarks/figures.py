@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from algorithms import double_q_learning, dyna_q, monte_carlo, q_learning, sarsa, td_lambda
-from common.report import COLORS, blank_figure, tidy, write_picture
+from common.runner.report import COLORS, blank_figure, tidy, write_picture
 
 RESULTS = Path(__file__).parent / "results"
 

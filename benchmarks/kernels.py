@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from benchmarks.learning import commit, table
 from benchmarks.speed import spawn
-from common.algorithm import advance, begin
+from common.runner.program import init_run, run_updates
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "kernels.csv"
@@ -142,7 +142,7 @@ def child(algorithm: str, flags: str, hlo: str) -> None:
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    from common.flags import parse
+    from common.runner.cli import parse
 
     # Rollouts are unrolled where the device is not a CPU; this process must trace as there.
     jax.default_backend = lambda: "gpu"
@@ -160,9 +160,9 @@ def child(algorithm: str, flags: str, hlo: str) -> None:
         )
 
     keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
-    progress = jax.eval_shape(lambda keys: begin(made.init, made.update, keys), keys)
+    progress = jax.eval_shape(lambda keys: init_run(made.init, made.update, keys), keys)
     span = jax.eval_shape(lambda: (jnp.int32(0), jnp.int32(1), jnp.bool_(True)))
-    loop = jax.jit(lambda *args: advance(made.update, *args), donate_argnums=0)
+    loop = jax.jit(lambda *args: run_updates(made.update, *args), donate_argnums=0)
     clock = time.monotonic()
     done = loop.lower(place(progress), *place(span)).compile()
     seconds = time.monotonic() - clock

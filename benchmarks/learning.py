@@ -21,7 +21,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from common.report import summarize
+from common.runner.report import summarize
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

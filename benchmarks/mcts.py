@@ -29,9 +29,15 @@ import numpy as np
 from algorithms.mcts import choose, search
 from benchmarks.learning import RESULTS, table
 from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
-from common.games import any_of, decisive, make_game, tic_tac_toe_code, tic_tac_toe_values
-from common.planning import of_game
-from common.threefry import unroll_threefry
+from common.environments.games import (
+    any_of,
+    decisive,
+    make_game,
+    tic_tac_toe_code,
+    tic_tac_toe_values,
+)
+from common.environments.simulators import of_game
+from common.runner.threefry import unroll_threefry
 
 GAMES = ("TicTacToe-game", "ConnectFour-game")
 EXPLORATION = 1.4

@@ -20,11 +20,11 @@ import numpy as np
 
 from algorithms import double_dqn, dqn
 from benchmarks.learning import RESULTS, commit, table
-from common.algorithm import advance, begin
 from common.envs import evaluate, make_env
 from common.networks import network_for
-from common.report import COLORS, blank_figure, iqm, tidy, write_picture
 from common.run import start_jax
+from common.runner.program import init_run, run_updates
+from common.runner.report import COLORS, blank_figure, iqm, tidy, write_picture
 
 EPISODES = 100  # of each seed at each point
 FILES = {"DQN": dqn, "double DQN": double_dqn}
@@ -70,8 +70,8 @@ def measure(module, num_seeds: int, num_points: int, config=None) -> dict[str, n
         return predicted.mean(), discounted(lengths, config.gamma, env.max_steps).mean()
 
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
-    progress = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))(keys)
-    step = jax.jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
+    progress = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)
+    step = jax.jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
     look, points = jax.jit(jax.vmap(look)), {"steps": [], "predicted": [], "achieved": []}
     stops = np.linspace(0, algorithm.num_updates, num_points + 1).astype(int)
     for start, stop in zip(stops[:-1], stops[1:], strict=True):

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 from algorithms import dqn, prioritized_dqn
 from benchmarks.learning import RESULTS, table
 from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
-from common.algorithm import advance, begin
 from common.buffers import uniform_buffer
 from common.envs import Transition
 from common.prioritized import prioritized_buffer
-from common.threefry import unroll_threefry
+from common.runner.program import run_updates
+from common.runner.threefry import unroll_threefry
 
 CAPACITIES = (1_000, 10_000, 100_000, 1_000_000)
 BLOCK, BATCH = 4, 64
@@ -147,10 +147,10 @@ def updates(capacity: int) -> dict:
 
     def contestant(module):
         algorithm = module.make(module.Config(buffer_size=capacity, total_timesteps=10_000_000))
-        start = functools.partial(begin, algorithm.init, algorithm.update)
+        start = functools.partial(init_run, algorithm.init, algorithm.update)
 
         def run(progress, first, last):
-            return advance(algorithm.update, progress, first, last, jnp.bool_(False))
+            return run_updates(algorithm.update, progress, first, last, jnp.bool_(False))
 
         return start, run
 

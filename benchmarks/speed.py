@@ -40,11 +40,11 @@ import jax.numpy as jnp
 from algorithms import dqn
 from benchmarks.learning import commit, table
 from benchmarks.peers.settings import ONE_SEED, OURS, OURS_ALONE, WORKS, Work
-from common.algorithm import advance, begin, flag
 from common.buffers import unpack
 from common.envs import make_env
 from common.networks import network_for
-from common.report import iqm
+from common.runner.program import flag, init_run, run_updates
+from common.runner.report import iqm
 
 ROOT = Path(__file__).parent.parent
 PEERS_FOLDER = ROOT / ".cache" / "peers"
@@ -319,7 +319,7 @@ def floor(seeds: int, updates: int) -> None:
     network = network_for(env, config.hidden_sizes, env.num_actions)
     algorithm = dqn.make(config)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    progress = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))(keys)
+    progress = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)
     first = jax.tree.map(lambda x: x[:, : config.batch_size].copy(), progress.state.buffer)
     batches = jax.vmap(unpack)(first)
 
@@ -351,7 +351,7 @@ def floor(seeds: int, updates: int) -> None:
         return jax.jit(run)
 
     def update(progress, *span):
-        return advance(algorithm.update, progress, *span, True)
+        return run_updates(algorithm.update, progress, *span, True)
 
     carry = (progress.state.env, progress.state.params)
     result = {

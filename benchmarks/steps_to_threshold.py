@@ -20,8 +20,8 @@ import numpy as np
 from matplotlib.ticker import EngFormatter
 
 from benchmarks.learning import RESULTS, ROOT, command, commit, suite, table, train
-from common.flags import parse
-from common.report import COLORS, bands, blank_figure, summarize, tidy, write_picture
+from common.runner.cli import parse
+from common.runner.report import COLORS, bands, blank_figure, summarize, tidy, write_picture
 
 CACHE = ROOT / ".cache" / "steps_to_threshold"
 POINTS = 40

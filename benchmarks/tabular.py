@@ -24,10 +24,11 @@ import numpy as np
 
 from algorithms import q_learning
 from benchmarks.learning import RESULTS, commit, table
-from common.flags import parse
-from common.mdps import make_mdp, reachable
-from common.plan import Job, plan
+from common.environments.mdp import reachable
+from common.environments.tabular import make_mdp
 from common.run import build, start_jax
+from common.runner.cli import parse
+from common.runner.groups import Job, plan
 
 SECONDS = 1.0  # that one measurement takes, about
 LIMIT = 0.05  # of the range of Q*

@@ -23,7 +23,7 @@ import optax
 
 from algorithms import reinforce
 from benchmarks.learning import RESULTS, commit, table
-from common.report import COLORS, blank_figure, tidy, write_picture
+from common.runner.report import COLORS, blank_figure, tidy, write_picture
 
 CONFIG = reinforce.Config(anneal_lr=False)
 BATCH = 128  # episodes at a time

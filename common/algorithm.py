@@ -1,126 +1,64 @@
-"""What an algorithm is, and how it is driven."""
+"""What an algorithm is, and what its Config must satisfy."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-
-LARGEST = 2**31 - 1  # integer that a compiled program takes; steps are counted outside of it
-COUNTED = {"total_timesteps": 10**15, "eval_every": 10**15}
 
 
 class Algorithm(NamedTuple):
-    """An algorithm is three pure functions and how often to call them; some have a picture."""
+    """Three pure functions, and how often to call them."""
 
-    init: Callable  # key -> State, ready for `update`
+    init: Callable[[jax.Array], Any]  # key -> State, ready for `update`
     update: Callable  # State, step -> State, metrics: a lax.scan body over the update's index
     act: Callable | None  # params, obs, key -> action: the evaluation policy, for one observation
     num_updates: int
-    steps_per_update: int  # environment steps of one update, all its environments together
+    steps_per_update: int  # environment steps of one update, over all environments
     initial_steps: int = 0  # environment steps taken in `init`
-    picture: Callable | None = None  # State of one seed, matplotlib's Figure: draws picture.png
+    picture: Callable | None = None  # State of one seed -> what common/runner/pictures.py draws
+
+
+BOUNDS = {  # what a number must satisfy, by the first pattern that matches its field's whole name
+    "gamma|epsilon.*|.*_lambda|.*_power": "0 <= {} <= 1",
+    "tau|.*_fraction": "0 < {} <= 1",
+    "num_.*|.*_size|.*_steps|.*_frequency|steps_.*|total_timesteps|n_step|horizon": "{} >= 1",
+    ".*_sizes": "all(size >= 1 for size in {})",
+    ".*_rate|.*_std|.*_norm|.*_factor|temperature": "{} > 0",
+    ".*_coef|.*_noise|.*_clip|.*_starts": "{} >= 0",
+}
+MAX_INT = 2**31 - 1  # compiled programs count in int32
+UNLIMITED = ("total_timesteps", "eval_every")  # counted in Python
 
 
 def require(config: Any, *conditions: str) -> None:
-    """ValueError unless every condition on the fields of `config`, a Python expression, holds.
+    """Raise ValueError unless the fields of a Config satisfy BOUNDS and every condition.
 
-    All floats must be finite, and no integer may be beyond all reason. Fields that are being
-    vmapped have no value to test and are left alone: whoever vmaps them tests each setting first.
+    A condition is a Python expression of fields, such as "buffer_size >= learning_starts". One
+    that names a single field replaces the bound that follows from that field's name. Floats must
+    be finite, and integers must fit in int32. Traced fields are skipped; validate values before
+    vmapping.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    concrete = {name: x for name, x in fields.items() if not isinstance(x, jax.core.Tracer)}
-    for name, value in concrete.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{flag(name)} {value}: must be a finite number")
-        largest = COUNTED.get(name, LARGEST)
-        sizes = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(size, int) and abs(size) > largest for size in sizes):
-            raise ValueError(f"{flag(name)}: must be at most {largest:,}")
-    for condition in conditions:
-        names = compile(condition, "condition", "eval").co_names
-        if all(name in concrete or name not in fields for name in names) and not eval(
-            condition, {"all": all, "len": len}, concrete
-        ):
-            given = " ".join(f"{flag(name)} {fields[name]}" for name in names if name in fields)
-            raise ValueError(f"{given}: must satisfy {condition}")
-
-
-def lookup(table: dict[str, Any], env_id: str, what: str) -> Any:
-    """The entry of that id, or ValueError with the nearest one and all that there are."""
-    if env_id not in table:
-        closest = get_close_matches(env_id, table, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"there is no {what} {env_id!r}; did you mean {closest!r}? "
-            f"Choose with --env-id, one of: {', '.join(table)}"
-        )
-    return table[env_id]
+    checks = {text: set(re.findall(r"\w+", text)) & set(fields) for text in conditions}
+    for name, value in fields.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{flag(name)} {number}: must be a finite number")
+            if isinstance(number, int) and abs(number) > MAX_INT and name not in UNLIMITED:
+                raise ValueError(f"{flag(name)}: must be at most {MAX_INT:,}")
+        bound = next((text for names, text in BOUNDS.items() if re.fullmatch(names, name)), None)
+        if bound and {name} not in checks.values():
+            checks[bound.format(name)] = {name}
+    for text, names in checks.items():
+        is_known = not any(isinstance(fields[name], jax.core.Tracer) for name in names)
+        if is_known and not eval(text, {"all": all, "len": len}, fields):
+            given = " ".join(f"{flag(name)} {fields[name]}" for name in fields if name in names)
+            raise ValueError(f"{given}: must satisfy {text}")
 
 
 def flag(name: str) -> str:
-    """The command-line flag of a field."""
+    """Return the command-line flag of a field."""
     return "--" + name.replace("_", "-")
-
-
-class Progress(NamedTuple):
-    """What a run carries from update to update; every leaf has a leading axis of seeds, [S]."""
-
-    state: Any  # the algorithm's State
-    mean: dict[str, jax.Array]  # [S] each metric's mean since the last report
-    count: dict[str, jax.Array]  # [S] over how many updates; NaN reports nothing
-    diverged: jax.Array  # [S] the first update after which params were not finite, or -1
-
-
-def begin(init: Callable, update: Callable, keys: jax.Array) -> Progress:
-    """The Progress of `init(key)` for every seed's key [S]."""
-    state = jax.vmap(init)(keys)
-    metrics = jax.eval_shape(jax.vmap(update, (0, None)), state, jnp.int32(0))[1]
-    mean = {name: jnp.zeros(x.shape, x.dtype) for name, x in metrics.items()}
-    count = {name: jnp.zeros(x.shape, jnp.int32) for name, x in metrics.items()}
-    diverged = jnp.full(metrics["episode_return"].shape, -1, jnp.int32)
-    return Progress(state, mean, count, diverged)
-
-
-def advance(update: Callable, progress: Progress, start, stop, fresh) -> Progress:
-    """Updates `start` to `stop - 1` of every seed; `fresh` starts the metrics' means anew.
-
-    `step` has no seed axis: schedules, ring positions and conditions on it stay scalar. Seeds
-    never mix, so one that diverges leaves the others as they were; it keeps the params that it had
-    before, and reports nothing any more. (To keep its whole State would copy the replay memories
-    of all seeds at every update.)
-    """
-
-    def body(step, progress):
-        state, metrics = jax.vmap(update, (0, None))(progress.state, step)
-        finite = jax.vmap(all_finite)(state.params)
-        diverged = jnp.where((progress.diverged < 0) & ~finite, step, progress.diverged)
-        healthy = diverged < 0
-        params = jax.vmap(newer_if)(healthy, state.params, progress.state.params)
-        reports = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}
-        count = {k: progress.count[k] + x for k, x in reports.items()}
-        mean = {
-            k: progress.mean[k]
-            + jnp.where(reports[k], (x - progress.mean[k]) / jnp.maximum(count[k], 1), 0)
-            for k, x in metrics.items()
-        }
-        return Progress(state._replace(params=params), mean, count, diverged)
-
-    progress = progress._replace(
-        mean=jax.tree.map(lambda x: jnp.where(fresh, 0, x), progress.mean),
-        count=jax.tree.map(lambda x: jnp.where(fresh, 0, x), progress.count),
-    )
-    return jax.lax.fori_loop(start, stop, body, progress)
-
-
-def newer_if(healthy, new, old):
-    """The tree `new` of a healthy seed, `old` of another."""
-    return jax.tree.map(lambda x, y: jnp.where(healthy, x, y), new, old)
-
-
-def all_finite(params) -> jax.Array:
-    """Whether no number in `params` is NaN or infinite."""
-    leaves = [x for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))

@@ -12,43 +12,44 @@ from common.networks import Network
 
 
 class Distribution(NamedTuple):
-    """A family of distributions, each given by its parameters y: arrays [..., num_outputs]."""
+    """A family of distributions, each given by dist_params: arrays [..., num_outputs]."""
 
     num_outputs: int
-    head: Callable  # Network with num_outputs outputs -> Network whose outputs are y
-    sample: Callable  # y, key -> action [..., *action_shape]
-    log_prob: Callable  # y, action -> [...]
-    entropy: Callable  # y -> [...]
-    mode: Callable  # y -> action, the most probable one
+    parametrize: Callable  # Network with num_outputs outputs -> Network that returns dist_params
+    sample: Callable  # dist_params, key -> action [..., *action_shape]
+    log_prob: Callable  # dist_params, action -> [...]
+    entropy: Callable  # dist_params -> [...]
+    mode: Callable  # dist_params -> action, the most probable one
 
 
 def categorical(num_actions: int) -> Distribution:
-    """Over the integers below num_actions; y are logits."""
+    """Return the categorical distributions over 0..num_actions - 1; dist_params are logits."""
 
-    def log_prob(y, action):
+    def log_prob(dist_params, action):
         # A sum, not an indexed element: its gradient is a product, not a scatter.
-        return jnp.sum(jax.nn.log_softmax(y) * jax.nn.one_hot(action, num_actions), axis=-1)
+        is_taken = jax.nn.one_hot(action, num_actions)
+        return jnp.sum(jax.nn.log_softmax(dist_params) * is_taken, axis=-1)
 
-    def entropy(y):
-        log_probs = jax.nn.log_softmax(y)
+    def entropy(dist_params):
+        log_probs = jax.nn.log_softmax(dist_params)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
     return Distribution(
         num_outputs=num_actions,
-        head=lambda network: network,
-        sample=lambda y, key: jax.random.categorical(key, y),
+        parametrize=lambda network: network,
+        sample=lambda dist_params, key: jax.random.categorical(key, dist_params),
         log_prob=log_prob,
         entropy=entropy,
-        mode=lambda y: jnp.argmax(y, axis=-1),
+        mode=lambda dist_params: jnp.argmax(dist_params, axis=-1),
     )
 
 
 def gaussian(action_shape: tuple[int, ...], std: float = 1.0) -> Distribution:
-    """Independent normal distributions of each component; y are their means and ln std, which is
-    learned, the same for all observations, and starts at that of `std`."""
+    """Return independent normal distributions of the components; dist_params are their means and
+    ln std. The latter is learned, the same for all observations, and starts at ln `std`."""
     num_outputs = math.prod(action_shape)
 
-    def head(network):
+    def parametrize(network):
         def init(key):
             return network.init(key), jnp.zeros(num_outputs) + jnp.log(std)
 
@@ -57,29 +58,29 @@ def gaussian(action_shape: tuple[int, ...], std: float = 1.0) -> Distribution:
 
         return Network(init, apply)
 
-    def sample(y, key):
-        mean, log_std = y
+    def sample(dist_params, key):
+        mean, log_std = dist_params
         action = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
         return action.reshape(*mean.shape[:-1], *action_shape)
 
-    def log_prob(y, action):
-        mean, log_std = y
+    def log_prob(dist_params, action):
+        mean, log_std = dist_params
         z = (action.reshape(mean.shape) - mean) * jnp.exp(-log_std)
         return jnp.sum(-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
 
-    def entropy(y):
-        mean, log_std = y
+    def entropy(dist_params):
+        mean, log_std = dist_params
         return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e) + 0 * mean, axis=-1)
 
-    def mode(y):
-        mean, _ = y
+    def mode(dist_params):
+        mean, _ = dist_params
         return mean.reshape(*mean.shape[:-1], *action_shape)
 
-    return Distribution(num_outputs, head, sample, log_prob, entropy, mode)
+    return Distribution(num_outputs, parametrize, sample, log_prob, entropy, mode)
 
 
-def distribution_for(env: Env, std: float) -> Distribution:
-    """Categorical where actions are discrete, Gaussian, at first with that `std`, where not."""
+def make_distribution(env: Env, std: float) -> Distribution:
+    """Return `categorical` for discrete actions, else `gaussian` with that initial `std`."""
     if env.num_actions is None:
         return gaussian(env.action_shape, std)
     return categorical(env.num_actions)

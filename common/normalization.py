@@ -10,7 +10,7 @@ from common.envs import Env, Transition
 
 
 class Statistics(NamedTuple):
-    """Of all x seen so far, each of some shape."""
+    """Count, mean and variance of all x [*shape] seen so far."""
 
     count: jax.Array
     mean: jax.Array
@@ -18,12 +18,12 @@ class Statistics(NamedTuple):
 
 
 def no_statistics(shape: tuple[int, ...]) -> Statistics:
-    """Of nothing; normalizing by them changes nothing."""
+    """Return the statistics of no data; normalizing by them changes nothing."""
     return Statistics(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
 
 def add_batch(statistics: Statistics, x: jax.Array) -> Statistics:
-    """The statistics with x [..., *shape] as well (Chan et al. 1983, eq. 2.1).
+    """Add x [..., *shape] to the statistics (Chan et al. 1983, eq. 2.1).
 
     With w = n / (count + n):  mean ← mean + w Δ,  var ← (1 - w) var + w var_x + w (1 - w) Δ²
     """
@@ -36,7 +36,7 @@ def add_batch(statistics: Statistics, x: jax.Array) -> Statistics:
 
 
 class Normalizer(NamedTuple):
-    """Of observations."""
+    """Normalizes observations."""
 
     init: Callable  # () -> statistics
     add: Callable  # statistics, obs [..., *obs_shape] -> statistics
@@ -44,7 +44,7 @@ class Normalizer(NamedTuple):
 
 
 def obs_normalizer(env: Env, norm_obs: bool) -> Normalizer:
-    """(obs - mean) / std, clipped to [-10, 10]; or, if not `norm_obs`, the observations."""
+    """(obs - mean) / std, clipped to [-10, 10]; the identity if not `norm_obs`."""
     if not norm_obs:
         return Normalizer(lambda: (), lambda statistics, obs: (), lambda statistics, obs: obs)
     if env.num_states is not None:
@@ -58,15 +58,15 @@ def obs_normalizer(env: Env, norm_obs: bool) -> Normalizer:
 
 
 class RewardScaler(NamedTuple):
-    """Of the rewards of a rollout."""
+    """Scales the rewards of a rollout."""
 
     init: Callable  # () -> state
     apply: Callable  # state, transitions [T, N, ...], gamma -> state, reward [T, N]
 
 
 def reward_scaler(env: Env, norm_reward: bool) -> RewardScaler:
-    """Divides rewards by the standard deviation of the discounted sum of rewards so far, which
-    starts anew with each episode, and clips them to [-10, 10]; or leaves them alone."""
+    """Divide rewards by the standard deviation of their discounted running sum, which restarts with
+    each episode, and clip them to [-10, 10]; the identity if not `norm_reward`."""
     if not norm_reward:
         return RewardScaler(lambda: (), lambda state, transitions, gamma: ((), transitions.reward))
 
@@ -74,8 +74,8 @@ def reward_scaler(env: Env, norm_reward: bool) -> RewardScaler:
         return jnp.zeros(env.num_envs), no_statistics(())
 
     def apply(state, transitions: Transition, gamma):
-        def step(total, now):
-            reward, done = now
+        def step(total, inputs):
+            reward, done = inputs
             total = gamma * total + reward
             return jnp.where(done, 0, total), total
 

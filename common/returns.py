@@ -1,25 +1,20 @@
-"""Returns and advantages of one trajectory [T]; vmap does the batch.
-
-Every recursion is cut where an episode ends, `terminated | truncated`. The value of `next_obs`, the
-observation before any reset, is added unless the MDP ended, `terminated`.
-"""
+"""Returns and advantages of one trajectory [T]; vmap does the batch."""
 
 import jax
 
 
-def gae(reward, value, next_value, terminated, truncated, gamma, gae_lambda) -> jax.Array:
-    """A_t = δ_t + γ λ (1 - cut_t) A_{t+1}, δ_t = r_t + γ (1 - d_t) V(s'_t) - V(s_t); all [T].
+def gae(td_error: jax.Array, done: jax.Array, gamma: float, gae_lambda: float) -> jax.Array:
+    """A_t = δ_t + γ λ (1 - done_t) A_{t+1}, from the TD errors δ [T]; [T].
 
     Generalized advantage estimation, Schulman et al. 2016, eq. 16, https://arxiv.org/abs/1506.02438.
-    λ = 0 is the one-step TD error, λ = 1 the discounted return less the value.
+    `done` is terminated | truncated. λ = 0 is the TD error, λ = 1 the return minus the value.
     """
-    delta = reward + gamma * (1 - terminated) * next_value - value
-    decay = gamma * gae_lambda * (1 - (terminated | truncated))
+    decay = gamma * gae_lambda * (1 - done)
 
-    def step(advantage, now):
-        delta, decay = now
-        advantage = delta + decay * advantage
+    def step(advantage, inputs):
+        error, decay = inputs
+        advantage = error + decay * advantage
         return advantage, advantage
 
-    _, advantages = jax.lax.scan(step, 0 * delta[-1], (delta, decay), reverse=True, unroll=8)
-    return advantages
+    start = 0 * td_error[-1]
+    return jax.lax.scan(step, start, (td_error, decay), reverse=True, unroll=8)[1]

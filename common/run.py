@@ -27,12 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from common import checkpoint
-from common.algorithm import LARGEST, Algorithm, Progress, advance, begin
-from common.checkpoint import CheckpointError
+from common.algorithm import MAX_INT, Algorithm
 from common.envs import evaluate, make_env
-from common.flags import fail, parse, settings
-from common.folder import (
+from common.runner import checkpoint
+from common.runner.checkpoint import CheckpointError
+from common.runner.cli import fail, parse, settings
+from common.runner.console import display, results, say, title
+from common.runner.groups import Group, Job, first, log_points, plan, steps_after
+from common.runner.program import RunState, init_run, run_updates
+from common.runner.run_folder import (
     draw_first,
     header_of,
     latest_checkpoint,
@@ -42,9 +45,7 @@ from common.folder import (
     write_metrics,
     write_results,
 )
-from common.plan import Group, Job, first, log_points, plan, steps_after
-from common.screen import display, results, say, title
-from common.threefry import unroll_threefry
+from common.runner.threefry import unroll_threefry
 
 CHUNK_SECONDS = 0.5  # between looks at the clock, the screen and signals
 EVALUATION = 0x5EED  # folded into a seed's key for its evaluation: far from what `init` splits off
@@ -70,9 +71,9 @@ class Program(NamedTuple):
     """The compiled functions of a group; members are padded from M to P, a multiple of devices."""
 
     algorithm: Algorithm
-    begin: Callable  # floats, seed [P] -> Progress [P]
-    advance: Callable  # Progress, start, stop, fresh -> Progress
-    evaluate: Callable  # Progress, seed [P] -> episode_return [P, E], episode_length [P, E]
+    begin: Callable  # floats, seed [P] -> RunState [P]
+    advance: Callable  # RunState, start, stop, fresh -> RunState
+    evaluate: Callable  # RunState, seed [P] -> episode_return [P, E], episode_length [P, E]
     place: Callable  # tree [M, ...] -> tree [P, ...] on the devices
     compile_seconds: float
 
@@ -91,8 +92,8 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
         for module in run.imports:
             importlib.import_module(module)
         for setting in grid:
-            if make(dataclasses.replace(config, **setting)).num_updates > LARGEST:
-                raise ValueError(f"--total-timesteps: more than {LARGEST:,} updates")
+            if make(dataclasses.replace(config, **setting)).num_updates > MAX_INT:
+                raise ValueError(f"--total-timesteps: more than {MAX_INT:,} updates")
         folder = Path(run.resume) if run.resume else new_folder(name, config, run)
     except ModuleNotFoundError as error:
         fail(2, f"--import: {error}; run from the folder that contains it")
@@ -122,7 +123,7 @@ def main(Config: type, make: Callable[[Any], Algorithm]) -> None:
         raise
 
 
-def start_jax(num_members: int = LARGEST) -> None:
+def start_jax(num_members: int = MAX_INT) -> None:
     """Sets what JAX reads when it first looks for devices, and when it compiles."""
     unroll_threefry()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -208,8 +209,8 @@ def train(job: Job) -> None:
         fail(4, f"all seeds diverged, the first at update {earliest}; try a lower learning rate")
 
 
-def chunks(program: Program, progress: Progress, update: int, points: list[int]):
-    """Trains, and after every chunk yields the Progress, the updates made, whether they are one of
+def chunks(program: Program, progress: RunState, update: int, points: list[int]):
+    """Trains, and after every chunk yields the RunState, the updates made, whether they are one of
     `points`, and the seconds it took. How updates fall into chunks changes no result."""
     length, fresh = 8, update in (0, *points)
     while update < points[-1]:
@@ -278,8 +279,8 @@ def build(job: Job, groups: list[Group], group: Group) -> Program:
 
     clock = time.monotonic()
     members = place((group.floats, group.seed))
-    start = spread(lambda *members: begin(init, update, members), split, split)
-    advancing = spread(functools.partial(advance, update), split, same, same, same, donate=0)
+    start = spread(lambda *members: init_run(init, update, members), split, split)
+    advancing = spread(functools.partial(run_updates, update), split, same, same, same, donate=0)
     progress = jax.tree.map(placed, jax.eval_shape(start, *members))
     span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
     with ThreadPoolExecutor() as pool:  # XLA compiles one while the other is lowered
@@ -309,7 +310,7 @@ def evaluated_on_the_way(job: Job, program, points, update, progress, members) -
     return {"evaluation_return": np.where(healthy, np.asarray(returns).mean(-1), np.nan)}
 
 
-def collect(finished: dict, group: Group, progress: Progress, episodes) -> dict:
+def collect(finished: dict, group: Group, progress: RunState, episodes) -> dict:
     """`finished` with the results of a group: params of each policy number, and for each member
     the evaluation's returns and lengths [E], and the update at which it diverged or -1."""
     num_members = len(group.seed)

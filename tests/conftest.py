@@ -16,6 +16,6 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-from common.threefry import unroll_threefry  # noqa: E402
+from common.runner.threefry import unroll_threefry  # noqa: E402
 
 unroll_threefry()  # as the harness does

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from probes import ALL_PROBES, CONTINUOUS, CONTINUOUS_VALUES, GAMMA, best_actions
 
-from common import checkpoint
-from common.algorithm import advance, begin
 from common.buffers import unpack
+from common.environments.tabular import make_mdp
 from common.envs import Transition, make_env
-from common.mdps import make_mdp
 from common.networks import critic_for, ensemble, network_for
+from common.runner import checkpoint
+from common.runner.program import init_run, run_updates
 
 ROOT = Path(__file__).parent.parent
 ALGORITHMS = sorted(
@@ -58,7 +58,7 @@ def keys(*seeds: int):
 
 
 def trained(algorithm, seeds, stop: int, start: int = 0, progress=None):
-    """The Progress after updates `start` to `stop - 1` of those seeds; it uses up its argument."""
+    """The RunState after updates `start` to `stop - 1` of those seeds; it uses up its argument."""
     init, step = programs(algorithm)
     progress = init(keys(*seeds)) if progress is None else progress
     return step(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(start == 0))
@@ -72,8 +72,8 @@ def programs(algorithm):
     jit = functools.partial(
         jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True} if exact else None
     )
-    init = jit(lambda keys: begin(algorithm.init, algorithm.update, keys))
-    return init, jit(lambda *args: advance(algorithm.update, *args), donate_argnums=0)
+    init = jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
+    return init, jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
 
 
 def to_bits(tree) -> dict[str, tuple]:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from common.systems import LINEAR, Linear, System
+from common.environments.linear import LINEAR, Linear, System
 
 
 @struct.dataclass

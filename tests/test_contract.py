@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from helpers import ALGORITHMS, ROOT, keys, load, run, small_config, trained
 
-from common import checkpoint
 from common.buffers import Rows, unpack
 from common.envs import evaluate, make_env
+from common.runner import checkpoint
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 

@@ -24,9 +24,9 @@ from scipy.linalg import solve_discrete_are
 from algorithms import ddpg
 from algorithms.ddpg import make, ornstein_uhlenbeck, policy_loss, td_error
 from common.buffers import unpack
+from common.environments.linear import LINEAR, Linear, double_integrator
 from common.envs import make_env, scale_action, with_unit_actions
 from common.networks import Network, critic_for
-from common.systems import LINEAR, Linear, double_integrator
 
 
 def policy(params, obs):

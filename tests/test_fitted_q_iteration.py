@@ -18,8 +18,8 @@ from helpers import (
 from algorithms import fitted_q_iteration
 from algorithms.fitted_q_iteration import Config, make, mean_of_each, td_error
 from common.buffers import unpack
+from common.environments.tabular import make_mdp
 from common.envs import Transition
-from common.mdps import make_mdp
 
 
 def q(params, obs):

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import run
-from common.flags import Run
+from common.runner.cli import Run
 
 INTS = ["0", "1", "2", "3", "7", "64", "-1", "1e3", "1e6", "1e12", "2147483648", "9" * 30, "1.5"]
 FLOATS = [

@@ -8,8 +8,8 @@ from helpers import trained
 
 from algorithms import lqr
 from algorithms.ilqr import Config, Plan, backward, boxed_newton, expand, forward, make, simulate
-from common.envs import Dynamics, make_dynamics
-from common.systems import LINEAR
+from common.environments.dynamics import Dynamics, make_dynamics
+from common.environments.linear import LINEAR
 
 CURVED = Dynamics(  # x' = x + u², l = x² u + x + 3 u²
     lambda inner: inner,

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import learning
 from benchmarks.learning import averages, band, chosen, command, in_words, run_row, suite
-from common.flags import parse
+from common.runner.cli import parse
 
 ROWS = {name: row for name, row in suite().items() if row["tier"] == "test"}
 

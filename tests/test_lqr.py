@@ -18,8 +18,8 @@ from algorithms.lqr import (
     riccati,
     step_back,
 )
+from common.environments.linear import LINEAR, System, as_floats, make_system
 from common.envs import evaluate, make_env
-from common.systems import LINEAR, System, as_floats, make_system
 
 ONE = System(*(jnp.full((1, 1), x) for x in (2.0, 3.0, 5.0, 7.0)), jnp.array([0.0]), jnp.ones(1))
 

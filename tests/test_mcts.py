@@ -11,9 +11,9 @@ from helpers import every_end, run, trained
 from matplotlib.figure import Figure
 
 from algorithms.mcts import Config, Tree, backup, choose, make, search, uct
+from common.environments.games import decisive, make_game, tic_tac_toe_code, tic_tac_toe_values
+from common.environments.simulators import Simulator, of_env, of_game
 from common.envs import Env, EnvState, Transition
-from common.games import decisive, make_game, tic_tac_toe_code, tic_tac_toe_values
-from common.planning import Simulator, of_env, of_game
 
 SMALL = Config(num_envs=4, num_simulations=20, rollout_length=9, total_timesteps=400)
 

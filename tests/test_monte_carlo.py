@@ -19,8 +19,8 @@ from algorithms.monte_carlo import (
     step_size,
     visit,
 )
+from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env
-from common.mdps import TABULAR, make_mdp
 
 
 def test_end_of_an_episode_moves_what_was_visited_to_the_returns():

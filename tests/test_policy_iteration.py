@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from algorithms.policy_iteration import Config, make, policy_evaluation, policy_improvement
-from common.mdps import MDP, TABULAR, make_mdp
+from common.environments.mdp import MDP
+from common.environments.tabular import TABULAR, make_mdp
 
 TWO_STATES = MDP(  # action 0 stays with reward 1, action 1 leads to the other state with reward 0
     P=jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.5, 0.5]]]),

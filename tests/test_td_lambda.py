@@ -15,8 +15,9 @@ from algorithms.td_lambda import (
     make,
     n_step_return,
 )
+from common.environments.mdp import given_policy, policy_values, reachable
+from common.environments.tabular import TABULAR, make_mdp
 from common.envs import Transition, make_env, rollout
-from common.mdps import TABULAR, given_policy, make_mdp, policy_values, reachable
 
 V = jnp.array([10.0, 20.0, 30.0, 40.0])
 

@@ -7,7 +7,8 @@ import pytest
 from helpers import trained
 
 from algorithms.value_iteration import Config, Params, make, sweep_q, sweep_v
-from common.mdps import MDP, TABULAR, make_mdp
+from common.environments.mdp import MDP
+from common.environments.tabular import TABULAR, make_mdp
 
 TWO_STATES = MDP(  # action 0 stays with reward 1, action 1 leads to the other state with reward 0
     P=jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.5, 0.5]]]),

@@ -1,0 +1,244 @@
+"""MDPs of the textbooks that are not grids, as arrays.
+
+The fixed ones are NumPy arrays in float64; the random one is made with jax.random, so that it
+traces under jit and vmap over its key.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.environments.mdp import MDP, tabulate
+
+
+def taxi() -> MDP:
+    """Fetch a passenger: Dietterich 2000, <https://arxiv.org/abs/cs/9905014>, as in Taxi-v4.
+
+    State ((row * 5 + column) * 5 + passenger) * 4 + destination: the taxi's cell on a 5x5 grid, the
+    passenger's place (stand 0 to 3 = R, G, Y, B; 4 = in the taxi) and the stand to go to. Actions:
+    south, north, east, west, pick up, put down. Reward -1 a step, 20 for delivery, -10 for picking
+    up nobody and for putting down nobody or away from a stand (at a wrong stand it is allowed).
+    Terminal: the passenger is at the destination. Start: uniform over the states with the passenger
+    at another stand, where the paper's may be at the destination and still wants a ride.
+    """
+    # `|` is a wall, `:` is open; the cell (row, column) is the character 2 * column + 1 of the row.
+    layout = ["|R: | : :G|", "| : | : : |", "| : : : : |", "| | : | : |", "|Y| : |B: |"]
+    stands = [(0, 0), (0, 4), (4, 0), (4, 3)]
+    shape = (5, 5, 5, 4)
+    in_taxi = 4
+
+    def outcomes(state, action):
+        row, column, passenger, destination = np.unravel_index(state, shape)
+        stand = stands.index((row, column)) if (row, column) in stands else None
+        reward = -1.0
+        if action == 0:
+            row = min(row + 1, 4)
+        elif action == 1:
+            row = max(row - 1, 0)
+        elif action == 2:
+            column += layout[row][2 * column + 2] == ":"
+        elif action == 3:
+            column -= layout[row][2 * column] == ":"
+        elif action == 4 and passenger == stand:
+            passenger = in_taxi
+        elif action == 5 and passenger == in_taxi and stand is not None:
+            passenger = stand
+            reward = 20.0 if stand == destination else -1.0
+        else:
+            reward = -10.0
+        return [(1.0, np.ravel_multi_index((row, column, passenger, destination), shape), reward)]
+
+    _, _, passenger, destination = np.unravel_index(np.arange(500), shape)
+    terminal = passenger == destination
+    return tabulate(~terminal & (passenger != in_taxi), terminal, 6, outcomes)
+
+
+def gamblers_problem(p_heads=0.4) -> MDP:
+    """Bet on a coin to reach 100: Sutton & Barto 2018, Example 4.3.
+
+    State: the capital; 0 and 100 are terminal. Action a stakes a + 1, but no more than there is and
+    no more than 100 needs; the book's stake of 0, which changes nothing, is left out. Heads, with
+    probability p_heads, win the stake. Reward 1 for reaching 100, else 0. Start: uniform over 1 to
+    99.
+    """
+    capital = np.arange(101)
+    terminal = (capital == 0) | (capital == 100)
+
+    def outcomes(state, action):
+        stake = min(action + 1, state, 100 - state)
+        heads, tails = state + stake, state - stake
+        return [(p_heads, heads, float(heads == 100)), (1 - p_heads, tails, 0.0)]
+
+    return tabulate(~terminal, terminal, 50, outcomes)
+
+
+def jacks_car_rental() -> MDP:
+    """Two places to rent a car at: Sutton & Barto 2018, Example 4.2. The discount is .9.
+
+    State 21 i + j: i cars at the first place and j at the second, in the evening. Action a moves
+    a - 5 cars overnight from the first to the second (below 0: the other way), but no more than
+    there are, for 2 each. By day customers rent cars, for 10 each while there are any, and bring
+    cars back, to be rented the day after. Requests and returns are Poisson: with means 3 and 3 at
+    the first place, 4 and 2 at the second. No more than 20 cars stay at a place. No state is
+    terminal. Start: 10 cars at each. r(s,a,s') is the mean over the days that end in s'.
+    """
+
+    def poisson(mean, most):
+        """Probabilities of 0, 1, ..., most - 1, and of `most` or more."""
+        p = [math.exp(-mean) * mean**n / math.factorial(n) for n in range(100)]
+        return np.array([*p[:most], sum(p[most:])])
+
+    def day(mean_requests, mean_returns):
+        """From every number of cars in the morning to that in the evening, [21, 21]: the
+        probability, and the probability times the mean number of cars rented."""
+        P, rented = np.zeros((2, 21, 21))
+        returns = poisson(mean_returns, 20)
+        for morning in range(21):
+            for rent, p in enumerate(poisson(mean_requests, morning)):
+                for back, q in enumerate(returns):
+                    evening = min(morning - rent + back, 20)
+                    P[morning, evening] += p * q
+                    rented[morning, evening] += p * q * rent
+        return P, rented
+
+    (P1, rented1), (P2, rented2) = day(3, 3), day(4, 2)
+    first, second, action = np.indices((21, 21, 11))
+    moved = np.clip(action - 5, -second, first)
+    first, second = np.minimum(first - moved, 20), np.minimum(second + moved, 20)
+
+    both = lambda x, y: (x[first][..., :, None] * y[second][..., None, :]).reshape(441, 11, 441)
+    P = both(P1, P2)
+    cost = 2.0 * np.abs(moved).reshape(441, 11, 1)
+    R = 10.0 * (both(rented1, P2) + both(P1, rented2)) / P - cost
+    start = (np.arange(441) == 21 * 10 + 10).astype(float)
+    return MDP(P, R, start, np.zeros(441, bool))
+
+
+def blackjack() -> MDP:
+    """Draw cards up to 21: Sutton & Barto 2018, Example 5.1; Blackjack-v1 with sab=True.
+
+    State 100 * usable + 10 * (total - 12) + (card - 1): whether the player has an ace that counts
+    11, the player's cards, 12 to 21, and the dealer's card, 1 (an ace) to 10. States 200 + card - 1
+    are the naturals, an ace and a ten at once. 210, 211 and 212 are terminal: lost with reward -1,
+    drawn with 0, won with 1. Actions: stick, hit. Cards come from an infinite deck.
+
+    Below 12 no card can hurt, so it is taken before the player is asked: no state. A natural wins
+    unless the dealer has one too; either action shows. The dealer hits below 17.
+    <https://gymnasium.farama.org/environments/toy_text/blackjack/>
+    """
+    cards = [(card, (4 if card == 10 else 1) / 13) for card in range(1, 11)]
+    lost, drawn, won = 210, 211, 212
+
+    def add(total, usable, card):
+        """A hand with one more card; an ace counts 11 where that does not go over 21."""
+        if card == 1 and total + 11 <= 21:
+            return total + 11, True
+        if total + card > 21 and usable:
+            return total + card - 10, False
+        return total + card, usable
+
+    @functools.cache
+    def dealt(total, usable):
+        """[22] probabilities of the dealer's final total; 0 stands for more than 21."""
+        if total >= 17:
+            return np.eye(22)[total if total <= 21 else 0]
+        return sum(p * dealt(*add(total, usable, card)) for card, p in cards)
+
+    def number(total, usable, dealers_card):
+        return 100 * usable + 10 * (total - 12) + dealers_card - 1 if total <= 21 else lost
+
+    def outcomes(state, action):
+        dealers_card = state % 10 + 1
+        if state >= 200:
+            p = {1: 4 / 13, 10: 1 / 13}.get(dealers_card, 0.0)  # of the dealer's natural
+            return [(p, drawn, 0.0), (1 - p, won, 1.0)]
+        total, usable = state % 100 // 10 + 12, state >= 100
+        if action == 0:
+            p = dealt(*add(0, False, dealers_card))
+            higher = p[total + 1 :].sum()
+            return [(higher, lost, -1.0), (p[total], drawn, 0.0), (1 - higher - p[total], won, 1.0)]
+        hands = [(p, number(*add(total, usable, card), dealers_card)) for card, p in cards]
+        return [(p, hand, -1.0 if hand == lost else 0.0) for p, hand in hands]
+
+    start = np.zeros(213)
+
+    def deal(total, usable, num_cards, probability):
+        """Adds to `start` all the hands that this one can become before the player is asked."""
+        for card, p in cards:
+            hand = add(total, usable, card)
+            if num_cards == 0 or hand[0] < 12:
+                deal(*hand, num_cards + 1, probability * p)
+                continue
+            for dealers_card, q in cards:
+                natural = num_cards == 1 and hand[0] == 21
+                state = 199 + dealers_card if natural else number(*hand, dealers_card)
+                start[state] += probability * p * q
+
+    deal(0, False, 0, 1.0)
+    return tabulate(start, np.arange(213) >= lost, 2, outcomes)
+
+
+def maximization_bias() -> MDP:
+    """A choice that looks good by chance: Sutton & Barto 2018, Example 6.7.
+
+    States A = 0 (the start), B = 1; 2 is terminal. In A even actions lead left, to B, and odd ones
+    right, to the end, with reward 0. In B every action ends with a reward from N(-.1, 1).
+
+    In the book there are two actions in A and "many" in B; here there are ten in each, because all
+    states share one set of actions, and half of those in A lead left.
+    """
+    P = np.zeros((3, 10, 3))
+    P[0, 0::2, 1] = P[0, 1::2, 2] = P[1, :, 2] = P[2, :, 2] = 1.0
+    R = np.zeros((3, 10, 3))
+    R[1, :, 2] = -0.1
+    noise = np.zeros((3, 10))
+    noise[1] = 1.0
+    return MDP(P, R, np.array([1.0, 0.0, 0.0]), np.array([False, False, True]), noise)
+
+
+def random_walk(num_states, left_reward) -> MDP:
+    """Walk along a line: Sutton & Barto 2018, Examples 6.2 (5 states, left reward 0) and 7.1 (19
+    states, left reward -1).
+
+    States 1 to num_states from left to right, and at either end a terminal state, 0 and
+    num_states + 1. Actions: left, right; the policy that takes each with probability 1/2 is the
+    book's walk. Reward 1 for reaching the right end, `left_reward` for the left one, else 0. Start:
+    the middle.
+    """
+    states = np.arange(num_states + 2)
+
+    def outcomes(state, action):
+        next_state = state + [-1, 1][action]
+        return [(1.0, next_state, {0: left_reward, num_states + 1: 1.0}.get(next_state, 0.0))]
+
+    terminal = (states == 0) | (states == num_states + 1)
+    return tabulate(states == (num_states + 1) // 2, terminal, 2, outcomes)
+
+
+def garnet(key, num_states=30, num_actions=4, branching=5) -> MDP:
+    """A random MDP: Archibald, McKinnon & Thomas 1995, <https://doi.org/10.1057/jors.1995.50>.
+
+    Each (s,a) has `branching` distinct successors, all sets equally likely; their probabilities are
+    the gaps between branching - 1 sorted uniform cut points of [0, 1]. Rewards r(s,a) ~ N(0, 1),
+    the same for every s'. No state is terminal. Start: uniform.
+    """
+    key_successors, key_cuts, key_rewards = jax.random.split(key, 3)
+    pairs = (num_states, num_actions)
+
+    states = jnp.broadcast_to(jnp.arange(num_states), (*pairs, num_states))
+    shuffled = jax.random.permutation(key_successors, states, axis=-1, independent=True)
+    cuts = jnp.sort(jax.random.uniform(key_cuts, (*pairs, branching - 1)), axis=-1)
+    probabilities = jnp.diff(cuts, prepend=0.0, append=1.0)
+    rewards = jax.random.normal(key_rewards, (*pairs, 1))
+
+    nowhere = jnp.zeros((*pairs, num_states))
+    successors = shuffled[..., :branching]
+    return MDP(
+        P=jnp.put_along_axis(nowhere, successors, probabilities, axis=-1, inplace=False),
+        R=jnp.broadcast_to(rewards, nowhere.shape),
+        start=jnp.ones(num_states) / num_states,
+        terminal=jnp.zeros(num_states, bool),
+    )

@@ -1,0 +1,159 @@
+"""benchmarks/faults.py: a short round of it, and that it notices what it is there to notice."""
+
+import csv
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ALGORITHMS, load, run
+
+from benchmarks import faults
+from benchmarks.faults import Ended, Fault, Run, differs, flipped, wrong
+from common.runner import checkpoint
+from common.runner.cli import parse
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("faults")
+    flags = ["--total-timesteps", "400", "--num-steps", "20", "--num-seeds", "2", "--quiet"]
+    run("algorithms.q_learning", *flags, "--out", path / "whole")
+    return Run("q_learning", flags, path / "whole", path, random.Random(0))
+
+
+def test_two_kills_inside_a_save_end_with_the_same_bytes(whole, monkeypatch):
+    """Between the two renames, and with half a file written."""
+    flags = [*whole.flags, "--checkpoint-every", "1e-9"]
+    points = [
+        lambda *x, point=point: faults.in_a_save(*x, point=point)
+        for point in ("after previous.npz replace", "write 12")
+    ]
+    row = faults.struck(whole._replace(flags=flags), "kill -9 in a save", points, -9)
+    assert (row.attempts, row.passed) == (2, 2), row
+
+
+def test_what_differs_is_found(whole, tmp_path):
+    other = shutil.copytree(whole.whole, tmp_path / "other")
+    assert differs(whole, other) == ""
+    rows = (other / "metrics.csv").read_bytes()
+    (other / "metrics.csv").write_bytes(rows + rows[-20:])
+    assert differs(whole, other) == "metrics.csv differs"
+    assert wrong(whole, other, Ended(0, ""), -9) == ""  # rows after those that are counted on
+    (other / "metrics.csv").write_bytes(rows.replace(b"1", b"2", 1))
+    assert wrong(whole, other, Ended(0, ""), -9) == "rows are wrong"
+    (other / "metrics.csv").write_bytes(rows[:-1])
+    assert wrong(whole, other, Ended(0, ""), -9) == "rows are wrong"
+    data = (other / "checkpoint.npz").read_bytes()
+    (other / "checkpoint.npz").write_bytes(flipped(data, 4 * len(data)))
+    assert "damaged" in wrong(whole, other, Ended(0, ""), -9)
+    assert wrong(whole, other, Ended(1, "Traceback"), -9) == "exit code 1: Traceback"
+    assert wrong(whole, other, Ended(130, "two\nlines\n"), 130).startswith("not one line")
+    assert wrong(whole, other, Ended(130, ""), 130).startswith("not one line")
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_has_flags_for_a_run_with_several_checkpoints(name):
+    module = load(name)
+    argv = [*faults.SMALL.split(), *faults.FLAGS[name].split()]
+    config, flags = parse(module.Config, name, "", argv)
+    assert flags.log_points == 40 and module.make(config).num_updates >= 80
+
+
+def test_faults_are_dealt_out():
+    assert set(faults.FLAGS) == set(ALGORITHMS) == set(faults.ALGORITHMS)
+    assert faults.due("sarsa") == ["kill -9"]
+    assert "resume speed" not in faults.due("sac") and "memory" in faults.due("sac")
+    assert faults.due("dqn") == faults.FAULTS
+
+
+def test_rows_are_merged_into_the_table_that_is_there(tmp_path, monkeypatch):
+    path = tmp_path / "faults.csv"
+    old = [Fault("SIGINT", "dqn", 9, 9, "old"), Fault("kill -9", "sarsa", 3, 2, "old, too")]
+    faults.write(path, old)
+    assert faults.lines(path) == old and faults.lines(tmp_path / "none.csv") == []
+
+    def fake(name, work, attempts, chosen):
+        yield Fault("kill -9", name, attempts, attempts, "new")
+
+    monkeypatch.setattr(faults, "faults", fake)
+    monkeypatch.setattr(faults, "start_jax", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["faults", "sarsa", "dqn", "a2c", "--out", str(path)])
+    with pytest.raises(SystemExit) as stop:
+        faults.main()
+    assert not stop.value.code
+    assert faults.lines(path) == [
+        Fault("kill -9", "dqn", 25, 25, "new"),
+        old[0],
+        Fault("kill -9", "a2c", 3, 3, "new"),
+        Fault("kill -9", "sarsa", 3, 3, "new"),
+    ]
+
+
+def test_what_a_process_catches_is_seen():
+    code = "import signal; signal.signal(15, lambda *x: 0); print(flush=True); signal.pause()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        assert faults.catches(process, signal.SIGTERM)
+        assert not faults.catches(process, signal.SIGUSR1)
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+
+
+def test_a_run_says_how_much_memory_it_holds(whole, tmp_path):
+    flags = [*whole.flags, "--log-points", "20", "--out", str(tmp_path / "a")]
+    ended = faults.finish(faults.start(whole, *flags, through="weigh('q_learning')"))
+    sizes = [int(line) for line in ended.error.splitlines()]
+    assert ended.code == 0 and len(sizes) == 20
+    assert min(sizes) > 50 * 2**20 and max(sizes) < 2**30
+    assert differs(whole, tmp_path / "a") == ""
+
+
+@pytest.mark.parametrize("growth, passed", [(0, 1), (0.0009, 1), (0.0011, 0)])
+def test_memory_that_grows_is_found(growth, passed, whole, monkeypatch):
+    """MiB a chunk, 1,000 of which make the difference but for 100."""
+    sizes = [int(2**20 * (300 + growth * 1000 / 900 * chunk)) for chunk in range(1100)]
+    monkeypatch.setattr(faults, "start", lambda *x, **y: None)
+    monkeypatch.setattr(faults, "finish", lambda _: Ended(0, "\n".join(map(str, sizes))))
+    assert faults.memory(whole)[2:4] == (1, passed)
+    monkeypatch.setattr(faults, "finish", lambda _: Ended(0, "1\n2\n"))
+    assert faults.memory(whole)[3] == 0
+
+
+@pytest.mark.parametrize("speeds, passed", [([0.9, 1, 0.98], 1), ([0.96, 2, 0.8], 0)])
+def test_a_resumed_run_that_is_slower_is_found(speeds, passed, whole, tmp_path, monkeypatch):
+    """100 updates a second; the run was killed after 50 of 550 updates."""
+
+    def save(folder, update, seconds):
+        at = {"at": {"update": update, "seconds": seconds}}
+        checkpoint.save(folder / "checkpoint.npz", {"x": np.zeros(1)}, at)
+        return folder
+
+    def finish(folder):
+        if folder.exists():
+            save(folder, 550, 7 + 5 / speeds.pop(0))
+        else:
+            folder.mkdir()
+            save(folder, 550, 5.5)
+        return Ended(0, "")
+
+    (tmp_path / "killed").mkdir()
+    monkeypatch.setattr(faults, "stopped", lambda *x: save(tmp_path / "killed", 50, 7.0))
+    where = lambda flags: flags[flags.index("--out" if "--out" in flags else "--resume") + 1]
+    monkeypatch.setattr(faults, "start", lambda run, *flags: tmp_path / where(flags))
+    monkeypatch.setattr(faults, "finish", finish)
+    row = faults.resume_speed(whole._replace(name="dqn", work=tmp_path), 3)
+    assert row[2:4] == (1, passed) and "of 3 pairs" in row.detail
+
+
+def test_the_table_that_is_kept_has_no_failure():
+    with open(faults.RESULTS / "faults.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == faults.COLUMNS
+    assert all(row["passed"] == row["attempts"] for row in rows)
+    assert {"kill -9", "kill -9 in a save", "damaged"} <= {row["fault"] for row in rows}

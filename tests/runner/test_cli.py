@@ -1,0 +1,151 @@
+"""common/flags.py and the refusals of `require`: one plain line, exit code 2."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from common.algorithm import require
+from common.runner.cli import Run, parse, settings
+
+
+@dataclass(frozen=True)
+class Config:
+    env_id: str = "CartPole-v1"  # environment
+    num_envs: int = 10  # environments
+    learning_rate: float = 1e-3  # of Adam
+    table: Literal["V", "Q"] = "V"  # what to update
+    anneal: bool = False  # whether to
+    hidden_sizes: tuple[int, ...] = (120, 84)  # units
+
+    def __post_init__(self):
+        require(
+            self,
+            "num_envs >= 1",
+            "0 < learning_rate <= 1",
+            "all(size >= 1 for size in hidden_sizes)",
+        )
+
+
+def parsed(*argv):
+    return parse(Config, "python -m algorithms.test", "A test.", list(argv))
+
+
+def test_flags_of_the_config_and_of_the_run_stand_side_by_side():
+    config, run = parsed("--num-envs", "3", "--num-seeds", "8", "--hidden_sizes", "4", "5")
+    assert config == Config(num_envs=3, hidden_sizes=(4, 5))
+    assert run == Run(num_seeds=8)
+    assert parsed("--no-anneal", "--quiet")[1].quiet
+
+
+@pytest.mark.parametrize("text", ["5e3", "5E3", "5000", "5_000", "5.0e3"])
+def test_whole_numbers_may_be_written_with_an_exponent(text):
+    assert parsed("--num-envs", text)[0].num_envs == 5_000
+    assert parsed(f"--num-envs={text}")[0].num_envs == 5_000
+    assert parsed("--hidden-sizes", text, "2")[0].hidden_sizes == (5_000, 2)
+    assert parsed("--env-id", "1e3")[0].env_id == "1e3"
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--num-envs", "0"], "--num-envs 0: must satisfy num_envs >= 1"),
+        (["--num-envs", "x"], "--num-envs"),
+        (["--num-envs", "1.5"], "--num-envs"),
+        (["--num-envs"], "--num-envs"),
+        (["--num-env", "3"], "did you mean --num-envs?"),
+        (["--learning-rate", "nan"], "--learning-rate nan: must be a finite number"),
+        (["--learning-rate", "inf"], "--learning-rate inf"),
+        (["--learning-rate", "-4"], "--learning-rate -4.0"),
+        (["--learning-rate", ""], "--learning-rate"),
+        (["--hidden-sizes", "8", "0"], "hidden_sizes"),
+        (["--table", "W"], "--table"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--num-seeds", "0"], "--num-seeds 0"),
+        (["--checkpoint-every", "nan"], "--checkpoint-every nan"),
+        (["--log-points", "0"], "--log-points 0"),
+        (["--eval-every", "5", "--eval-episodes", "0"], "--eval-episodes"),
+        (["stray"], "stray"),
+        (["--quiet=1"], "--quiet takes no value"),
+        (["--num-envs", "1" * 20], "--num-envs: must be at most"),
+        (["--hidden-sizes", "8", "9" * 30], "--hidden-sizes: must be at most"),
+        (["--löss", "1"], "--löss"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_exit_code_2(argv, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*argv)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and len(captured.err) <= 200
+    assert says in captured.err and "Traceback" not in captured.err
+    assert "--help lists the flags" in captured.err and "---" not in captured.err
+
+
+def test_help_lists_every_flag_with_its_meaning(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for kind in (Config, Run):
+        for field in dataclasses.fields(kind):
+            name = "import" if field.name == "imports" else field.name.replace("_", "-")
+            assert f"--{name}" in text
+    assert "of Adam" in text and "A test." in text
+
+
+def test_a_sweep_is_the_grid_of_its_values():
+    grid = settings(("learning_rate=1e-2,0.1", "num-envs=1,2e0"), Config())
+    assert grid == [
+        {"learning_rate": 0.01, "num_envs": 1},
+        {"learning_rate": 0.01, "num_envs": 2},
+        {"learning_rate": 0.1, "num_envs": 1},
+        {"learning_rate": 0.1, "num_envs": 2},
+    ]
+    assert settings(("anneal=true,false", "table=V,Q"), Config())[0] == {
+        "anneal": True,
+        "table": "V",
+    }
+    assert settings((), Config()) == [{}]
+
+
+@pytest.mark.parametrize(
+    "sweep, says",
+    [
+        ("learning_rat=1", "did you mean learning_rate?"),
+        ("nothing_like_it=1", "no such field"),
+        ("learning_rate", "field=value"),
+        ("learning_rate=", "field=value"),
+        ("learning_rate=1e-3,x", "'x' is not of type float"),
+        ("num_envs=1.5", "'1.5' is not of type int"),
+        ("anneal=maybe", "'maybe'"),
+        ("learning_rate=1e-3,-1", "--learning-rate -1.0"),
+        ("learning_rate=nan", "finite"),
+        ("num_envs=0,1", "num_envs >= 1"),
+        ("table=V,W", "'W' is not one of V, Q"),
+        ("learning_rate=1e-3,0.001", "twice"),
+        ("hidden_sizes=4,5", "can be swept"),
+    ],
+)
+def test_a_bad_sweep_is_refused_with_its_reason(sweep, says):
+    with pytest.raises(ValueError, match=says) as refusal:
+        settings((sweep,), Config())
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_field_swept_twice_is_refused():
+    with pytest.raises(ValueError, match="named twice"):
+        settings(("num_envs=1", "num_envs=2"), Config())
+
+
+def test_vmapped_fields_are_not_tested_and_the_others_are():
+    def build(rate, num_envs=10):
+        return jnp.asarray(Config(learning_rate=rate, num_envs=num_envs).learning_rate)
+
+    jax.vmap(build)(jnp.array([0.1, 5.0]))
+    with pytest.raises(ValueError, match="num_envs >= 1"):
+        jax.vmap(lambda rate: build(rate, 0))(jnp.array([0.1]))

@@ -1,0 +1,276 @@
+"""A run that was stopped, and whose files were then damaged: it goes on with the right bits, from
+the checkpoint before if it must, or it ends with exit code 3 and one line."""
+
+import json
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from algorithms import q_learning
+from common.runner import checkpoint, folder, run
+from common.runner.checkpoint import CheckpointError
+from common.runner.cli import Run
+from common.runner.groups import Job
+
+FLAGS = "--total-timesteps 400 --num-steps 20 --num-seeds 2 --eval-episodes 2 --log-points 10"
+FLAGS = [*FLAGS.split(), "--checkpoint-every", "1e-9"]  # after every chunk, of two updates here
+
+
+class Killed(BaseException):
+    """In the place of kill -9."""
+
+
+def main(*arguments, patch, killed_at=0):
+    """The exit code of Q-learning with those flags; it is killed before that save of a
+    checkpoint."""
+    number, save = 0, checkpoint.save
+
+    def counted(path, *rest):
+        nonlocal number
+        number += path.name == "checkpoint.npz"
+        if path.name == "checkpoint.npz" and number == killed_at:
+            raise Killed
+        save(path, *rest)
+
+    patch.setattr(run.checkpoint, "save", counted)
+    patch.setattr(sys, "argv", ["q_learning", *map(str, arguments), "--quiet"])
+    try:
+        run.main(q_learning.Config, q_learning.make)
+    except SystemExit as stop:
+        return stop.code
+    except Killed:
+        return "killed"
+    finally:
+        patch.setattr(run.checkpoint, "save", save)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A whole run, and one killed after its sixth checkpoint; they are only read."""
+    path = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        assert main(*FLAGS, "--out", path / "whole", patch=patch) == 0
+        assert main(*FLAGS, "--out", path / "killed", patch=patch, killed_at=7) == "killed"
+    return path
+
+
+@pytest.fixture
+def killed(folders, tmp_path):
+    return shutil.copytree(folders / "killed", tmp_path / "killed")
+
+
+def assert_same_results(path, whole):
+    for name in ("metrics.csv", "evaluation.csv"):
+        assert (path / name).read_bytes() == (whole / name).read_bytes()
+    for name in ("checkpoint.npz", "policy.npz"):
+        mine, other = checkpoint.load(path / name)[0], checkpoint.load(whole / name)[0]
+        assert mine.keys() == other.keys()
+        assert all(mine[k].tobytes() == other[k].tobytes() for k in mine)
+    assert not (path / "previous.npz").exists()
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def job_of(path):
+    config, flags = folder.resumed(
+        "q_learning", q_learning.Config, q_learning.Config(), Run(resume=str(path))
+    )
+    return Job("q_learning", q_learning.make, config, flags, [{}], path)
+
+
+def test_a_run_keeps_two_checkpoints_and_when_it_is_done_one(folders):
+    updates = [
+        checkpoint.load(folders / "killed" / name)[1]["at"]["update"]
+        for name in ("previous.npz", "checkpoint.npz")
+    ]
+    assert updates == [10, 12]
+    assert not (folders / "whole" / "previous.npz").exists()
+
+
+@pytest.mark.parametrize("fault", ["none", "damaged", "empty", "missing", "both missing"])
+def test_a_resumed_run_ends_with_the_same_bits(fault, killed, folders, monkeypatch, capsys):
+    """From the checkpoint, from the one before if it is damaged, as the only one there is between
+    the two renames; and from the start where none is."""
+    path = killed / "checkpoint.npz"
+    match fault:
+        case "damaged":
+            damage(path)
+        case "empty":
+            path.write_bytes(b"")
+        case "missing":
+            path.unlink()
+        case "both missing":
+            path.unlink()
+            (killed / "previous.npz").unlink()
+    assert main("--resume", killed, patch=monkeypatch) == 0
+    assert_same_results(killed, folders / "whole")
+    error = capsys.readouterr().err
+    if fault in ("damaged", "empty"):
+        assert error.count("\n") == 1 and len(error) <= 200
+        assert "damaged" in error and "going on from previous.npz, 10 updates" in error
+    else:
+        assert error == ""
+
+
+def zeroed_header(path):
+    """Of the right size, and nothing but zeros."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def rewritten(**header):
+    """The same arrays with another header and the SHA-256 that it needs."""
+
+    def rewrite(path):
+        arrays, old = checkpoint.load(path)
+        nested = checkpoint.save
+        nested(path, arrays, old | header)
+
+    return rewrite
+
+
+def of_another_shape(path):
+    arrays, header = checkpoint.load(path)
+    first = next(name for name in arrays if name.endswith("params"))
+    checkpoint.save(path, arrays | {first: arrays[first][:, :-1]}, header)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (damage, "damaged"),
+        (zeroed_header, "damaged"),
+        (rewritten(algorithm="sarsa"), "other flags"),
+        (rewritten(config={"gamma": 0.5}), "other flags"),
+        (of_another_shape, "this program expects"),
+    ],
+)
+def test_if_no_checkpoint_can_be_used_the_exit_code_is_3(change, says, killed, monkeypatch, capsys):
+    for name in ("checkpoint.npz", "previous.npz"):
+        change(killed / name)
+    before = {path.name: path.read_bytes() for path in killed.iterdir()}
+    assert main("--resume", killed, patch=monkeypatch) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and len(error) <= 200 and says in error.replace("...", says)
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == before
+
+
+def test_an_interrupt_while_results_are_written_is_one_line(killed, folders, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_results", interrupted)
+        assert main("--resume", killed, patch=patch) == 130
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "--resume" in error
+    assert main("--resume", killed, patch=monkeypatch) == 0
+    assert_same_results(killed, folders / "whole")
+
+
+def test_lost_rows_are_not_made_up(killed, monkeypatch, capsys):
+    """metrics.csv must hold what the checkpoint counts on; the one before may count on less."""
+    rows = (killed / "metrics.csv").read_bytes()
+    (killed / "metrics.csv").write_bytes(rows[:50])
+    assert main("--resume", killed, patch=monkeypatch) == 3
+    assert "metrics.csv has lost rows" in capsys.readouterr().err
+    assert (killed / "metrics.csv").read_bytes() == rows[:50]
+
+
+def test_other_versions_are_a_warning(killed, folders, monkeypatch, capsys):
+    header = checkpoint.load(killed / "checkpoint.npz")[1]
+    rewritten(versions=header["versions"] | {"jax": "0.0.1", "python": "2.7"})(
+        killed / "checkpoint.npz"
+    )
+    assert main("--resume", killed, patch=monkeypatch) == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "jax 0.0.1, now 0." in error and "python 2.7, now" in error
+    assert_same_results(killed, folders / "whole")
+
+
+@pytest.mark.parametrize("with_previous", [True, False])
+def test_300_flipped_bits_and_30_truncations_are_never_a_wrong_load(with_previous, killed, capsys):
+    paths = [killed / name for name in ("checkpoint.npz", "previous.npz")]
+    newest, before = (contents(checkpoint.load(path)) for path in paths)
+    assert newest != before
+    if not with_previous:
+        paths[1].unlink()
+    whole, job, rng = paths[0].read_bytes(), job_of(killed), np.random.default_rng(1)
+    flips = [(int(rng.integers(len(whole))), int(rng.integers(8))) for _ in range(300)]
+    files = [whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :] for i, bit in flips]
+    files += [whole[: len(whole) * i // 30] for i in range(30)]
+    outcomes = {"whole": 0, "previous": 0, "refused": 0}
+    for damaged in files:
+        paths[0].write_bytes(damaged)
+        try:
+            found = contents(folder.latest_checkpoint(job))
+        except CheckpointError as error:
+            assert not with_previous and "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            warning = capsys.readouterr().err
+            assert found == (before if warning else newest)
+            outcomes["previous" if warning else "whole"] += 1
+    caught = outcomes["previous" if with_previous else "refused"]
+    assert caught + outcomes["whole"] == 330 and caught >= 200
+
+
+def contents(found):
+    arrays, header = found
+    return {name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()}, header
+
+
+def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
+    """Refused as it is read, or by the checkpoint, which knows the flags."""
+    path, right = killed / "config.json", job_of(killed)
+    whole, rng = path.read_bytes(), np.random.default_rng(2)
+    found = checkpoint.load(killed / "checkpoint.npz")[1]
+    flags = json.loads(json.dumps(folder.header_of(right)))
+    assert {name: found[name] for name in flags} == flags
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(damaged)
+        try:
+            job = job_of(killed)
+            folder.latest_checkpoint(job)
+        except (CheckpointError, ValueError) as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            assert folder.header_of(job) == folder.header_of(right)
+            outcomes["read"] += 1
+    assert outcomes["refused"] > 100 and outcomes["read"] > 10
+
+
+def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
+    """Two programs in front of the first chunk, of a run and of a resumed one; none later."""
+    events, compile_now, write = [], jax.stages.Lowered.compile, run.write_metrics
+
+    def compiled(*arguments, **kwargs):
+        events.append("program")
+        return compile_now(*arguments, **kwargs)
+
+    def heard(name, *arguments, **kwargs):
+        if name.endswith("backend_compile_duration"):
+            events.append("compiled")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
+    monkeypatch.setattr(run, "write_metrics", lambda *x: (events.append("row"), write(*x)))
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    for flags, rows in (([*FLAGS, "--out", tmp_path / "a"], 10), (["--resume", killed], 4)):
+        events.clear()
+        assert main(*flags, patch=monkeypatch) == 0
+        first = events.index("row")
+        last = len(events) - events[::-1].index("row")
+        assert events[:first].count("program") == events.count("program") == 2
+        assert events[:first].count("compiled") >= 2
+        assert events[first:last] == ["row"] * rows

@@ -1,0 +1,77 @@
+"""threefry.py: the published answers, and the same bits as JAX's own code, without its loop."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.extend.random import threefry_2x32
+
+from common.runner.threefry import unroll_threefry
+
+
+@pytest.mark.parametrize(
+    "key, counter, expected",
+    [  # Random123's kat_vectors, threefry2x32 with 20 rounds
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_known_answers(key, counter, expected):
+    unroll_threefry()
+    key, counter = np.uint32(key), np.uint32(counter)
+    np.testing.assert_array_equal(jax.jit(threefry_2x32)(key, counter), np.uint32(expected))
+
+
+DRAWS = """
+import jax, jax.numpy as jnp
+def draws(key):
+    keys = jax.random.split(jax.random.fold_in(key, 3), 5)
+    numbers = jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys)
+    return jax.random.key_data(keys), numbers, jax.random.bits(key, (7,)), jax.random.bits(key)
+seeds = jax.vmap(jax.random.key)(jnp.arange(4))
+"""
+
+
+def test_draws_are_those_of_jax_alone():
+    mine = {}
+    exec(DRAWS, mine)
+    unroll_threefry()
+    here = jax.jit(jax.vmap(mine["draws"]))(mine["seeds"])
+    code = DRAWS + "for x in jax.jit(jax.vmap(draws))(seeds): print(x.ravel().tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True
+    )
+    for x, line in zip(here, done.stdout.splitlines(), strict=True):
+        np.testing.assert_array_equal(x.ravel(), np.array(eval(line), x.dtype))
+
+
+def test_no_loop_is_left():
+    unroll_threefry()
+    key = jax.random.key(0)
+    compiled = jax.jit(lambda k: jax.random.normal(k, (10,))).lower(key).compile()
+    assert "while" not in compiled.as_text()
+
+
+def test_xla_fuses_no_two_draws():
+    """With jaxlib 0.11 these three were not compiled after ten minutes."""
+    unroll_threefry()
+
+    def chain(key):
+        keys = jax.random.split(jax.random.fold_in(key, 3), 5)
+        return jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys)
+
+    keys = jax.vmap(jax.random.key)(np.arange(4))
+    calls = jax.jit(jax.vmap(chain)).lower(keys).compile().as_text().count(" call(")
+    assert calls == 3
+
+
+def test_it_is_on_when_the_harness_starts():
+    code = "import jax; from common.run import start_jax; start_jax();"
+    code += "print(jax.jit(jax.random.bits).lower(jax.random.key(0)).as_text())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True
+    )
+    assert "stablehlo.xor" in done.stdout and "stablehlo.while" not in done.stdout

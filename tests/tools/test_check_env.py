@@ -1,0 +1,392 @@
+"""common/check_env.py: every environment of gymnax passes, broken ones are told in one line why."""
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import struct
+from gymnax.environments import environment, spaces
+from helpers import run
+from test_common_brax_envs import CountdownEnv
+
+from common.environments import brax_envs
+from common.environments.linear import LINEAR
+from common.environments.tabular import TABULAR
+from common.tools import check_env
+
+OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
+SLOW = ["Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar"]
+SLOW += ["Pong-misc"]  # to compile; their types are checked, and tests/test_common_envs.py plays
+
+
+@pytest.mark.parametrize("env_id", OFFLINE)
+def test_every_offline_environment_passes(env_id, monkeypatch):
+    if env_id in SLOW:
+        monkeypatch.setattr(check_env, "of_episodes", lambda *checked: None)
+    problems, notes = check_env.check(env_id)
+    assert problems == []
+    assert all("\n" not in line for line in notes)
+
+
+@struct.dataclass
+class State(environment.EnvState):
+    x: jax.Array
+
+
+@struct.dataclass
+class Params(environment.EnvParams):
+    max_steps_in_episode: int = 20
+
+
+class Walk(environment.Environment[State, Params]):
+    """A walk between -2 and 2 by steps of about 1; nothing is wrong with it."""
+
+    @property
+    def default_params(self):
+        return Params()
+
+    def reset_env(self, key, params):
+        state = State(time=jnp.int32(0), x=jax.random.uniform(key, minval=-1, maxval=1))
+        return self.observation(state), state
+
+    def step_env(self, key, state, action, params):
+        x = state.x + (2 * action - 1) * jax.random.uniform(key)
+        state = State(time=state.time + 1, x=x)
+        return self.observation(state), state, -jnp.abs(x), jnp.abs(x) > 2, {}
+
+    def observation(self, state):
+        return jnp.stack([state.x, jnp.float32(1)])
+
+    def action_space(self, params):
+        return spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return spaces.Box(-jnp.inf, jnp.inf, (2,), jnp.float32)
+
+
+class Dictionary(Walk):
+    def observation(self, state):
+        return {"x": state.x}
+
+
+class WrongShape(Walk):
+    def observation_space(self, params):
+        return spaces.Box(-1, 1, (3,), jnp.float32)
+
+
+class FloatForANumber(Walk):
+    def observation(self, state):
+        return state.x
+
+    def observation_space(self, params):
+        return spaces.Discrete(5)
+
+
+class NumberTooLarge(FloatForANumber):
+    def observation(self, state):
+        return jnp.round(state.x + 4).astype(int)
+
+
+class NoActionSpace(Walk):
+    action_space = environment.Environment.action_space
+
+
+class EndlessActions(Walk):
+    def action_space(self, params):
+        return spaces.Box(-jnp.inf, jnp.inf, (1,), jnp.float32)
+
+
+class ActionsWithoutAxis(Walk):
+    def action_space(self, params):
+        return spaces.Box(-1, 1, (), jnp.float32)
+
+
+class NoTime(Walk):
+    @property
+    def default_params(self):
+        return Params(max_steps_in_episode=0)
+
+
+class TypeChanges(Walk):
+    def reset_env(self, key, params):
+        obs, state = super().reset_env(key, params)
+        return obs, state.replace(x=jnp.int32(0))
+
+
+class FlagIsANumber(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, reward, terminated.astype(float), info
+
+
+class RewardIsAVector(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, reward[None], terminated, info
+
+
+class RewardIsABool(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, terminated, terminated, info
+
+
+class PythonIf(Walk):
+    def step_env(self, key, state, action, params):
+        if state.x > 1:
+            action = 0
+        return super().step_env(key, state, action, params)
+
+
+class NanAfterReset(Walk):
+    def reset_env(self, key, params):
+        _, state = super().reset_env(key, params)
+        state = state.replace(x=jnp.log(state.x))
+        return self.observation(state), state
+
+
+class InfiniteReward(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, reward / (1 - terminated), terminated, info
+
+
+class TimeStandsStill(Walk):
+    def step_env(self, key, state, action, params):
+        obs, after, reward, terminated, info = super().step_env(key, state, action, params)
+        return obs, after.replace(time=state.time), reward, terminated & False, info
+
+
+class KeyUsedTwice(Walk):
+    def step_env(self, key, state, action, params):
+        step = super().step_env(key, state, action, params)
+        return *step[:2], step[2] + jax.random.normal(key), *step[3:]
+
+
+class FiveValues(Walk):
+    def step(self, key, state, action, params=None):
+        obs, state, reward, terminated, truncated, info = super().step(key, state, action, params)
+        return obs, state, reward, terminated | truncated, info
+
+
+class NoFinalObservation(Walk):
+    def step(self, key, state, action, params=None):
+        *step, info = super().step(key, state, action, params)
+        return *step, {"terminated": info["terminated"]}
+
+
+class FinalObservationAfterReset(Walk):
+    def step(self, key, state, action, params=None):
+        obs, *step, info = super().step(key, state, action, params)
+        return obs, *step, info | {"final_observation": obs}
+
+
+class Raises(Walk):
+    def __init__(self):
+        raise OSError("no such file")
+
+
+BROKEN = {
+    Dictionary: "the observation is a dict: it must be one array",
+    WrongShape: "observations have shape (2,), their space (3,)",
+    FloatForANumber: "the observation is float32: a Discrete space needs an integer",
+    NumberTooLarge: "a state's number is not below the 5 of the Discrete space",
+    NoActionSpace: "action_space(params) is not implemented",
+    EndlessActions: "the action space needs finite bounds with low < high in every axis",
+    ActionsWithoutAxis: "actions of shape (): they must have one axis, as in (1,)",
+    NoTime: "max_steps_in_episode is 0: it must be a whole number above 0",
+    TypeChanges: "the state's x is int32[] after reset and float32[] after step",
+    FlagIsANumber: "terminated is float32: it must be bool",
+    RewardIsAVector: "reward has shape (1,): it must be one number, shape ()",
+    RewardIsABool: "the reward is bool: it must be a number",
+    PythonIf: "step_env cannot be compiled: Python's if, and, or of a traced value; use jnp.where",
+    NanAfterReset: "the observation after reset is NaN or infinite",
+    InfiniteReward: "a reward is NaN or infinite",
+    TimeStandsStill: "an episode goes on beyond max_steps_in_episode = 20: "
+    "step_env must return state.time + 1",
+    KeyUsedTwice: "step uses a random key twice; split it first",
+    FiveValues: "step returns 5 values, not six: "
+    "observation, state, reward, terminated, truncated, info",
+    NoFinalObservation: 'info has no "final_observation", the observation before the reset',
+    FinalObservationAfterReset: 'info["final_observation"] is the observation after the reset, '
+    "not before",
+    Raises: "gymnax.make fails with OSError: no such file",
+}
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Registers a class for the time of a test."""
+    registered = gymnax.registration
+    before = list(gymnax.registered_envs)
+    yield lambda kind: gymnax.register(f"{kind.__name__}-check", kind)
+    for name in set(gymnax.registered_envs) - set(before):
+        remove(registered, name)
+
+
+def remove(registered, name):
+    """From the names and the registry, whatever they are called."""
+    for container in vars(registered).values():
+        if isinstance(container, dict):
+            container.pop(name, None)
+        elif isinstance(container, list) and name in container:
+            container.remove(name)
+
+
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
+def test_a_broken_environment_is_told_why(kind, register):
+    register(kind)
+    problems, _ = check_env.check(f"{kind.__name__}-check")
+    assert BROKEN[kind] in problems
+    related = {NanAfterReset: 3, Dictionary: 1}  # NaN after reset is in later observations too
+    assert len(problems) <= related.get(kind, 2)
+
+
+def test_a_sound_one_has_neither_problems_nor_notes(register):
+    register(Walk)
+    assert check_env.check("Walk-check") == ([], [])
+    assert check_env.about("Walk-check") == (
+        "2 actions, observations of shape (2,), episodes of at most 20 steps"
+    )
+
+
+BRAX = ["Fast-brax", "InvertedPendulum-brax", "Reacher-brax"]  # the others take longer to trace
+HISTORY = ["CartPole-v1-history2", "Pendulum-v1-history3"]
+PLAYED = {*LINEAR, "CliffWalking-tabular", "Fast-brax", *HISTORY}  # and these to compile
+
+
+@pytest.mark.parametrize("env_id", [*LINEAR, *TABULAR, *BRAX, *HISTORY])
+def test_what_is_not_gymnax_passes_too(env_id, monkeypatch):
+    """Shapes, types and keys of all, and the numbers of some."""
+    if env_id not in PLAYED:
+        monkeypatch.setattr(check_env, "of_numbers", lambda *checked: None)
+    assert check_env.check(env_id) == ([], [])
+
+
+class SoundBrax(CountdownEnv):
+    """Episodes of 20 to 40 steps, cut off after 35."""
+
+    action_size = 1
+
+
+class NanAfterResetBrax(SoundBrax):
+    def reset(self, key):
+        state = super().reset(key)
+        return state._replace(obs=jnp.log(-state.obs))
+
+
+class NanRewardBrax(SoundBrax):
+    def step(self, state, action):
+        state = super().step(state, action)
+        return state._replace(reward=jnp.sqrt(jnp.float32(24.5) - state.obs[1]))
+
+
+class KeyTwiceBrax(SoundBrax):
+    def reset(self, key):
+        state = super().reset(key)
+        return state._replace(obs=state.obs + jax.random.normal(key))
+
+
+class RaisesBrax(SoundBrax):
+    def step(self, state, action):
+        raise KeyError("link")
+
+
+@pytest.mark.parametrize(
+    "kind, problem",
+    [
+        (SoundBrax, None),
+        (NanAfterResetBrax, "the observation after reset is NaN or infinite"),
+        (NanRewardBrax, "a reward is NaN or infinite"),
+        (KeyTwiceBrax, "reset uses a random key twice; split it first"),
+        (RaisesBrax, "step fails with KeyError: 'link'"),
+    ],
+)
+def test_a_broken_environment_of_brax_is_told_why(kind, problem, monkeypatch):
+    monkeypatch.setattr(brax_envs, "load", lambda env_id: (kind(), 35))
+    problems, notes = check_env.check(f"{kind.__name__}-brax")
+    assert (problem in problems if problem else problems == []) and notes == []
+
+
+def changed(env, change):
+    """The environment with another Transition, from that and the EnvState after it."""
+
+    def step(state, action, key):
+        state, transition = env.step(state, action, key)
+        return state, transition._replace(**change(state, transition))
+
+    return env._replace(step=step)
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda state, x: {"next_obs": state.obs}, "next_obs is the observation after the reset"),
+        (lambda state, x: {"next_obs": x.obs}, "next_obs is not what is seen next"),
+        (lambda state, x: {"truncated": x.truncated & False}, "goes on beyond the limit of 128"),
+        (lambda state, x: {"truncated": x.next_obs[:, 0] > 0.2}, "is cut off before the limit"),
+        (lambda state, x: {"terminated": x.terminated.astype(int)}, "terminated is int32"),
+    ],
+)
+def test_a_broken_batch_is_told_why(change, problem, monkeypatch):
+    env = check_env.make_env("Fast-brax", check_env.NUM_ENVS)
+    monkeypatch.setattr(check_env, "make_env", lambda *arguments: changed(env, change))
+    problems, _ = check_env.check("Fast-brax")
+    assert any(problem in line for line in problems)
+
+
+@pytest.mark.parametrize(
+    "env_id, says",
+    [
+        ("TicTacToe-game", "9 actions, a board of 3 x 3, at most 9 moves"),
+        ("ConnectFour-game", "7 actions, a board of 6 x 7, at most 42 moves"),
+    ],
+)
+def test_a_game_is_told_to_be_one(env_id, says):
+    problems, notes = check_env.check(env_id)
+    assert problems == [] and "two players" in notes[0]
+    assert check_env.about(env_id) == says
+
+
+@pytest.mark.parametrize(
+    "env_id, words",
+    [
+        ("Swimmer-brax", "choose another"),
+        ("Hoper-brax", "did you mean Hopper-brax?"),
+        ("Hopper-brax-mujoco", "spring, generalized"),
+        ("CartPol-v1-history2", "did you mean CartPole-v1?"),
+        ("Breakout-MinAtar-history2", "not images"),
+        ("TicTacTo-game", "did you mean TicTacToe-game?"),
+        ("Doubleintegrator-linear", "did you mean 'DoubleIntegrator-linear'?"),
+        ("CliffWalkin-tabular", "did you mean 'CliffWalking-tabular'?"),
+    ],
+)
+def test_what_there_is_not_is_said_in_one_line(env_id, words):
+    with pytest.raises(ValueError, match=words.replace("?", r"\?")) as error:
+        check_env.check(env_id)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_line(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import gymnax\nfrom test_common_check_env import FlagIsANumber\n"
+        'gymnax.register("Mine-v0", FlagIsANumber)\n'
+    )
+    from helpers import ROOT
+
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'tests'}"}
+    done = run("common.check_env", "mine:Mine-v0", check=1, env=env)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == "problem: terminated is float32: it must be bool"
+    for arguments, says in (
+        (["no_such_module:X-v0"], "no_such_module"),
+        (["CartPol-v1"], "did you mean CartPole-v1?"),
+        (["Swimmer-brax"], "choose another"),
+    ):
+        done = run("common.check_env", *arguments, check=2)
+        assert done.stderr.count("\n") == 1 and says in done.stderr
+    done = run("common.check_env", "Fast-brax")
+    assert done.stderr == "" and done.stdout == (
+        "Fast-brax works: continuous actions of shape (1,), observations of shape (2,), "
+        "episodes of at most 128 steps\n"
+    )
