@@ -18,7 +18,7 @@ class Algorithm(NamedTuple):
     num_updates: int
     steps_per_update: int  # environment steps of one update, over all environments
     initial_steps: int = 0  # environment steps taken in `init`
-    picture: Callable | None = None  # State of one seed -> what common/runner/pictures.py draws
+    picture: Callable | None = None  # State of one seed -> arrays to draw  # copied for picture
 
 
 BOUNDS = {  # what a number must satisfy, by the first pattern that matches its field's whole name
@@ -55,8 +55,8 @@ def require(config: Any, *conditions: str) -> None:
     for text, names in checks.items():
         is_known = not any(isinstance(fields[name], jax.core.Tracer) for name in names)
         if is_known and not eval(text, {"all": all, "len": len}, fields):
-            given = " ".join(f"{flag(name)} {fields[name]}" for name in fields if name in names)
-            raise ValueError(f"{given}: must satisfy {text}")
+            values = " ".join(f"{flag(name)} {fields[name]}" for name in fields if name in names)
+            raise ValueError(f"{values}: must satisfy {text}")
 
 
 def flag(name: str) -> str:

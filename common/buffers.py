@@ -20,28 +20,27 @@ class Buffer(NamedTuple):
 
 
 def uniform_buffer(buffer_size: int, block_size: int, batch_size: int) -> Buffer:
-    """Sample uniformly, with replacement, from the latest `buffer_size` transitions (rounded up to
-    whole blocks of `block_size`)."""
-    num_blocks = -(-buffer_size // block_size)
+    """Sample uniformly, with replacement, from the latest `buffer_size` transitions.
 
-    def flatten(transitions):
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
+    `buffer_size` is rounded up to whole blocks of `block_size`.
+    """
+    num_blocks = -(-buffer_size // block_size)
 
     def init(transitions):
         def pad(x):
+            x = x.reshape(-1, *x.shape[2:])
             return jnp.zeros((num_blocks * block_size, *x.shape[1:]), x.dtype).at[: len(x)].set(x)
 
-        return jax.tree.map(pad, flatten(transitions))
+        return jax.tree.map(pad, transitions)
 
     def add(buffer_state, transitions, num_written):
         start = num_written % num_blocks * block_size
 
         def write(ring, x):
-            if len(x) != block_size:
-                raise ValueError(f"{len(x)} transitions are not a block of {block_size}")
+            x = x.reshape(block_size, *x.shape[2:])
             return jax.lax.dynamic_update_slice_in_dim(ring, x, start, axis=0)
 
-        return jax.tree.map(write, buffer_state, flatten(transitions))
+        return jax.tree.map(write, buffer_state, transitions)
 
     def sample(buffer_state, key, num_written):
         size = jnp.minimum(num_written, num_blocks) * block_size

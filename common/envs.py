@@ -38,15 +38,15 @@ class Env(NamedTuple):
     reset: Callable  # key -> EnvState
     step: Callable  # EnvState, action [N, ...], key -> EnvState, Transition [N, ...]
     num_envs: int
-    obs_shape: tuple[int, ...]
-    num_states: int | None  # observations are integers below this; None: arrays
-    num_actions: int | None  # actions are integers below this; None: continuous
-    action_shape: tuple[int, ...]
-    action_low: Any  # bounds of a continuous action, else None
-    action_high: Any
-    max_steps: int  # time limit of an episode
-    obs_low: Any = None  # bounds of real observations, if all are finite
-    obs_high: Any = None
+    obs_shape: tuple[int, ...] = ()
+    num_states: int | None = None  # observations are integers below this; None: arrays
+    num_actions: int | None = None  # actions are integers below this; None: continuous
+    action_shape: tuple[int, ...] = ()  # copied unless actions="discrete"
+    action_low: Any = None  # bounds of a continuous action  # copied unless actions="discrete"
+    action_high: Any = None  # copied unless actions="discrete"
+    max_steps: int = 10_000  # time limit of an episode
+    obs_low: Any = None  # bounds of observations, maybe infinite  # copied for obs_low
+    obs_high: Any = None  # copied for obs_low
 
 
 def lazy(module: str, name: str) -> Callable:
@@ -54,35 +54,28 @@ def lazy(module: str, name: str) -> Callable:
     return lambda *args: getattr(importlib.import_module(module), name)(*args)
 
 
-FAMILIES = {  # the first pattern that matches a whole id -> env_id, num_envs -> Env
-    ".+-history[1-9][0-9]*": lazy("common.environments.history", "make_history_env"),
-    ".+-tabular": lazy("common.environments.tabular", "make_tabular_env"),
-    ".+-linear": lazy("common.environments.linear", "make_linear_env"),
-    ".+-brax(-.*)?": lazy("common.environments.brax_envs", "make_brax_env"),
-    ".*": lazy("common.environments.gymnax_envs", "make_gymnax_env"),
-}
-
-
 def find_family(env_id: str) -> Callable:
-    """Return the function of FAMILIES that makes environments with such an id."""
-    return next(make for pattern, make in FAMILIES.items() if re.fullmatch(pattern, env_id))
+    """Return the function `env_id, num_envs -> Env` of the first pattern that matches the id."""
+    families = {
+        ".+-history[1-9][0-9]*": lazy("common.environments.history", "make_history_env"),
+        ".+-tabular": lazy("common.environments.tabular", "make_tabular_env"),
+        ".+-linear": lazy("common.environments.linear", "make_linear_env"),
+        ".+-brax(-.*)?": lazy("common.environments.brax_envs", "make_brax_env"),
+        ".*": lazy("common.environments.gymnax_envs", "make_gymnax_env"),
+    }
+    return next(make for pattern, make in families.items() if re.fullmatch(pattern, env_id))
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
-    """Return `num_envs` copies of an environment.
-
-    ValueError if there is none with that id, or if `actions="discrete"` or `"continuous"` or
-    `observations="integer"` asks for something else than it has.
+    """Return `num_envs` copies of an environment; ValueError if there is none with that id, or if
+    its actions ("discrete" or "continuous") or its observations ("integer") are of another kind.
     """
     env = find_family(env_id)(env_id, num_envs)
     kind = "continuous" if env.num_actions is None else "discrete"
     if actions not in ("any", kind):
         raise ValueError(f"{env_id} has {kind} actions; this algorithm needs {actions} ones")
-    if observations == "integer" and env.num_states is None:
-        raise ValueError(
-            f"{env_id} has observations of shape {env.obs_shape}; "
-            "this algorithm needs numbered states, as in FrozenLake-misc"
-        )
+    if observations == "integer" and env.num_states is None:  # copied for observations="integer"
+        raise ValueError(f"{env_id} has no numbered states; this algorithm needs them")
     return env
 
 
@@ -119,7 +112,9 @@ def with_clipped_actions(env: Env) -> Env:
     return map_actions(env, lambda action: clip_action(env, action))
 
 
-def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int):
+def rollout(
+    env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int
+) -> tuple[EnvState, Transition, jax.Array]:
     """Take `num_steps` steps of `policy(obs [N, ...], key) -> action [N, ...]`.
 
     Returns the EnvState, the Transitions [T, N, ...], and the mean return of the episodes that
@@ -127,22 +122,18 @@ def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_ste
     """
 
     def step(state, keys):
-        key_policy, key_env = keys
-        state, transition = env.step(state, policy(state.obs, key_policy), key_env)
+        state, transition = env.step(state, policy(state.obs, keys[0]), keys[1])
         return state, (transition, state.episode_return)
 
     keys = jax.random.split(key, (num_steps, 2))
-    # On a GPU each iteration costs kernel launches; on a CPU unrolling costs compile time only.
-    unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))
+    unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))  # fewer launches
     state, (transitions, returns) = jax.lax.scan(step, state, keys, unroll=unroll)
     return state, transitions, jnp.nanmean(returns)
 
 
-def evaluate(env: Env, act: Callable, params: Any, key: jax.Array):
-    """Play one whole episode of `act(params, obs, key)` in each environment.
-
-    Returns the undiscounted returns [N] and the lengths [N]. The time limit ends an episode.
-    """
+def evaluate(env: Env, act: Callable, params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Play one whole episode of `act(params, obs, key)` in each environment; the undiscounted
+    returns [N] and the lengths [N]. The time limit ends an episode."""
     key_reset, key_steps = jax.random.split(key)
 
     def step(carry):
@@ -157,15 +148,10 @@ def evaluate(env: Env, act: Callable, params: Any, key: jax.Array):
         return t + 1, state, active, returns, length
 
     def unfinished(carry):
-        return (carry[0] < env.max_steps) & jnp.any(carry[2])
+        t, _, active, _, _ = carry
+        return (t < env.max_steps) & jnp.any(active)
 
     zeros = jnp.zeros(env.num_envs)
-    start = (
-        jnp.int32(0),
-        env.reset(key_reset),
-        jnp.ones(env.num_envs, bool),
-        zeros,
-        zeros.astype(jnp.int32),
-    )
-    *_, returns, length = jax.lax.while_loop(unfinished, step, start)
+    start = jnp.int32(0), env.reset(key_reset), zeros == 0, zeros, zeros.astype(jnp.int32)
+    _, _, _, returns, length = jax.lax.while_loop(unfinished, step, start)
     return returns, length

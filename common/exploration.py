@@ -37,13 +37,14 @@ def epsilon_greedy_ties(key: jax.Array, q_values: jax.Array, epsilon: float) -> 
 
 
 def random_policy(env: Env) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Return `policy(obs, key) -> action [N, ...]`: uniform over the discrete actions, or over
-    [-1, 1] in each component of a continuous action (see `with_unit_actions`)."""
+    """Return `policy(obs, key) -> action [N, ...]`, uniform over the actions.
 
-    def discrete(obs, key):
+    Components of continuous actions are in [-1, 1]: see `with_unit_actions`.
+    """
+
+    def policy(obs, key):
+        if env.num_actions is None:  # copied unless actions="discrete"
+            return jax.random.uniform(key, (env.num_envs, *env.action_shape), minval=-1, maxval=1)
         return jax.random.randint(key, (env.num_envs,), 0, env.num_actions)
 
-    def continuous(obs, key):
-        return jax.random.uniform(key, (env.num_envs, *env.action_shape), minval=-1, maxval=1)
-
-    return continuous if env.num_actions is None else discrete
+    return policy

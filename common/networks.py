@@ -15,8 +15,9 @@ class Network(NamedTuple):
     apply: Callable  # params, x [..., inputs] -> y [..., outputs]
 
 
-def dense(key: jax.Array, num_inputs: int, num_outputs: int):
-    """Weights ~ N(0, 1 / num_inputs) (LeCun et al. 1998) and a zero bias."""
+def dense(key: jax.Array, num_inputs: int, num_outputs: int) -> tuple[jax.Array, jax.Array]:
+    """Draw weights ~ N(0, 1 / num_inputs) [num_inputs, num_outputs] (LeCun et al. 1998), and return
+    them with a zero bias [num_outputs]."""
     weights = jax.random.normal(key, (num_inputs, num_outputs)) / jnp.sqrt(num_inputs)
     return weights, jnp.zeros(num_outputs)
 
@@ -38,8 +39,8 @@ def mlp(sizes: Sequence[int], activation: Callable = jax.nn.relu) -> Network:
 
 
 def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int) -> Network:
-    """MinAtar's network (Young & Tian 2019, https://arxiv.org/abs/1903.03176): 16 filters of 3x3
-    with stride 1 over images [..., height, width, channels], ReLU, then an MLP.
+    """Return MinAtar's network (Young & Tian 2019, https://arxiv.org/abs/1903.03176): 16 filters of
+    3x3 with stride 1 over images [..., height, width, channels], ReLU, then an MLP.
 
     The convolution is nine shifted copies times a matrix: `lax.conv` under a vmap over seeds
     becomes a grouped convolution, which is slow on every device.
@@ -87,7 +88,7 @@ def orthonormalize(x: jax.Array) -> jax.Array:
     if x.shape[0] < x.shape[1]:
         return orthonormalize(x.T).T
 
-    def column(i, q):  # whose columns from i on are 0
+    def column(i, q):  # columns i and later of q are still 0
         v = x[:, i]
         for _ in range(2):
             v -= q @ (v @ q)
@@ -101,7 +102,7 @@ def make_network(
 ) -> Network:
     """Return a network for the environment's observations: `conv` for images, else an MLP over
     vectors, flattened matrices or one-hot integers."""
-    if len(env.obs_shape) == 3:
+    if len(env.obs_shape) == 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)
     network = mlp([num_inputs, *hidden_sizes, num_outputs], activation)
@@ -113,7 +114,7 @@ def make_network(
 
 
 def make_q_network(env: Env, hidden_sizes: Sequence[int]) -> Network:
-    """Return Q(s, a) as an MLP over the observation and the action; discrete actions are one-hot.
+    """Return Q(s, a), an MLP over the observation and the action; discrete actions are one-hot.
 
     `apply(params, obs [..., *obs_shape], action)` returns one number for each pair, [...].
     """
@@ -147,5 +148,4 @@ def as_vector(env: Env, obs: jax.Array) -> jax.Array:
     """Return observations [..., *obs_shape] as vectors: integers one-hot, matrices flattened."""
     if env.num_states is not None:
         return jax.nn.one_hot(obs, env.num_states)
-    batch_shape = obs.shape[: obs.ndim - len(env.obs_shape)]
-    return obs.reshape(*batch_shape, math.prod(env.obs_shape)).astype(float)
+    return obs.reshape(*obs.shape[: obs.ndim - len(env.obs_shape)], -1).astype(float)

@@ -1,8 +1,8 @@
 """Brax's environments (Freeman et al. 2021, https://arxiv.org/abs/2106.13281) as batches that reset
-themselves: `Hopper-brax`, or with another physics pipeline than `spring`, `Hopper-brax-mjx`.
+themselves: `Hopper-brax`, or, with other physics than `spring`, `Hopper-brax-mjx`.
 
-Brax's own wrapper resets every episode to the first one's start, and loses the last observation of
-an episode. A full reset in every step would cost up to half of the simulation, so resets are
+Brax's own wrapper resets every episode to the start of the first, and loses the last observation
+of an episode. A full reset in every step would cost up to half of the simulation, so resets are
 precomputed.
 """
 
@@ -11,12 +11,13 @@ import functools
 import io
 import warnings
 from difflib import get_close_matches
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.environments.batching import env_of_batch
+from common.environments.batching import batch_env
 from common.envs import Env
 
 NAMES = {
@@ -39,8 +40,8 @@ MIN_AHEAD = 64  # precomputed resets; or twice the number of environments, if th
 
 
 @functools.cache
-def load(env_id: str):
-    """Return the environment of that id and its time limit, or raise ValueError."""
+def load(env_id: str) -> tuple[Any, int]:
+    """Return Brax's environment and its time limit in steps; ValueError if there is no such id."""
     name, _, backend = env_id.partition("-brax")
     backend = backend.removeprefix("-") or BACKENDS[0]
     if name in BROKEN:
@@ -52,11 +53,11 @@ def load(env_id: str):
     if backend not in BACKENDS:
         raise ValueError(f"{env_id}: the physics are {', '.join(BACKENDS)}, not {backend!r}")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Brax says on import what is missing and what follows it
+        warnings.simplefilter("ignore")  # on import Brax warns of optional packages
         import mujoco
         from brax import envs
 
-        # MuJoCo would write what it finds old-fashioned in Brax's models to MUJOCO_LOG.TXT.
+        # MuJoCo would write warnings about Brax's models to MUJOCO_LOG.TXT.
         mujoco.set_mju_user_warning(lambda message: None)
         try:
             env = envs.get_environment(NAMES[name], backend=backend)
@@ -77,7 +78,7 @@ def _(axis_size, in_batched, flag):
 
 
 def make_brax_env(env_id: str, num_envs: int) -> Env:
-    """Return `num_envs` copies of one of Brax's environments, or raise ValueError.
+    """Return `num_envs` copies of an environment of Brax; ValueError if there is no such id.
 
     Episode n resets from fold_in(key, n). Resets are precomputed in blocks; when any seed runs low,
     all refill. Refill timing does not change any episode.
@@ -122,13 +123,12 @@ def make_brax_env(env_id: str, num_envs: int) -> Env:
     # Brax's observation_size runs a whole reset, operation by operation.
     obs_shape = jax.eval_shape(env.reset, jax.random.key(0)).obs.shape
     high = np.ones(env.action_size)
-    return env_of_batch(
+    return batch_env(
         reset,
         step,
         num_envs,
+        is_batched=True,
         obs_shape=obs_shape,
-        num_states=None,
-        num_actions=None,
         action_shape=high.shape,
         action_low=-high,
         action_high=high,

@@ -3,12 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import gymnax
 import jax
 import jax.numpy as jnp
 
-from common.environments.gymnax_envs import load
-from common.environments.linear import as_floats, make_system, mean_state, stage_cost
+from common.environments.linear import make_system, mean_state, stage_cost
 
 
 class Dynamics(NamedTuple):
@@ -18,45 +16,61 @@ class Dynamics(NamedTuple):
     """
 
     numbers: Callable  # inner -> x [n], of one environment
-    step: Callable  # x, action -> x, reward, terminated
+    step: Callable  # x [n], action [m] -> x [n], reward, terminated
 
 
 def make_dynamics(env_id: str) -> Dynamics:
-    """Return the dynamics of a linear system, or of a gymnax environment that has transition
-    gradients; ValueError for others."""
-    if env_id.endswith("-linear"):
-        with jax.ensure_compile_time_eval():
-            system = as_floats(make_system(env_id))
+    """Return the dynamics of a linear system or a gymnax environment with transition gradients.
 
-        def linear(x, action):
-            after = mean_state(system, x, action)
-            return after, -stage_cost(system, x, action), jnp.bool_(False)
+    ValueError for all others.
+    """
+    return linear_dynamics(env_id) if env_id.endswith("-linear") else gymnax_dynamics(env_id)
 
-        return Dynamics(lambda inner: inner[0], linear)
 
-    env, params = gymnax.make(env_id)
+def linear_dynamics(env_id: str) -> Dynamics:
+    """Return the dynamics of a linear system without its noise; `inner` is (x, time)."""
+    with jax.ensure_compile_time_eval():
+        system = make_system(env_id)
+
+    def numbers(inner):
+        return inner[0]
+
+    def step(x, action):
+        next_x = mean_state(system, x, action)
+        return next_x, -stage_cost(system, x, action), jnp.bool_(False)
+
+    return Dynamics(numbers, step)
+
+
+def gymnax_dynamics(env_id: str) -> Dynamics:
+    """Return the dynamics of a gymnax environment, or raise ValueError without its gradients."""
+    # Imports gymnax, for which `--help` need not wait.
+    from common.environments.gymnax_envs import make_cached
+
+    env, params = make_cached(env_id, jax.config.jax_enable_x64)
     if not env.supports_transition_gradients:
         raise ValueError(
             f"{env_id} has no transition gradients; this algorithm needs them, "
             "as Pendulum-v1 has them or any <name>-linear"
         )
-    env = env.with_transition_gradients()
-    reset, _, _ = load(env_id, jax.config.jax_enable_x64)
     with jax.ensure_compile_time_eval():
-        leaves, tree = jax.tree.flatten(reset(jax.random.key(0))[1])
-    is_real = [jnp.issubdtype(jnp.result_type(x), jnp.floating) for x in leaves]
+        leaves, tree = jax.tree.flatten(env.reset(jax.random.key(0), params)[1])
+    env = env.with_transition_gradients()
+    is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
 
     def numbers(inner):
-        real = [x for x, yes in zip(jax.tree.leaves(inner), is_real, strict=True) if yes]
-        return jnp.concatenate([jnp.ravel(x).astype(float) for x in real])
+        pairs = zip(jax.tree.leaves(inner), is_float, strict=True)
+        return jnp.concatenate([jnp.ravel(x).astype(float) for x, varies in pairs if varies])
 
     def step(x, action):
-        parts, at = [], 0
-        for leaf, yes in zip(leaves, is_real, strict=True):
-            size = jnp.size(leaf) * yes
-            parts.append(x[at : at + size].reshape(jnp.shape(leaf)) if yes else leaf)
-            at += size
-        inner = jax.tree.unflatten(tree, parts)
+        filled, start = [], 0
+        for leaf, varies in zip(leaves, is_float, strict=True):
+            if varies:
+                stop = start + jnp.size(leaf)
+                leaf = x[start:stop].reshape(jnp.shape(leaf))
+                start = stop
+            filled.append(leaf)
+        inner = jax.tree.unflatten(tree, filled)
         _, inner, reward, terminated, _ = env.step_env(jax.random.key(0), inner, action, params)
         return numbers(inner), reward, terminated
 

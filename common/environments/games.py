@@ -1,4 +1,4 @@
-"""Two-player zero-sum games as pure functions of arrays, and matches against a player."""
+"""Two-player zero-sum games as pure functions of arrays, players, and matches between them."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -10,20 +10,22 @@ import numpy as np
 
 
 class Game(NamedTuple):
-    """Two players move in turn. A state is the board as the player to move sees it, an int8 for
-    each cell: 1 is an own piece, -1 one of the other player's, 0 nothing."""
+    """A board game whose two players move in turn.
+
+    A state is the board as the player to move sees it, int8 [C]: 1 is one of this player's pieces,
+    -1 one of the opponent's, 0 an empty cell.
+    """
 
     init: Callable  # () -> state [C], the empty board
-    step: Callable  # state, action -> state, reward of the one who moved, terminated
-    legal: Callable  # state -> bool [A]; `step` is defined for these actions
-    observe: Callable  # state -> planes [rows, columns, 2]: own pieces, the other player's
-    shape: tuple[int, int]  # rows and columns; cells go row by row from the top left
+    step: Callable  # state, action -> state, reward of the player who moved, terminated
+    legal: Callable  # state -> bool [A]; `step` is defined for these actions only
+    shape: tuple[int, int]  # rows and columns; cells are numbered row by row from the top left
     num_actions: int
     max_steps: int  # moves of the longest game
 
 
 def make_game(env_id: str) -> Game:
-    """The game of that id: TicTacToe-game or ConnectFour-game."""
+    """Return the game of that id, or raise ValueError with the nearest id."""
     games = {"TicTacToe-game": tic_tac_toe, "ConnectFour-game": connect_four}
     if env_id not in games:
         close = get_close_matches(env_id, games, n=1, cutoff=0)
@@ -32,22 +34,37 @@ def make_game(env_id: str) -> Game:
 
 
 def tic_tac_toe() -> Game:
-    """Action a puts a piece into cell a of 3 x 3; three in a row win."""
-    return _in_a_row((3, 3), 3, 9, lambda state, action: action, lambda state: state == 0)
+    """Return tic-tac-toe: action a puts a piece into cell a of 3 x 3; three in a row win."""
+
+    def cell(state, action):
+        return action
+
+    def legal(state):
+        return state == 0
+
+    return _in_a_row((3, 3), 3, 9, cell, legal)
 
 
 def connect_four() -> Game:
-    """Action a drops a piece into column a of 6 x 7; four in a row win."""
+    """Return connect four: action a drops a piece into column a of 6 x 7; four in a row win."""
 
     def cell(state, action):
         height = jnp.sum(state.reshape(6, 7)[:, action] != 0)
         return 7 * (5 - height) + action
 
-    return _in_a_row((6, 7), 4, 7, cell, lambda state: state[:7] == 0)
+    def legal(state):
+        return state[:7] == 0
+
+    return _in_a_row((6, 7), 4, 7, cell, legal)
 
 
-def _in_a_row(shape, length, num_actions, cell, legal) -> Game:
-    """Who first has `length` pieces in a line wins; a full board without one is a draw."""
+def _in_a_row(
+    shape: tuple[int, int], length: int, num_actions: int, cell: Callable, legal: Callable
+) -> Game:
+    """Return the game that the first player with `length` pieces in a line wins.
+
+    `cell(state, action)` is the cell that an action fills. A full board without a line is a draw.
+    """
     num_cells = shape[0] * shape[1]
 
     def init():
@@ -58,15 +75,12 @@ def _in_a_row(shape, length, num_actions, cell, legal) -> Game:
         won = has_line((state == 1).reshape(shape), length)
         return -state, won.astype(float), won | jnp.all(state != 0)
 
-    def observe(state):
-        return jnp.stack([state == 1, state == -1], axis=-1).reshape(*shape, 2)
-
-    return Game(init, step, legal, observe, shape, num_actions, num_cells)
+    return Game(init, step, legal, shape, num_actions, num_cells)
 
 
-def has_line(pieces, length) -> jax.Array:
-    """Whether `length` of the pieces (bool [rows, columns]) are in a line, across, down or along a
-    diagonal: shifted copies of the board, which are faster than a table of lines."""
+def has_line(pieces: jax.Array, length: int) -> jax.Array:
+    """Return whether `length` of the pieces, bool [rows, columns], are in a row, a column or a
+    diagonal. (ANDs of shifted boards are faster than a table of lines.)"""
     rows, columns = pieces.shape
     found = []
     for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
@@ -80,7 +94,7 @@ def has_line(pieces, length) -> jax.Array:
 
 
 def decisive(game: Game) -> Game:
-    """The same game, where no other move is legal if one wins at once."""
+    """Return the game in which only winning moves are legal where there are any."""
 
     def legal(state):
         legal = game.legal(state)
@@ -91,17 +105,18 @@ def decisive(game: Game) -> Game:
     return game._replace(legal=legal)
 
 
-def board(state) -> jax.Array:
-    """The cells as an onlooker sees them: 1 is a piece of who began, -1 one of the other's."""
-    begins = jnp.sum(state != 0) % 2 == 0  # who moves now
-    return jnp.where(begins, state, -state)
+def board(state: jax.Array) -> jax.Array:
+    """Return the cells [C] independently of whose move it is: 1 is a piece of the player who moved
+    first, -1 one of the other player's."""
+    first_to_move = jnp.sum(state != 0) % 2 == 0
+    return jnp.where(first_to_move, state, -state)
 
 
 # Players: state, key -> action, for one board.
 
 
-def any_of(u, mask) -> jax.Array:
-    """One of the actions in the mask, bool [A]; all have the same share of the u in [0, 1)."""
+def any_of(u: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return an action of the mask, bool [A]: uniformly distributed if u is uniform in [0, 1)."""
     rank = jnp.floor(u * jnp.sum(mask))
     passed = [mask[0].astype(jnp.int32)]
     for allowed in mask[1:]:
@@ -110,12 +125,19 @@ def any_of(u, mask) -> jax.Array:
 
 
 def random_player(game: Game) -> Callable:
-    """Any legal action."""
-    return lambda state, key: any_of(jax.random.uniform(key), game.legal(state))
+    """Return the player who takes each legal action with the same probability."""
+
+    def act(state, key):
+        return any_of(jax.random.uniform(key), game.legal(state))
+
+    return act
 
 
 def perfect_player(game: Game) -> Callable:
-    """Any of the actions that are best by minimax; of tic-tac-toe, which has few enough boards."""
+    """Return the player who takes each minimax-optimal action with the same probability.
+
+    ValueError for games other than tic-tac-toe: only its boards are few enough for a table.
+    """
     if game.shape != (3, 3):
         raise ValueError("--opponent perfect: there is one for TicTacToe-game only")
     q = tic_tac_toe_values()
@@ -130,46 +152,52 @@ def perfect_player(game: Game) -> Callable:
 PLAYERS = {"random": random_player, "perfect": perfect_player}  # Game -> player
 
 
-def tic_tac_toe_code(state):
-    """The number of a board [..., 9], below 3⁹."""
+def tic_tac_toe_code(state: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """Σ_i (state_i + 1) 3ⁱ, the index [...] of boards [..., 9], below 3⁹."""
     return (state + 1) @ 3 ** np.arange(9)
 
 
 def tic_tac_toe_values() -> np.ndarray:
-    """q(s, a) = -v(s'), v(s) = max_a q(s, a) for who moves, of all boards s by their code, [3⁹, 9];
-    -inf where an action is not legal. Nine sweeps are exact, as a game has nine moves at most."""
+    """q(s, a) = -v(s'), v(s) = max_a q(s, a) for the player to move; [3⁹, 9] by board code.
+
+    Illegal actions have -inf. Nine sweeps are exact, because a game has at most nine moves.
+    """
     power = 3 ** np.arange(9)
     cells = np.arange(3**9)[:, None] // power % 3 - 1
     rows = np.arange(9).reshape(3, 3)
     lines = np.array([*rows, *rows.T, rows.diagonal(), rows[::-1].diagonal()])
     lost = (cells[:, lines] == -1).all(-1).any(-1)
     ended = lost | (cells != 0).all(-1)
-    after = tic_tac_toe_code(-cells)[:, None] - power  # an empty cell, 1, becomes the other's, 0
+    # Seen by the opponent, the filled cell changes from empty (digit 1) to -1 (digit 0).
+    next_state = tic_tac_toe_code(-cells)[:, None] - power
     v = np.where(lost, -1.0, 0.0)
     for _ in range(9):
-        q = np.where(cells == 0, -v[after], -np.inf)
+        q = np.where(cells == 0, -v[next_state], -np.inf)
         v = np.where(ended, v, q.max(axis=-1))
     return q
 
 
-# Matches: many games side by side against the same player, as an environment that starts anew.
+# Matches: N games in parallel against the same opponent; a finished game is followed by a new one.
 
 
 class Match(NamedTuple):
-    """Games in which it is our move."""
+    """N games in which it is the agent's move."""
 
     state: jax.Array  # [N, C]
-    began: jax.Array  # [N] whether we did; in turn
-    episode_return: jax.Array  # [N] 1, 0 or -1 where the last step ended a game, else NaN
+    began: jax.Array  # [N] bool: the agent moved first; alternates from game to game
+    episode_return: jax.Array  # [N] 1, 0 or -1 if the last step ended a game, else NaN
 
 
-def make_match(game: Game, opponent: Callable, num_envs: int):
-    """`reset(key) -> Match`, where every other game is begun by the opponent; and `step(Match,
-    action [N], key) -> Match`: our move, the reply, and a new game where that ended one."""
+def make_match(game: Game, opponent: Callable, num_envs: int) -> tuple[Callable, Callable]:
+    """Return `reset(key) -> Match` and `step(Match, action [N], key) -> Match`.
+
+    A step makes the agent's move and the opponent's reply; if one of them ends the game, a new game
+    follows. The opponent moves first in every other game.
+    """
     move = jax.vmap(game.step)
 
     def openings(key, began):
-        """New games [N], with the opponent's first move where we do not begin."""
+        """Return new games [N], with the opponent's first move where the agent does not begin."""
         empty = jnp.broadcast_to(game.init(), (num_envs, game.init().size))
         reply = jax.vmap(opponent)(empty, jax.random.split(key, num_envs))
         return jnp.where(began[:, None], empty, move(empty, reply)[0])
@@ -180,15 +208,16 @@ def make_match(game: Game, opponent: Callable, num_envs: int):
 
     def step(match, action, key):
         key_reply, key_opening = jax.random.split(key)
-        state, reward, won = move(match.state, action)
+        state, reward, terminated = move(match.state, action)
         reply = jax.vmap(opponent)(state, jax.random.split(key_reply, num_envs))
-        state, loss, over = move(state, reply)
-        over |= won
-        began = match.began ^ over
+        state, reply_reward, reply_terminated = move(state, reply)
+        outcome = jnp.where(terminated, reward, -reply_reward)
+        done = terminated | reply_terminated
+        began = match.began ^ done
         return Match(
-            state=jnp.where(over[:, None], openings(key_opening, began), state),
+            state=jnp.where(done[:, None], openings(key_opening, began), state),
             began=began,
-            episode_return=jnp.where(over, jnp.where(won, reward, -loss), jnp.nan),
+            episode_return=jnp.where(done, outcome, jnp.nan),
         )
 
     return reset, step

@@ -1,7 +1,7 @@
 """Grid worlds as MDPs.
 
-Cells are numbered row by row from the top left: s = row * width + column. Walls have numbers too;
-no transition leads into them, and they are terminal.
+States are the cells, numbered row by row from the top left: s = row * width + column. Walls have
+numbers too; no transition leads into them, and they are terminal.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,19 @@ UP, RIGHT, DOWN, LEFT = (-1, 0), (0, 1), (1, 0), (0, -1)  # (row, column)
 
 
 class Grid(NamedTuple):
-    """A grid world's cells, and where its actions lead."""
+    """A grid world's cells and the directions of its actions."""
 
-    layout: list[str]  # rows of letters: # and x are walls, other letters mean what the MDP says
+    layout: list[str]  # rows of letters: # and x are walls; each MDP explains its other letters
     directions: list[tuple[int, int]]  # (row, column) of each action
 
 
-def cells(layout, letters) -> np.ndarray:
-    """[S] bool: the cells of a layout (a list of rows) that bear one of `letters`."""
+def cells(layout: list[str], letters: str) -> np.ndarray:
+    """Return which cells of a layout are marked with one of `letters`, [S] bool."""
     return np.array([letter in letters for letter in "".join(layout)])
 
 
-def move(layout, state, direction) -> int:
-    """The cell in that direction; at the edge of the grid it stops, and a wall keeps it away."""
+def move(layout: list[str], state: int, direction: tuple[int, int]) -> int:
+    """Return the neighbouring cell in a direction, or `state` where that is a wall or outside."""
     height, width = len(layout), len(layout[0])
     row, column = divmod(state, width)
     row = min(max(row + direction[0], 0), height - 1)
@@ -34,9 +34,7 @@ def move(layout, state, direction) -> int:
     return state if layout[row][column] in "#x" else row * width + column
 
 
-CLIFF = Grid(
-    ["............", "............", "............", "SCCCCCCCCCCG"], [UP, RIGHT, DOWN, LEFT]
-)
+CLIFF = Grid(["............"] * 3 + ["SCCCCCCCCCCG"], [UP, RIGHT, DOWN, LEFT])
 
 
 def cliff_walking() -> MDP:
@@ -45,12 +43,12 @@ def cliff_walking() -> MDP:
     Start S = 36, goal G = 47 (terminal). Actions: up, right, down, left. Reward -1 a step; a step
     into the cliff C costs -100 and leads back to S.
     """
-    layout, directions = CLIFF
+    layout = CLIFF.layout
     cliff = cells(layout, "C")
     start_state = "".join(layout).index("S")
 
     def outcomes(state, action):
-        next_state = move(layout, state, directions[action])
+        next_state = move(layout, state, CLIFF.directions[action])
         return [(1.0, start_state, -100.0) if cliff[next_state] else (1.0, next_state, -1.0)]
 
     return tabulate(cells(layout, "S"), cells(layout, "G"), 4, outcomes)
@@ -72,19 +70,19 @@ LAKE_8X8 = Grid(
 )
 
 
-def frozen_lake(grid=LAKE_4X4, is_slippery=True) -> MDP:
+def frozen_lake(grid: Grid = LAKE_4X4, is_slippery: bool = True) -> MDP:
     """Cross a frozen lake: gymnasium's FrozenLake-v1.
 
     Start S, frozen F, holes H and goal G (both terminal). Actions: left, down, right, up; on
-    slippery ice the step goes in that direction or to either side of it, with probability 1/3
+    slippery ice the step goes in that direction or at a right angle to it, with probability 1/3
     each. Reward 1 for reaching G, else 0.
     <https://gymnasium.farama.org/environments/toy_text/frozen_lake/>
     """
-    layout, directions = grid  # in a circle: the neighbours in the list are the sides
+    layout, directions = grid.layout, grid.directions
     goal = cells(layout, "G")
 
     def outcomes(state, action):
-        slips = [-1, 0, 1] if is_slippery else [0]
+        slips = [-1, 0, 1] if is_slippery else [0]  # directions are sorted by angle
         steps = [move(layout, state, directions[(action + slip) % 4]) for slip in slips]
         return [(1.0 / len(steps), step, float(goal[step])) for step in steps]
 
@@ -95,16 +93,16 @@ GRID_4X4 = Grid(["T...", "....", "....", "...T"], [UP, DOWN, RIGHT, LEFT])
 
 
 def grid_world() -> MDP:
-    """The 4x4 grid of policy evaluation: Sutton & Barto 2018, Example 4.1.
+    """Walk to a corner of a 4x4 grid: Sutton & Barto 2018, Example 4.1.
 
     Terminal corners T. Actions: up, down, right, left. Reward -1 a step. Start: uniform over the
     states that are not terminal.
     """
-    layout, directions = GRID_4X4
+    layout = GRID_4X4.layout
     terminal = cells(layout, "T")
 
     def outcomes(state, action):
-        return [(1.0, move(layout, state, directions[action]), -1.0)]
+        return [(1.0, move(layout, state, GRID_4X4.directions[action]), -1.0)]
 
     return tabulate(~terminal, terminal, 4, outcomes)
 
@@ -113,18 +111,18 @@ GRID_5X5 = Grid([".A.B.", ".....", "...b.", ".....", ".a..."], [UP, DOWN, RIGHT,
 
 
 def grid_world_5x5() -> MDP:
-    """The continuing 5x5 grid: Sutton & Barto 2018, Example 3.5 (values in Figures 3.2 and 3.5).
+    """Jump on a 5x5 grid without end: Sutton & Barto 2018, Example 3.5, Figures 3.2 and 3.5.
 
     Every action in A leads to a with reward 10, in B to b with reward 5. Actions: north, south,
-    east, west. A step off the grid leaves the state as it is, with reward -1; other rewards are 0.
+    east, west. A step off the grid does not move the agent, and has reward -1; other rewards are 0.
     No state is terminal. Start: uniform.
     """
-    layout, directions = GRID_5X5
+    layout = GRID_5X5.layout
     A, B, a, b = ("".join(layout).index(letter) for letter in "ABab")
     jumps = {A: (1.0, a, 10.0), B: (1.0, b, 5.0)}
 
     def outcomes(state, action):
-        next_state = move(layout, state, directions[action])
+        next_state = move(layout, state, GRID_5X5.directions[action])
         step = (1.0, next_state, -1.0 if next_state == state else 0.0)
         return [jumps.get(state, step)]
 
@@ -148,14 +146,14 @@ WINDY = Grid(
 def windy_grid_world() -> MDP:
     """Walk through a crosswind: Sutton & Barto 2018, Example 6.5.
 
-    Start S, goal G (terminal). Actions: up, right, down, left. Where the step leads, the wind of
-    the column that was left then blows so many cells up. Reward -1 a step.
+    Start S, goal G (terminal). Actions: up, right, down, left. After the step the wind moves the
+    agent up, by a number of cells that depends on the column it came from. Reward -1 a step.
     """
-    layout, directions = WINDY
+    layout = WINDY.layout
     wind = [0, 0, 0, 1, 1, 1, 2, 2, 1, 0]
 
     def outcomes(state, action):
-        next_state = move(layout, state, directions[action])
+        next_state = move(layout, state, WINDY.directions[action])
         for _ in range(wind[state % len(wind)]):
             next_state = move(layout, next_state, UP)
         return [(1.0, next_state, -1.0)]
@@ -184,15 +182,15 @@ OPEN_RIGHT, OPEN_LEFT, OPEN_BOTH = (
 )
 
 
-def maze(grid, slip=0.0) -> MDP:
+def maze(grid: Grid, slip: float = 0.0) -> MDP:
     """Find the way from S to the goal G (terminal): reward 1 for reaching G, else 0.
 
     Actions: those of the grid; with probability `slip` the step goes in one of the other
-    directions, each equally likely. A step into a wall or off the grid leaves the state as it is.
-    Start: uniform over the S. Sutton & Barto 2018: DYNA_MAZE of Example 8.1; OPEN_RIGHT, which
-    changes to OPEN_LEFT, of Example 8.2; OPEN_LEFT, which changes to OPEN_BOTH, of Example 8.3.
+    directions, each equally likely. A step into a wall or off the grid does not move the agent.
+    Start: uniform over the S. Sutton & Barto 2018: Example 8.1 is DYNA_MAZE; Example 8.2 changes
+    from OPEN_RIGHT to OPEN_LEFT, Example 8.3 from OPEN_LEFT to OPEN_BOTH.
     """
-    layout, directions = grid
+    layout, directions = grid.layout, grid.directions
     goal = cells(layout, "G")
 
     def outcomes(state, action):
@@ -227,7 +225,7 @@ FOUR_ROOMS = Grid(
 def four_rooms() -> MDP:
     """Walk between four rooms: Sutton, Precup & Singh 1999, <https://doi.org/10.1016/S0004-3702(99)00052-1>.
 
-    A maze whose steps go astray with probability 1/3, in each other direction with 1/9. Actions:
-    up, down, left, right. G is the paper's G1, the hallway in the east. Start: uniform.
+    A maze whose steps slip with probability 1/3, in each other direction with 1/9. Actions: up,
+    down, left, right. G is the paper's G1, the hallway in the east. Start: uniform.
     """
     return maze(FOUR_ROOMS, slip=1 / 3)

@@ -1,8 +1,8 @@
-"""Environments that observe their recent past: `InvertedPendulum-brax-history16` observes the last
-16 observations of `InvertedPendulum-brax` and the actions between them.
+"""Environments that show a window of the past: `InvertedPendulum-brax-history16` shows the last 16
+observations of `InvertedPendulum-brax` and the actions between them.
 
-Where one observation does not show the whole state, a window of them is the simplest memory (the
-"agent history" of Mnih et al. 2015, https://doi.org/10.1038/nature14236, there of 4 images).
+Where one observation does not show the whole state, a window is the simplest memory (the "agent
+history" of Mnih et al. 2015, https://doi.org/10.1038/nature14236, which is the last 4 images).
 """
 
 import jax
@@ -13,7 +13,8 @@ from common.envs import Env, make_env
 
 
 def make_history_env(env_id: str, num_envs: int) -> Env:
-    """Return `num_envs` copies of `<id>-history<k>`, or raise ValueError."""
+    """Return `num_envs` copies of `<id>-history<k>`; ValueError if there is no such id, or if its
+    observations are not vectors."""
     env_id, _, length = env_id.rpartition("-history")
     return with_history(make_env(env_id, num_envs), int(length))
 

@@ -2,9 +2,8 @@
 
     x' = A x + B u + w,   w ~ N(0, diag(noise²)),   reward = -(xᵀ Q x + uᵀ R u)
 
-(the linear-quadratic regulator, Kalman 1960). All of the state is observed. The fixed systems are
-NumPy arrays in float64; the random one is made with jax.random, so that it traces under jit and
-vmap over its key.
+(the linear-quadratic regulator, Kalman 1960). The whole state is observed. A random system is drawn
+with jax.random, so that it traces under jit and vmap over its key.
 """
 
 from collections.abc import Callable
@@ -25,36 +24,35 @@ class System(NamedTuple):
     B: np.ndarray | jax.Array  # [n, m]
     Q: np.ndarray | jax.Array  # [n, n] cost of the state, positive semi-definite
     R: np.ndarray | jax.Array  # [m, m] cost of the action, positive definite
-    noise: np.ndarray | jax.Array  # [n] standard deviation of what is added to each next state
+    noise: np.ndarray | jax.Array  # [n] standard deviation of w
     start: np.ndarray | jax.Array  # [n] first states are uniform in the box from -start to start
 
 
-def first_state(system: System, key) -> jax.Array:
+def first_state(system: System, key: jax.Array) -> jax.Array:
     """x ~ uniform from -start to start, [n]."""
     return system.start * jax.random.uniform(key, system.start.shape, minval=-1.0)
 
 
-def mean_state(system: System, x, u) -> jax.Array:
+def mean_state(system: System, x: jax.Array, u: jax.Array) -> jax.Array:
     """E[x'] = A x + B u, [n]."""
     return system.A @ x + system.B @ u
 
 
-def next_state(system: System, x, u, key) -> jax.Array:
+def next_state(system: System, x: jax.Array, u: jax.Array, key: jax.Array) -> jax.Array:
     """x' = A x + B u + w, [n]."""
     return mean_state(system, x, u) + system.noise * jax.random.normal(key, x.shape)
 
 
-def stage_cost(system: System, x, u) -> jax.Array:
-    """xᵀ Q x + uᵀ R u."""
+def stage_cost(system: System, x: jax.Array, u: jax.Array) -> jax.Array:
+    """xᵀ Q x + uᵀ R u, []."""
     return x @ system.Q @ x + u @ system.R @ u
 
 
-def solve(matrix, right) -> jax.Array:
-    """matrix⁻¹ right for a small positive definite matrix [n, n], or an upper triangular one, which
-    need no pivoting, by Gauss-Jordan elimination.
+def solve(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """matrix⁻¹ right, [n, k], by Gauss-Jordan elimination without pivoting.
 
-    LAPACK's calls with an axis of seeds would wait on XLA's CPU threads for work that only they can
-    do, and hang.
+    The matrix [n, n] must be positive definite or upper triangular, and should be small. (LAPACK
+    under vmap can deadlock XLA's CPU threads.)
     """
     rows = jnp.concatenate([matrix, right], axis=1)
     for i in range(len(matrix)):
@@ -64,7 +62,7 @@ def solve(matrix, right) -> jax.Array:
 
 
 def double_integrator() -> System:
-    """A mass on a line: position and velocity, pushed by a force; x' = x + v, v' = v + u."""
+    """Return x' = x + v, v' = v + u: the position and velocity of a mass pushed by a force."""
     return System(
         A=np.array([[1.0, 1.0], [0.0, 1.0]]),
         B=np.array([[0.0], [1.0]]),
@@ -75,9 +73,12 @@ def double_integrator() -> System:
     )
 
 
-def random_system(key, num_states=4, num_actions=2) -> System:
-    """A and B of independent normal numbers with variance 1/n: the spectral radius of A is near 1
-    (Girko 1985), on either side of it, and every state can be reached with probability 1."""
+def random_system(key: jax.Array, num_states: int = 4, num_actions: int = 2) -> System:
+    """Draw A and B with independent entries ~ N(0, 1/n).
+
+    The spectral radius of A is near 1 (Girko 1985), above or below it; the system is controllable
+    with probability 1.
+    """
     key_a, key_b = jax.random.split(key)
     scale = num_states**-0.5
     return System(
@@ -91,12 +92,12 @@ def random_system(key, num_states=4, num_actions=2) -> System:
 
 
 class Linear(NamedTuple):
-    """What an id stands for."""
+    """A linear system with the bounds of its episodes and actions."""
 
-    make: Callable[[jax.Array], System]  # of a key, which the fixed systems ignore
-    max_steps: int  # steps, the time limit of an episode
-    max_action: float  # actions lie between this and its negative; the best ones are well within
-    random: bool = False  # does the system depend on the key?
+    make: Callable[[jax.Array], System]  # key -> system; fixed systems ignore the key
+    max_steps: int  # time limit of an episode
+    max_action: float  # actions are in [-max_action, max_action]; optimal ones are well inside
+    random: bool = False  # whether the system depends on the key
 
 
 LINEAR = {
@@ -105,35 +106,35 @@ LINEAR = {
 }
 
 
-def make_system(env_id: str, key=None) -> System:
-    """The system of that id; a random one is drawn with `key`, or with jax.random.key(0)."""
-    return lookup(LINEAR, env_id, "linear system").make(jax.random.key(0) if key is None else key)
+def make_system(env_id: str, key: jax.Array | None = None) -> System:
+    """Return the system of an id as JAX arrays in the default float type, or raise ValueError.
 
-
-def as_floats(system: System) -> System:
-    """The system as JAX's arrays."""
+    A random system is drawn with `key`, or with jax.random.key(0).
+    """
+    make = lookup(LINEAR, env_id, "linear system").make
+    system = make(jax.random.key(0) if key is None else key)
     return jax.tree.map(lambda x: jnp.asarray(x, float), system)
 
 
 def make_linear_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of a linear system that clips actions, or raise ValueError."""
     with jax.ensure_compile_time_eval():
-        system = jax.tree.map(np.asarray, make_system(env_id))
+        system = make_system(env_id)
     num_states, num_actions = system.B.shape
     max_action, max_steps = LINEAR[env_id].max_action, LINEAR[env_id].max_steps
 
     def reset(key):
-        x = first_state(as_floats(system), key)
+        x = first_state(system, key)
         return x, (x, jnp.int32(0))
 
     def step(key, inner, action):
         x, time = inner
         key_noise, key_reset = jax.random.split(key)
         action = jnp.clip(action, -max_action, max_action)
-        next_x = next_state(as_floats(system), x, action, key_noise)
-        reward = -stage_cost(as_floats(system), x, action)
+        next_x = next_state(system, x, action, key_noise)
+        reward = -stage_cost(system, x, action)
         truncated = time + 1 >= max_steps
-        x = jnp.where(truncated, first_state(as_floats(system), key_reset), next_x)
+        x = jnp.where(truncated, first_state(system, key_reset), next_x)
         inner = (x, jnp.where(truncated, 0, time + 1))
         return x, inner, reward, jnp.bool_(False), truncated, next_x
 
@@ -143,8 +144,6 @@ def make_linear_env(env_id: str, num_envs: int) -> Env:
         step,
         num_envs,
         obs_shape=(num_states,),
-        num_states=None,
-        num_actions=None,
         action_shape=(num_actions,),
         action_low=-bound,
         action_high=bound,

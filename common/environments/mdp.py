@@ -7,6 +7,7 @@ P(s'|s,a) and r(s,a,s') are equations 3.4 and 3.6 of Sutton & Barto 2018, Reinfo
 the reward of each outcome (in FrozenLake, for example).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,43 +25,50 @@ class MDP(NamedTuple):
     noise: np.ndarray | None = None  # [S, A] standard deviation of a normal reward around R
 
 
-def tabulate(start, terminal, num_actions, outcomes) -> MDP:
+def tabulate(start: np.ndarray, terminal: np.ndarray, num_actions: int, outcomes: Callable) -> MDP:
     """P(s'|s,a) = Σ p and r(s,a,s') = Σ p r / Σ p, over the outcomes of (s,a) that lead to s'.
 
-    `outcomes(state, action)` is a list of (probability, next state, reward); the ends of episodes
-    are added here. `start`: [S] weights, made to sum to 1. `terminal`: [S] bool.
+    `outcomes(state, action)` is a list of (probability, next state, reward), for states that are
+    not terminal. `start`: [S] weights, which are normalized. `terminal`: [S] bool.
     """
-    num_states = len(terminal)
-    P = np.zeros((num_states, num_actions, num_states))
-    R = np.zeros((num_states, num_actions, num_states))
-    for state in range(num_states):
-        for action in range(num_actions):
-            if terminal[state]:
-                P[state, action, state] = 1.0
-                continue
-            for probability, next_state, reward in outcomes(state, action):
-                P[state, action, next_state] += probability
-                R[state, action, next_state] += probability * reward
+    P = np.zeros((len(terminal), num_actions, len(terminal)))
+    R = np.zeros_like(P)
+    for state, action in np.ndindex(len(terminal), num_actions):
+        ends = [(1.0, state, 0.0)] if terminal[state] else outcomes(state, action)
+        for probability, next_state, reward in ends:
+            P[state, action, next_state] += probability
+            R[state, action, next_state] += probability * reward
     np.divide(R, P, out=R, where=P > 0)
     return MDP(P, R, start / np.sum(start), terminal)
 
 
-def policy_values(mdp: MDP, policy, gamma) -> jax.Array:
-    """v = (I - γ P_π)⁻¹ r_π (eq. 4.4 as a linear system) of a policy [S, A], [S]; 0 in terminal
-    states. γ may be traced."""
+def policy_values(mdp: MDP, policy: np.ndarray, gamma: float | jax.Array) -> jax.Array:
+    """v = (I - γ P_π)⁻¹ r_π, eq. 4.4 as a linear system, of a policy π(a|s) [S, A]; [S].
+
+    Terminal states have value 0. γ may be traced.
+    """
     P = np.einsum("sa,sat->st", policy, mdp.P) * ~mdp.terminal
     r = np.einsum("sa,sat,sat->s", policy, mdp.P, mdp.R)
     return jnp.linalg.solve(jnp.eye(len(r)) - gamma * P, jnp.asarray(r, float))
 
 
-def reachable(P, states) -> np.ndarray:
-    """[S] bool: `states`, and all that paths from them along P[s,s'] > 0 lead to."""
+def reachable(P: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """Return the states on paths along P[s, s'] > 0 that start in `states` [S] bool; [S] bool."""
     found = states | (P[states] > 0).any(0)
     return found if np.array_equal(found, states) else reachable(P, found)
 
 
-def given_policy(policy: str, num_states: int, num_actions: int) -> np.ndarray:
-    """π(a|s) [S, A]: uniform, or as in a .npy file; ValueError if it holds something else."""
+def visited_states(mdp: MDP, policy: np.ndarray) -> np.ndarray:
+    """Return the states that a policy [S, A] can visit, without the terminal ones; [S] bool."""
+    P = np.einsum("sa,sat->st", policy, mdp.P)
+    return reachable(P, mdp.start > 0) & ~mdp.terminal
+
+
+def load_policy(policy: str, num_states: int, num_actions: int) -> np.ndarray:
+    """Return π(a|s) [S, A]: "uniform", or read from a .npy file.
+
+    ValueError if the file holds anything but probabilities of that shape.
+    """
     if policy == "uniform":
         return np.full((num_states, num_actions), 1 / num_actions)
     try:

@@ -1,6 +1,5 @@
 """Tabular MDPs by id, as arrays and as environments to sample from."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -44,14 +43,14 @@ from common.envs import Env
 
 
 class Tabular(NamedTuple):
-    """What an id means."""
+    """An MDP by its id, and how it is sampled and drawn."""
 
-    make: Callable[[jax.Array], MDP]  # of a key, which the fixed MDPs ignore
-    max_steps: int  # steps, the time limit when it is sampled as an environment
-    random: bool = False  # does the MDP depend on the key?
-    grid: Grid | None = None  # to draw it
-    change_after: int | None = None  # steps of an environment, over all its episodes,
-    change_to: str | None = None  # after which it becomes the MDP of this id
+    make: Callable[[jax.Array], MDP]  # key -> MDP; fixed MDPs ignore the key
+    max_steps: int  # time limit of an episode
+    random: bool = False  # whether the MDP depends on the key  # copied for .random
+    grid: Grid | None = None  # the cells, to draw a policy on
+    change_after: int | None = None  # steps until it changes  # copied for Maze-tabular
+    change_to: str | None = None  # the id of what it becomes  # copied for Maze-tabular
 
 
 TABULAR = {
@@ -91,31 +90,33 @@ TABULAR = {
 
 
 def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
-    """Return the MDP of that id; a random one is drawn with `key`, or with jax.random.key(0)."""
+    """Return the MDP of an id, or raise ValueError; `key` (default: key 0) draws a random one."""
     return lookup(TABULAR, env_id, "tabular MDP").make(jax.random.key(0) if key is None else key)
 
 
-@functools.cache
-def load(env_id: str):
-    """Return the MDP of an id, its entry in TABULAR, and its `successors`."""
-    known, mdps = TABULAR[env_id], [make_mdp(env_id)]
-    if known.change_to:
-        mdps.append(make_mdp(known.change_to))
-    return mdps[0], known, successors(mdps)
-
-
 def make_tabular_env(env_id: str, num_envs: int) -> Env:
-    """Return `num_envs` copies of a tabular MDP, or raise ValueError.
+    """Return `num_envs` copies of a tabular MDP, whose observations are numbers of states.
 
-    An observation is the number of a state. After `change_after` steps of an environment, over all
-    its episodes, the MDP becomes that of `change_to`.
+    ValueError if there is no such id. After `change_after` steps of an environment, over all its
+    episodes, the MDP becomes that of `change_to`.
     """
-    lookup(TABULAR, env_id, "tabular MDP")
-    mdp, known, (successor, cumulative, reward_table, noise) = load(env_id)
+    entry = lookup(TABULAR, env_id, "tabular MDP")
+    max_steps, change_after = entry.max_steps, entry.change_after
+    with jax.ensure_compile_time_eval():  # a random MDP, too, is a constant
+        mdp = jax.tree.map(np.asarray, make_mdp(env_id))
     num_states, num_actions, _ = mdp.P.shape
-    max_steps, change_after = known.max_steps, known.change_after
-    terminal = np.asarray(mdp.terminal)
-    start = np.cumsum(mdp.start)
+    start, terminal, noise = np.cumsum(mdp.start), mdp.terminal, mdp.noise
+    P, R = mdp.P, mdp.R
+    if entry.change_to is not None:  # copied for Maze-tabular
+        # The states of the changed MDP follow those of the first.
+        changed = make_mdp(entry.change_to)
+        P, R = np.concatenate([P, changed.P]), np.concatenate([R, changed.R])
+
+    # At most K states can follow (s, a); tables of these [S, A, K] make a step cost K, not S.
+    num_successors = int((P > 0).sum(-1).max())
+    successor = np.argsort(P <= 0, axis=-1, kind="stable")[..., :num_successors].astype(np.int32)
+    cumulative = np.cumsum(np.take_along_axis(P, successor, -1), axis=-1)
+    reward_table = np.take_along_axis(R, successor, -1)
 
     def draw(key, cumulative):
         """Return the index of the first cumulative probability above a uniform number."""
@@ -123,49 +124,24 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
         return jnp.minimum(jnp.sum(u >= cumulative), cumulative.shape[0] - 1).astype(jnp.int32)
 
     def reset(key):
-        s = draw(key, jnp.asarray(start, float))
-        return s, (s, jnp.int32(0), jnp.int32(0))
+        state = draw(key, jnp.asarray(start, float))
+        return state, (state, jnp.int32(0), jnp.int32(0))
 
     def step(key, inner, action):
-        s, time, age = inner
+        state, time, age = inner  # time: steps of this episode; age: steps of all episodes
         key_next, key_reset, *key_noise = jax.random.split(key, 2 if noise is None else 3)
-        row = s if change_after is None else s + num_states * (age >= change_after)
+        row = state if change_after is None else state + num_states * (age >= change_after)
         k = draw(key_next, jnp.asarray(cumulative, float)[row, action])
-        next_s = jnp.asarray(successor)[row, action, k]
+        next_state = jnp.asarray(successor)[row, action, k]
         reward = jnp.asarray(reward_table, float)[row, action, k]
         if noise is not None:
             reward += jnp.asarray(noise, float)[row, action] * jax.random.normal(*key_noise)
-        terminated = jnp.asarray(terminal)[next_s]
+        terminated = jnp.asarray(terminal)[next_state]
         truncated = time + 1 >= max_steps
         done = terminated | truncated
-        obs = jnp.where(done, draw(key_reset, jnp.asarray(start, float)), next_s)
+        obs = jnp.where(done, draw(key_reset, jnp.asarray(start, float)), next_state)
         inner = (obs, jnp.where(done, 0, time + 1), age + 1)
-        return obs, inner, reward, terminated, truncated, next_s
+        return obs, inner, reward, terminated, truncated, next_state
 
-    return batch_env(
-        reset,
-        step,
-        num_envs,
-        obs_shape=(),
-        num_states=num_states,
-        num_actions=num_actions,
-        action_shape=(),
-        action_low=None,
-        action_high=None,
-        max_steps=max_steps,
-    )
-
-
-def successors(mdps: list[MDP]):
-    """Return the K states that can follow each (s, a), their cumulative probabilities and their
-    rewards, each [S, A, K], and the noise [S, A].
-
-    K is the largest number of successors, so that a step costs K, not S. The tables of several
-    MDPs are concatenated along the axis of states.
-    """
-    P, R = (np.concatenate([np.asarray(getattr(mdp, name)) for mdp in mdps]) for name in "PR")
-    num_successors = int((P > 0).sum(-1).max())
-    successor = np.argsort(P <= 0, axis=-1, kind="stable")[..., :num_successors]
-    cumulative = np.cumsum(np.take_along_axis(P, successor, -1), axis=-1)
-    rewards = np.take_along_axis(R, successor, -1)
-    return successor.astype(np.int32), cumulative, rewards, mdps[0].noise
+    spaces = {"num_states": num_states, "num_actions": num_actions}
+    return batch_env(reset, step, num_envs, max_steps=max_steps, **spaces)

@@ -1,4 +1,4 @@
-"""MDPs of the textbooks that are not grids, as arrays.
+"""MDPs of textbooks and papers that are not grids.
 
 The fixed ones are NumPy arrays in float64; the random one is made with jax.random, so that it
 traces under jit and vmap over its key.
@@ -19,10 +19,11 @@ def taxi() -> MDP:
 
     State ((row * 5 + column) * 5 + passenger) * 4 + destination: the taxi's cell on a 5x5 grid, the
     passenger's place (stand 0 to 3 = R, G, Y, B; 4 = in the taxi) and the stand to go to. Actions:
-    south, north, east, west, pick up, put down. Reward -1 a step, 20 for delivery, -10 for picking
-    up nobody and for putting down nobody or away from a stand (at a wrong stand it is allowed).
-    Terminal: the passenger is at the destination. Start: uniform over the states with the passenger
-    at another stand, where the paper's may be at the destination and still wants a ride.
+    south, north, east, west, pick up, put down. Reward -1 a step, 20 for delivery, -10 for a
+    pick-up where there is no passenger, and for a put-down without one or outside the four stands
+    (at a wrong stand it is allowed). Terminal: the passenger is at the destination. Start: uniform
+    over the states with the passenger at another stand; in the paper the passenger may start at the
+    destination, and must still be picked up and put down.
     """
     # `|` is a wall, `:` is open; the cell (row, column) is the character 2 * column + 1 of the row.
     layout = ["|R: | : :G|", "| : | : : |", "| : : : : |", "| | : | : |", "|Y| : |B: |"]
@@ -56,13 +57,12 @@ def taxi() -> MDP:
     return tabulate(~terminal & (passenger != in_taxi), terminal, 6, outcomes)
 
 
-def gamblers_problem(p_heads=0.4) -> MDP:
+def gamblers_problem(p_heads: float = 0.4) -> MDP:
     """Bet on a coin to reach 100: Sutton & Barto 2018, Example 4.3.
 
-    State: the capital; 0 and 100 are terminal. Action a stakes a + 1, but no more than there is and
-    no more than 100 needs; the book's stake of 0, which changes nothing, is left out. Heads, with
-    probability p_heads, win the stake. Reward 1 for reaching 100, else 0. Start: uniform over 1 to
-    99.
+    State: the capital; 0 and 100 are terminal. Action a stakes min(a + 1, capital, 100 - capital);
+    the book's stake of 0, which changes nothing, is left out. Heads, with probability p_heads, win
+    the stake. Reward 1 for reaching 100, else 0. Start: uniform over 1 to 99.
     """
     capital = np.arange(101)
     terminal = (capital == 0) | (capital == 100)
@@ -76,32 +76,32 @@ def gamblers_problem(p_heads=0.4) -> MDP:
 
 
 def jacks_car_rental() -> MDP:
-    """Two places to rent a car at: Sutton & Barto 2018, Example 4.2. The discount is .9.
+    """Rent out cars at two places: Sutton & Barto 2018, Example 4.2. The book's discount is .9.
 
-    State 21 i + j: i cars at the first place and j at the second, in the evening. Action a moves
-    a - 5 cars overnight from the first to the second (below 0: the other way), but no more than
-    there are, for 2 each. By day customers rent cars, for 10 each while there are any, and bring
-    cars back, to be rented the day after. Requests and returns are Poisson: with means 3 and 3 at
-    the first place, 4 and 2 at the second. No more than 20 cars stay at a place. No state is
-    terminal. Start: 10 cars at each. r(s,a,s') is the mean over the days that end in s'.
+    State 21 i + j: i cars at the first place and j at the second, in the evening. Action a moves up
+    to a - 5 cars overnight from the first place to the second (5 - a back if a < 5), for 2 each. By
+    day customers rent cars, for 10 each while there are any, and return cars, which can be rented
+    the next day. Requests and returns are Poisson: with means 3 and 3 at the first place, 4 and 2
+    at the second. Cars beyond 20 at a place are taken away. No state is terminal. Start: 10 cars at
+    each. r(s,a,s') is the mean over the days that end in s'.
     """
 
-    def poisson(mean, most):
-        """Probabilities of 0, 1, ..., most - 1, and of `most` or more."""
+    def poisson(mean, limit):
+        """Return the probabilities of 0, 1, ..., limit - 1, and of `limit` or more."""
         p = [math.exp(-mean) * mean**n / math.factorial(n) for n in range(100)]
-        return np.array([*p[:most], sum(p[most:])])
+        return np.array([*p[:limit], sum(p[limit:])])
 
     def day(mean_requests, mean_returns):
-        """From every number of cars in the morning to that in the evening, [21, 21]: the
+        """Return, for each number of cars in the morning and in the evening [21, 21], the
         probability, and the probability times the mean number of cars rented."""
         P, rented = np.zeros((2, 21, 21))
-        returns = poisson(mean_returns, 20)
+        p_returned = poisson(mean_returns, 20)
         for morning in range(21):
-            for rent, p in enumerate(poisson(mean_requests, morning)):
-                for back, q in enumerate(returns):
-                    evening = min(morning - rent + back, 20)
+            for num_rented, p in enumerate(poisson(mean_requests, morning)):
+                for num_returned, q in enumerate(p_returned):
+                    evening = min(morning - num_rented + num_returned, 20)
                     P[morning, evening] += p * q
-                    rented[morning, evening] += p * q * rent
+                    rented[morning, evening] += p * q * num_rented
         return P, rented
 
     (P1, rented1), (P2, rented2) = day(3, 3), day(4, 2)
@@ -109,10 +109,13 @@ def jacks_car_rental() -> MDP:
     moved = np.clip(action - 5, -second, first)
     first, second = np.minimum(first - moved, 20), np.minimum(second + moved, 20)
 
-    both = lambda x, y: (x[first][..., :, None] * y[second][..., None, :]).reshape(441, 11, 441)
-    P = both(P1, P2)
+    def product(x, y):
+        """x(evening at the first place) y(evening at the second), [21, 21] each -> [S, A, S']."""
+        return (x[first][..., :, None] * y[second][..., None, :]).reshape(441, 11, 441)
+
+    P = product(P1, P2)
     cost = 2.0 * np.abs(moved).reshape(441, 11, 1)
-    R = 10.0 * (both(rented1, P2) + both(P1, rented2)) / P - cost
+    R = 10.0 * (product(rented1, P2) + product(P1, rented2)) / P - cost
     start = (np.arange(441) == 21 * 10 + 10).astype(float)
     return MDP(P, R, start, np.zeros(441, bool))
 
@@ -121,19 +124,19 @@ def blackjack() -> MDP:
     """Draw cards up to 21: Sutton & Barto 2018, Example 5.1; Blackjack-v1 with sab=True.
 
     State 100 * usable + 10 * (total - 12) + (card - 1): whether the player has an ace that counts
-    11, the player's cards, 12 to 21, and the dealer's card, 1 (an ace) to 10. States 200 + card - 1
-    are the naturals, an ace and a ten at once. 210, 211 and 212 are terminal: lost with reward -1,
-    drawn with 0, won with 1. Actions: stick, hit. Cards come from an infinite deck.
+    11, the sum of the player's cards, 12 to 21, and the dealer's card, 1 (an ace) to 10. States 200
+    + card - 1 are the naturals, an ace and a ten at once. 210, 211 and 212 are terminal: lost with
+    reward -1, drawn with 0, won with 1. Actions: stick, hit. Cards come from an infinite deck.
 
-    Below 12 no card can hurt, so it is taken before the player is asked: no state. A natural wins
-    unless the dealer has one too; either action shows. The dealer hits below 17.
+    Sums below 12 are no states: no card can hurt there, so the player hits without a choice. A
+    natural wins unless the dealer has one too, whatever the action. The dealer hits below 17.
     <https://gymnasium.farama.org/environments/toy_text/blackjack/>
     """
     cards = [(card, (4 if card == 10 else 1) / 13) for card in range(1, 11)]
     lost, drawn, won = 210, 211, 212
 
     def add(total, usable, card):
-        """A hand with one more card; an ace counts 11 where that does not go over 21."""
+        """Return the hand with one more card; an ace counts 11 unless the sum would exceed 21."""
         if card == 1 and total + 11 <= 21:
             return total + 11, True
         if total + card > 21 and usable:
@@ -142,7 +145,7 @@ def blackjack() -> MDP:
 
     @functools.cache
     def dealt(total, usable):
-        """[22] probabilities of the dealer's final total; 0 stands for more than 21."""
+        """Return the probabilities of the dealer's final total, [22]; 0 means more than 21."""
         if total >= 17:
             return np.eye(22)[total if total <= 21 else 0]
         return sum(p * dealt(*add(total, usable, card)) for card, p in cards)
@@ -166,7 +169,7 @@ def blackjack() -> MDP:
     start = np.zeros(213)
 
     def deal(total, usable, num_cards, probability):
-        """Adds to `start` all the hands that this one can become before the player is asked."""
+        """Add to `start` all the hands that this one can become before the first choice."""
         for card, p in cards:
             hand = add(total, usable, card)
             if num_cards == 0 or hand[0] < 12:
@@ -182,13 +185,14 @@ def blackjack() -> MDP:
 
 
 def maximization_bias() -> MDP:
-    """A choice that looks good by chance: Sutton & Barto 2018, Example 6.7.
+    """Choose between the end and noisy rewards: Sutton & Barto 2018, Example 6.7.
 
     States A = 0 (the start), B = 1; 2 is terminal. In A even actions lead left, to B, and odd ones
-    right, to the end, with reward 0. In B every action ends with a reward from N(-.1, 1).
+    right, to the end, with reward 0. In B every action ends the episode, with a reward from
+    N(-.1, 1).
 
-    In the book there are two actions in A and "many" in B; here there are ten in each, because all
-    states share one set of actions, and half of those in A lead left.
+    The book has two actions in A and "many" in B. Here all states have the same ten actions, and
+    half of those in A lead left.
     """
     P = np.zeros((3, 10, 3))
     P[0, 0::2, 1] = P[0, 1::2, 2] = P[1, :, 2] = P[2, :, 2] = 1.0
@@ -199,14 +203,13 @@ def maximization_bias() -> MDP:
     return MDP(P, R, np.array([1.0, 0.0, 0.0]), np.array([False, False, True]), noise)
 
 
-def random_walk(num_states, left_reward) -> MDP:
+def random_walk(num_states: int, left_reward: float) -> MDP:
     """Walk along a line: Sutton & Barto 2018, Examples 6.2 (5 states, left reward 0) and 7.1 (19
     states, left reward -1).
 
-    States 1 to num_states from left to right, and at either end a terminal state, 0 and
-    num_states + 1. Actions: left, right; the policy that takes each with probability 1/2 is the
-    book's walk. Reward 1 for reaching the right end, `left_reward` for the left one, else 0. Start:
-    the middle.
+    States are 1 to num_states from left to right, and the terminal ends 0 and num_states + 1.
+    Actions: left, right; the book's walk is the uniform policy. Reward 1 for reaching the right
+    end, `left_reward` for the left one, else 0. Start: the middle.
     """
     states = np.arange(num_states + 2)
 
@@ -218,8 +221,8 @@ def random_walk(num_states, left_reward) -> MDP:
     return tabulate(states == (num_states + 1) // 2, terminal, 2, outcomes)
 
 
-def garnet(key, num_states=30, num_actions=4, branching=5) -> MDP:
-    """A random MDP: Archibald, McKinnon & Thomas 1995, <https://doi.org/10.1057/jors.1995.50>.
+def garnet(key: jax.Array, num_states: int = 30, num_actions: int = 4, branching: int = 5) -> MDP:
+    """Draw an MDP: Archibald, McKinnon & Thomas 1995, <https://doi.org/10.1057/jors.1995.50>.
 
     Each (s,a) has `branching` distinct successors, all sets equally likely; their probabilities are
     the gaps between branching - 1 sorted uniform cut points of [0, 1]. Rewards r(s,a) ~ N(0, 1),
@@ -234,11 +237,11 @@ def garnet(key, num_states=30, num_actions=4, branching=5) -> MDP:
     probabilities = jnp.diff(cuts, prepend=0.0, append=1.0)
     rewards = jax.random.normal(key_rewards, (*pairs, 1))
 
-    nowhere = jnp.zeros((*pairs, num_states))
+    zeros = jnp.zeros((*pairs, num_states))
     successors = shuffled[..., :branching]
     return MDP(
-        P=jnp.put_along_axis(nowhere, successors, probabilities, axis=-1, inplace=False),
-        R=jnp.broadcast_to(rewards, nowhere.shape),
+        P=jnp.put_along_axis(zeros, successors, probabilities, axis=-1, inplace=False),
+        R=jnp.broadcast_to(rewards, zeros.shape),
         start=jnp.ones(num_states) / num_states,
         terminal=jnp.zeros(num_states, bool),
     )
