@@ -1,66 +1,85 @@
-"""The command line: seeds trained in parallel, and their params saved."""
+"""Command line."""
 
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
-from common.algorithm import require
-from common.runner.program import RunState, init_run, run_updates
+from common.algorithm import Algorithm
+from common.envs import make_env
 from common.runner.threefry import unroll_threefry
 
 
-def main(config_class: type, make: Callable) -> None:
-    """Trains as the flags say, prints the training return, saves the params of every seed."""
-    os.environ.setdefault("NPROC", "1")  # threads cost small networks more time than they save
-    unroll_threefry()
+def main(config_class: type, make: Callable[[Any], Algorithm]) -> None:
+    """Train many seeds in one vmapped program and save their params, or play saved policies."""
 
     @dataclass(frozen=True)
     class Flags(config_class):
         seed: int = 0  # the first seed; the others count up from it
         num_seeds: int = 1  # seeds trained in parallel
         out: str = f"{Path(__file__).stem}.npz"  # file for the params, with a leading axis of seeds
+        load: str = ""  # such a file: play its policies instead of training
 
-        def __post_init__(self):
-            """Nothing yet: tyro would put what is wrong in a box. It is checked below."""
-
+    os.environ.setdefault("NPROC", "1")  # copied --fast-cpu
+    unroll_threefry()  # copied --fast-cpu
     flags = tyro.cli(Flags)
     try:
-        require(flags, "seed >= 0", "num_seeds >= 1", "seed + num_seeds < 2**31")
-        config = {field.name: getattr(flags, field.name) for field in fields(config_class)}
-        algorithm = make(config_class(**config))
-    except ValueError as error:
+        config = config_class(**{x.name: getattr(flags, x.name) for x in fields(config_class)})
+        algorithm = make(config)
+        if min(algorithm.num_updates, flags.num_seeds) < 1:
+            raise ValueError("--total-timesteps and --num-seeds: nothing to train")
+        keys = jax.vmap(jax.random.key)(flags.seed + jnp.arange(flags.num_seeds))
+        if flags.load:
+            return play(algorithm, config.env_id, flags.load, keys[0])
+    except (KeyError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
-    Path(flags.out).parent.mkdir(parents=True, exist_ok=True)
 
-    keys = jnp.stack([jax.random.key(flags.seed + k) for k in range(flags.num_seeds)])
-    init = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
-    run = jax.jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
-    progress = init(keys)
-    for start, stop in pairwise(np.unique(np.linspace(0, algorithm.num_updates, 11, dtype=int))):
-        progress = run(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(True))
-        steps = algorithm.initial_steps + stop * algorithm.steps_per_update
-        percent = 100 * stop // algorithm.num_updates
-        print(f"{percent:3} %  {steps:,} steps  return {training_return(progress):.4g}", flush=True)
+    @jax.jit
+    def train(state, steps):  # one scan for all seeds: `steps` has no axis of seeds
+        state, metrics = jax.lax.scan(jax.vmap(algorithm.update, (0, None)), state, steps)
+        return state, jnp.nanmean(metrics["episode_return"])
 
-    with open(flags.out, "wb") as file:
-        leaves = jax.tree_util.tree_leaves_with_path(progress.state.params)
-        np.savez(file, **{"params" + jax.tree_util.keystr(path): x for path, x in leaves})
-    print(f"training return {training_return(progress):.4g}; params in {flags.out}")
-    for k in np.flatnonzero(np.asarray(progress.diverged) >= 0):
-        stopped = f"diverged at update {progress.diverged[k]}; its params are those before"
-        print(f"seed {flags.seed + k} {stopped}", file=sys.stderr)
+    state = jax.jit(jax.vmap(algorithm.init))(keys)
+    for steps in np.array_split(np.arange(algorithm.num_updates), min(10, algorithm.num_updates)):
+        state, episode_return = train(state, steps)
+        num_steps = algorithm.initial_steps + (steps[-1] + 1) * algorithm.steps_per_update
+        print(f"{num_steps:,} steps  return {episode_return:.4g}", flush=True)
+    np.savez(flags.out, **{keystr(path): x for path, x in tree_leaves_with_path(state.params)})
+    print(f"params of {flags.num_seeds} seeds in {flags.out}")
 
 
-def training_return(progress: RunState) -> jax.Array:
-    """The mean over seeds of what they report; NaN if no episode has ended."""
-    mean, count = progress.mean["episode_return"], progress.count["episode_return"]
-    return jnp.nanmean(jnp.where(count > 0, mean, jnp.nan))
+def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
+    """Print the mean return of 100 episodes of each policy in a file that `main` saved."""
+    if algorithm.act is None:
+        raise ValueError("--load: this algorithm has no policy that plays without its planner")
+    params = jax.eval_shape(algorithm.init, key).params
+    with np.load(path) as file:
+        params = tree_map_with_path(lambda path, _: file[keystr(path)], params)
+    env = make_env(env_id, 100)
+    key_reset, key_steps = jax.random.split(key)
+
+    def mean_return(params):
+        def step(carry, key):
+            state, is_first_episode = carry
+            key_act, key_env = jax.random.split(key)
+            keys = jax.random.split(key_act, 100)
+            action = jax.vmap(algorithm.act, (None, 0, 0))(params, state.obs, keys)
+            state, transition = env.step(state, action, key_env)
+            done = transition.terminated | transition.truncated
+            return (state, is_first_episode & ~done), is_first_episode * transition.reward
+
+        start = env.reset(key_reset), jnp.ones(100, bool)
+        _, rewards = jax.lax.scan(step, start, jax.random.split(key_steps, env.max_steps))
+        return jnp.mean(jnp.sum(rewards, axis=0))
+
+    returns = jax.jit(jax.vmap(mean_return))(params)
+    print("return of each policy:", *(f"{x:.4g}" for x in returns))
