@@ -10,8 +10,8 @@ workers, as Wu et al. 2017, https://arxiv.org/abs/1708.05144, name it
 with A by GAE over a rollout, and R = A + V(s; w). λ = 1 is the paper's n-step return.
 
 Departs from the paper: Adam, not RMSProp; GAE, normalized; policy and value share no layer;
-continuous actions have one standard deviation for all observations; at a time limit the return goes
-on with V.
+continuous actions have one standard deviation for all observations; truncated episodes bootstrap
+from V(s').
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.distributions import distribution_for
+from common.distributions import make_distribution
 from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
-from common.networks import network_for, orthogonal
+from common.networks import make_network, with_orthogonal_init
 from common.normalization import obs_normalizer, reward_scaler
 from common.returns import gae
 from common.run import main
@@ -40,30 +40,17 @@ class Config:
     anneal_lr: bool = True  # the learning rate falls linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # λ of GAE
-    norm_adv: bool = True  # advantages of a rollout at mean 0 and standard deviation 1
+    norm_adv: bool = True  # scale the advantages of a rollout to mean 0 and standard deviation 1
     ent_coef: float = 0.01  # c₂
     vf_coef: float = 0.5  # c₁
     max_grad_norm: float = 10.0  # global norm that gradients are clipped to
-    norm_obs: bool = False  # observations at mean 0 and standard deviation 1
-    norm_reward: bool = False  # rewards by the standard deviation of their discounted sum
-    init_std: float = 1.0  # standard deviation of continuous actions, at first
+    norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
+    norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
+    init_std: float = 1.0  # initial standard deviation of continuous actions
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
-        require(
-            self,
-            "num_envs >= 1",
-            "num_steps >= 1",
-            "total_timesteps >= num_envs * num_steps",
-            "learning_rate > 0",
-            "0 <= gamma <= 1",
-            "0 <= gae_lambda <= 1",
-            "ent_coef >= 0",
-            "vf_coef >= 0",
-            "max_grad_norm > 0",
-            "init_std > 0",
-            "all(size >= 1 for size in hidden_sizes)",
-        )
+        require(self, "total_timesteps >= num_envs * num_steps")
 
 
 class Params(NamedTuple):
@@ -74,7 +61,7 @@ class Params(NamedTuple):
 class State(NamedTuple):
     key: jax.Array
     params: Params
-    critic: Any  # w
+    critic_params: Any  # w
     opt_state: optax.OptState
     env: EnvState
     reward_statistics: Any  # () if rewards are not normalized
@@ -87,24 +74,29 @@ class Batch(NamedTuple):
     target: jax.Array  # [B] R
 
 
+def td_error(value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - V(s), for one transition."""
+    return reward + gamma * (1 - terminated) * next_value - value
+
+
 def policy_loss(log_prob, advantage) -> jax.Array:
-    """-ln π(a | s; θ) A."""
+    """-ln π(a | s; θ) A, for one transition."""
     return -log_prob * advantage
 
 
 def value_loss(value, target) -> jax.Array:
-    """½ (V(s; w) - R)²."""
+    """½ (V(s; w) - R)², for one transition."""
     return 0.5 * jnp.square(value - target)
 
 
 def make(config: Config) -> Algorithm:
     env = with_clipped_actions(make_env(config.env_id, config.num_envs))
-    distribution = distribution_for(env, config.init_std)
+    distribution = make_distribution(env, config.init_std)
     normalizer = obs_normalizer(env, config.norm_obs)
     scaler = reward_scaler(env, config.norm_reward)
-    sizes = config.hidden_sizes, distribution.num_outputs
-    actor = distribution.head(orthogonal(network_for(env, *sizes, jnp.tanh), 0.01))
-    critic = orthogonal(network_for(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
+    actor = make_network(env, config.hidden_sizes, distribution.num_outputs, jnp.tanh)
+    actor = distribution.parametrize(with_orthogonal_init(actor, 0.01))
+    critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
 
@@ -113,20 +105,21 @@ def make(config: Config) -> Algorithm:
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         return optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
 
-    def values(params, obs):
-        return critic.apply(params, obs)[..., 0]
+    def values(critic_params, obs):
+        return critic.apply(critic_params, obs)[..., 0]
 
-    def loss(networks, batch):
-        y = actor.apply(networks[0], batch.obs)
-        value = values(networks[1], batch.obs)
-        log_prob = distribution.log_prob(y, batch.action)
+    def loss(network_params, batch):
+        actor_params, critic_params = network_params
+        dist_params = actor.apply(actor_params, batch.obs)
+        value = values(critic_params, batch.obs)
+        log_prob = distribution.log_prob(dist_params, batch.action)
         advantage = batch.advantage
         if config.norm_adv:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         metrics = {
             "policy_loss": policy_loss(log_prob, advantage),
             "value_loss": value_loss(value, batch.target),
-            "entropy": distribution.entropy(y),
+            "entropy": distribution.entropy(dist_params),
         }
         metrics = {name: x.mean() for name, x in metrics.items()}
         total = metrics["policy_loss"] + config.vf_coef * metrics["value_loss"]
@@ -134,12 +127,12 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic, key_env = jax.random.split(key, 4)
-        networks = actor.init(key_actor), critic.init(key_critic)
+        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
         return State(
             key=key,
-            params=Params(networks[0], normalizer.init()),
-            critic=networks[1],
-            opt_state=optimizer(0).init(networks),
+            params=Params(actor_params, normalizer.init()),
+            critic_params=critic_params,
+            opt_state=optimizer(0).init((actor_params, critic_params)),
             env=env.reset(key_env),
             reward_statistics=scaler.init(),
         )
@@ -148,41 +141,45 @@ def make(config: Config) -> Algorithm:
         key_rollout = jax.random.fold_in(state.key, step)
         params = state.params
 
-        def explore(obs, key):
-            y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-            return distribution.sample(y, key)
+        def behaviour_policy(obs, key):
+            dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
+            return distribution.sample(dist_params, key)
 
-        env_state, recent, episode_return = rollout(
-            env, explore, state.env, key_rollout, config.num_steps
+        env_state, transitions, episode_return = rollout(
+            env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
-        reward_statistics, reward = scaler.apply(state.reward_statistics, recent, config.gamma)
-        obs = normalizer.apply(params.statistics, recent.obs)
-        next_obs = normalizer.apply(params.statistics, recent.next_obs)
-        value, next_value = values(state.critic, obs), values(state.critic, next_obs)
-        advantage = jax.vmap(lambda *x: gae(*x, config.gamma, config.gae_lambda), 1, 1)(
-            reward, value, next_value, recent.terminated, recent.truncated
+        reward_statistics, reward = scaler.apply(state.reward_statistics, transitions, config.gamma)
+        obs = normalizer.apply(params.statistics, transitions.obs)
+        next_obs = normalizer.apply(params.statistics, transitions.next_obs)
+        value = values(state.critic_params, obs)
+        next_value = values(state.critic_params, next_obs)
+        error = td_error(value, reward, next_value, transitions.terminated, config.gamma)
+        done = transitions.terminated | transitions.truncated
+        advantage = jax.vmap(gae, (1, 1, None, None), 1)(
+            error, done, config.gamma, config.gae_lambda
         )
-        batch = Batch(obs, recent.action, advantage, advantage + value)
+        batch = Batch(obs, transitions.action, advantage, advantage + value)
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
-        networks = params.actor, state.critic
-        grads, metrics = jax.grad(loss, has_aux=True)(networks, batch)
+        network_params = params.actor, state.critic_params
+        grads, metrics = jax.grad(loss, has_aux=True)(network_params, batch)
         updates, opt_state = optimizer(step).update(grads, state.opt_state)
-        networks = optax.apply_updates(networks, updates)
+        network_params = optax.apply_updates(network_params, updates)
         metrics |= {"episode_return": episode_return, "value": value.mean()}
-        statistics = normalizer.add(params.statistics, recent.obs)
+        statistics = normalizer.add(params.statistics, transitions.obs)
+        actor_params, critic_params = network_params
         return State(
             key=state.key,
-            params=Params(networks[0], statistics),
-            critic=networks[1],
+            params=Params(actor_params, statistics),
+            critic_params=critic_params,
             opt_state=opt_state,
             env=env_state,
             reward_statistics=reward_statistics,
         ), metrics
 
     def act(params, obs, key):
-        y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return clip_action(env, distribution.mode(y))
+        dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
+        return clip_action(env, distribution.mode(dist_params))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -1,7 +1,7 @@
 """Double DQN.
 
-Differs from dqn.py in the target: the network that learns chooses the next action, the target
-network says what it is worth.
+Differs from dqn.py in the target: the online network θ chooses the next action, the target network
+θ⁻ evaluates it.
 
 van Hasselt, Guez & Silver 2016, Deep reinforcement learning with double Q-learning,
 https://arxiv.org/abs/1509.06461
@@ -10,9 +10,9 @@ https://arxiv.org/abs/1509.06461
 
 with d = 1 where the MDP terminated; a time limit does not end the MDP.
 
-Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], which on long
-episodes with few ends would learn the median of the targets, not their mean; several environments
-in parallel; the random steps that fill the replay memory at first are taken in `init`.
+Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], because clipping
+learns the median of the targets, not their mean, where episodes are long and rarely end; several
+environments in parallel; `init` takes the random steps that fill the replay memory.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.buffers import Rows, uniform_buffer
+from common.buffers import uniform_buffer
 from common.envs import EnvState, Transition, make_env, rollout
-from common.networks import network_for
+from common.exploration import epsilon_greedy, linear_schedule, random_policy
+from common.networks import make_network
 from common.run import main
 
 
@@ -39,31 +40,19 @@ class Config:
     gamma: float = 0.99  # discount factor
     buffer_size: int = 20_000  # transitions, rounded up to whole updates
     batch_size: int = 64  # transitions
-    learning_starts: int = 1_000  # environment steps at random first, rounded up to whole updates
+    learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     target_network_frequency: int = 15  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
-    epsilon_start: float = 1.0  # probability of a random action, at first
-    epsilon_end: float = 0.1  # and at last
+    epsilon_start: float = 1.0  # initial probability of a random action
+    epsilon_end: float = 0.1  # final probability of a random action
     exploration_fraction: float = 0.2  # of the updates, over which epsilon falls linearly
     hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer
 
     def __post_init__(self):
         require(
             self,
-            "num_envs >= 1",
-            "train_frequency >= 1",
-            "learning_rate > 0",
-            "0 <= gamma <= 1",
-            "batch_size >= 1",
-            "learning_starts >= 0",
             "buffer_size >= learning_starts",
             "total_timesteps >= learning_starts + 2 * num_envs * train_frequency",
-            "target_network_frequency >= 1",
-            "0 < tau <= 1",
-            "0 <= epsilon_start <= 1",
-            "0 <= epsilon_end <= 1",
-            "0 < exploration_fraction <= 1",
-            "all(size >= 1 for size in hidden_sizes)",
         )
 
 
@@ -72,102 +61,84 @@ class State(NamedTuple):
     params: Any  # θ
     target_params: Any  # θ⁻
     opt_state: optax.OptState
-    buffer: Rows  # [capacity, ...]
+    buffer: Transition  # [capacity, ...]
     env: EnvState
 
 
-def td_error(params, target_params, transition: Transition, q, gamma) -> jax.Array:
-    """δ = r + γ (1 - d) Q(s', argmax_a' Q(s', a'; θ); θ⁻) - Q(s, a; θ), for one transition."""
-    obs, action, reward, next_obs, terminated, _ = transition
-    next_action = jnp.argmax(q(params, next_obs))
-    target = reward + gamma * (1 - terminated) * q(target_params, next_obs)[next_action]
-    return jax.lax.stop_gradient(target) - q(params, obs)[action]
-
-
-def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
-    """argmax_a q_values [N, A] with probability 1 - ε, else a uniformly random action; [N]."""
-    greedy = jnp.argmax(q_values, axis=-1)
-    explore, action = jax.random.uniform(key, (2, *greedy.shape))
-    random = (action * q_values.shape[-1]).astype(greedy.dtype)
-    return jnp.where(explore < epsilon, random, greedy)
-
-
-def linear_decay(step, start, end, num_steps) -> jax.Array:
-    """From `start` at step 0 to `end` at `num_steps`, and `end` from there on."""
-    return start + (end - start) * jnp.minimum(step / num_steps, 1)
+def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
+    target = reward + gamma * (1 - terminated) * next_value
+    return jax.lax.stop_gradient(target) - q_value
 
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    network = network_for(env, config.hidden_sizes, env.num_actions)
+    network = make_network(env, config.hidden_sizes, env.num_actions)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency
     buffer = uniform_buffer(config.buffer_size, steps_per_update, config.batch_size)
-    num_warmup = -(-config.learning_starts // steps_per_update)  # updates' worth of random steps
-    num_updates = config.total_timesteps // steps_per_update - num_warmup
+    warmup_updates = -(-config.learning_starts // steps_per_update)
+    warmup_steps = warmup_updates * config.train_frequency  # of each environment
+    initial_steps = warmup_steps * config.num_envs
+    num_updates = (config.total_timesteps - initial_steps) // steps_per_update
+    decay_updates = config.exploration_fraction * num_updates
 
     def loss(params, target_params, batch):
         def error(transition):
-            return td_error(params, target_params, transition, network.apply, config.gamma)
+            q_value = network.apply(params, transition.obs)[transition.action]
+            next_action = jnp.argmax(network.apply(params, transition.next_obs))
+            next_value = network.apply(target_params, transition.next_obs)[next_action]
+            reward, terminated = transition.reward, transition.terminated
+            return td_error(q_value, reward, next_value, terminated, config.gamma)
 
         return jnp.mean(jnp.square(jax.vmap(error)(batch)))
 
     def init(key):
         key, key_params, key_env, key_warmup = jax.random.split(key, 4)
         params = network.init(key_params)
-
-        def random(obs, key):
-            return jax.random.randint(key, (config.num_envs,), 0, env.num_actions)
-
-        num_steps = num_warmup * config.train_frequency
-        env_state, warmup, _ = rollout(env, random, env.reset(key_env), key_warmup, num_steps)
+        env_state, transitions, _ = rollout(
+            env, random_policy(env), env.reset(key_env), key_warmup, warmup_steps
+        )
         return State(
             key=key,
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
-            buffer=buffer.init(warmup),
+            buffer=buffer.init(transitions),
             env=env_state,
         )
 
     def update(state, step):
         key_rollout, key_sample = jax.random.split(jax.random.fold_in(state.key, step))
-        epsilon = linear_decay(
-            step,
-            config.epsilon_start,
-            config.epsilon_end,
-            config.exploration_fraction * num_updates,
-        )
+        epsilon = linear_schedule(step, config.epsilon_start, config.epsilon_end, decay_updates)
 
-        def explore(obs, key):
+        def behaviour_policy(obs, key):
             return epsilon_greedy(key, network.apply(state.params, obs), epsilon)
 
-        env_state, recent, episode_return = rollout(
-            env, explore, state.env, key_rollout, config.train_frequency
+        env_state, transitions, episode_return = rollout(
+            env, behaviour_policy, state.env, key_rollout, config.train_frequency
         )
-        data = buffer.add(state.buffer, recent, num_warmup + step)
-        batch = buffer.sample(data, key_sample, num_warmup + step + 1)
+        buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
+        batch = buffer.sample(buffer_state, key_sample, warmup_updates + step + 1)
 
         loss_value, grads = jax.value_and_grad(loss)(state.params, state.target_params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state)
         params = optax.apply_updates(state.params, updates)
-        mixed = optax.incremental_update(params, state.target_params, config.tau)
-        copy = (step + 1) % config.target_network_frequency == 0
+        polyak = optax.incremental_update(params, state.target_params, config.tau)
+        is_copy_step = (step + 1) % config.target_network_frequency == 0
         target_params = jax.tree.map(
-            lambda new, old: jnp.where(copy, new, old), mixed, state.target_params
+            lambda new, old: jnp.where(is_copy_step, new, old), polyak, state.target_params
         )
 
-        q_values = network.apply(state.params, recent.obs)
-        value = jnp.take_along_axis(q_values, recent.action[..., None], axis=-1).mean()
+        q_values = network.apply(state.params, transitions.obs)
+        value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
         metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
-        return State(state.key, params, target_params, opt_state, data, env_state), metrics
+        return State(state.key, params, target_params, opt_state, buffer_state, env_state), metrics
 
     def act(params, obs, key):
         return jnp.argmax(network.apply(params, obs))
 
-    return Algorithm(
-        init, update, act, num_updates, steps_per_update, num_warmup * steps_per_update
-    )
+    return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 
 
 if __name__ == "__main__":

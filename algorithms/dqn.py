@@ -7,9 +7,9 @@ https://doi.org/10.1038/nature14236
 
 with d = 1 where the MDP terminated; a time limit does not end the MDP.
 
-Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], which on long
-episodes with few ends would learn the median of the targets, not their mean; several environments
-in parallel; the random steps that fill the replay memory at first are taken in `init`.
+Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], because clipping
+learns the median of the targets, not their mean, where episodes are long and rarely end; several
+environments in parallel; `init` takes the random steps that fill the replay memory.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Config:
     gamma: float = 0.99  # discount factor
     buffer_size: int = 20_000  # transitions, rounded up to whole updates
     batch_size: int = 64  # transitions
-    learning_starts: int = 1_000  # environment steps at random first, rounded up to whole updates
+    learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     target_network_frequency: int = 15  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
     epsilon_start: float = 1.0  # initial probability of a random action
@@ -76,7 +76,8 @@ def make(config: Config) -> Algorithm:
     buffer = uniform_buffer(config.buffer_size, steps_per_update, config.batch_size)
     warmup_updates = -(-config.learning_starts // steps_per_update)
     warmup_steps = warmup_updates * config.train_frequency  # of each environment
-    num_updates = config.total_timesteps // steps_per_update - warmup_updates
+    initial_steps = warmup_steps * config.num_envs
+    num_updates = (config.total_timesteps - initial_steps) // steps_per_update
     decay_updates = config.exploration_fraction * num_updates
 
     def loss(params, target_params, batch):
@@ -133,9 +134,7 @@ def make(config: Config) -> Algorithm:
     def act(params, obs, key):
         return jnp.argmax(network.apply(params, obs))
 
-    return Algorithm(
-        init, update, act, num_updates, steps_per_update, warmup_updates * steps_per_update
-    )
+    return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 
 
 if __name__ == "__main__":

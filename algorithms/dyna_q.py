@@ -1,7 +1,7 @@
 """Dyna-Q and Dyna-Q+ (tabular).
 
-Differs from q_learning.py in that it learns a model of the MDP, and after each real step makes
-`num_planning_steps` more updates of Q with transitions that the model remembers.
+Differs from q_learning.py in that it learns a model of the MDP, and after each real step updates Q
+with `num_planning_steps` transitions sampled from the model.
 
 Sutton 1990, Integrated Architectures for Learning, Planning, and Reacting Based on Approximating
 Dynamic Programming, https://doi.org/10.1016/B978-1-55860-141-3.50030-4; Sutton & Barto 2018,
@@ -11,15 +11,14 @@ sections 8.2 and 8.3, http://incompleteideas.net/book/the-book-2nd.html
     Q(s, a) ← Q(s, a) + α [r + κ √τ + γ (1 - d) max_a' Q(s', a') - Q(s, a)]
 
 with d = 1 where the MDP terminated; a time limit does not end the MDP. The second line is planning:
-(s, a) is drawn from the pairs that were tried, r, s' and d from the model, and τ is the number of
-real steps since (s, a) was last tried. κ = 0 is Dyna-Q. Dyna-Q+ has κ > 0 and `plan_untried`: the
-untried actions of visited states are drawn too, and are taken to lead back with reward 0. The step
-size at the n-th update of (s, a), real or planned, is α n^-p.
+(s, a) is drawn uniformly from the pairs that were tried, r, s' and d are the model's, and τ is the
+number of real steps since (s, a) was last tried. κ = 0 is Dyna-Q. Dyna-Q+ has κ > 0 and
+`plan_untried`: the untried actions of visited states are drawn too; the model says that they lead
+back to s with reward 0. The step size at the n-th update of (s, a), real or planned, is α n^-p.
 
-Departs from the book: the model may remember the last `num_outcomes` outcomes of (s, a), and draws
-one of them. The book has 1, for what is deterministic; on anything else an outcome that is long
-remembered counts too much, and Q converges to Q* only as `num_outcomes` grows. An update of ours is
-`num_steps` steps of the agent, each with its own planning.
+Departs from the book: the model keeps the last `num_outcomes` outcomes of (s, a), and draws one of
+them. The book keeps 1, which suits deterministic MDPs; on stochastic ones Q converges to Q* only as
+`num_outcomes` grows. `update` takes `steps_per_update` real steps, each followed by planning.
 """
 
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
 from common.envs import EnvState, Transition, make_env
+from common.exploration import epsilon_greedy_ties, step_size
 from common.run import main
 
 
@@ -37,39 +37,34 @@ from common.run import main
 class Config:
     env_id: str = "CliffWalking-tabular"  # any environment with numbered states and actions
     total_timesteps: int = 20_000  # environment steps
-    num_steps: int = 100  # environment steps of one update
+    steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 0.5  # step size α, at the first visit to a state and action
     learning_rate_power: float = 0.0  # p: at the n-th visit it is α n^-p
     gamma: float = 1.0  # discount factor
     epsilon: float = 0.1  # probability of a random action
-    num_planning_steps: int = 5  # updates with remembered transitions, per environment step
-    num_outcomes: int = 1  # outcomes of a state and action that are remembered, the last ones
-    kappa: float = 0.0  # bonus reward of planning, per √steps since the action was last tried
-    plan_untried: bool = False  # plan with untried actions too: back to the state, reward 0
+    num_planning_steps: int = 5  # updates with transitions of the model, per environment step
+    num_outcomes: int = 1  # latest outcomes that the model keeps of each state and action
+    kappa: float = 0.0  # κ: bonus reward in planning, per √steps since the action was last tried
+    plan_untried: bool = False  # plan with untried actions too: they lead back, with reward 0
 
     def __post_init__(self):
         require(
             self,
-            "num_steps >= 1",
-            "total_timesteps >= num_steps",
+            "total_timesteps >= steps_per_update",
             "0 < learning_rate <= 1",
-            "0 <= learning_rate_power <= 1",
-            "0 <= gamma <= 1",
-            "0 <= epsilon <= 1",
             "num_planning_steps >= 0",
-            "num_outcomes >= 1",
             "kappa >= 0",
         )
 
 
 class Model(NamedTuple):
-    next_obs: jax.Array  # [S, A, K] the last K outcomes
+    next_obs: jax.Array  # [S, A, K] of the last K outcomes
     reward: jax.Array  # [S, A, K]
     terminated: jax.Array  # [S, A, K]
-    count: jax.Array  # [S, A] how often tried
-    last_time: jax.Array  # [S, A] when last tried
-    pairs: jax.Array  # [S * A] s * A + a of those to plan with, in the order they became known
-    num_pairs: jax.Array  # [] how many; the rest of `pairs` means nothing
+    count: jax.Array  # [S, A] how often (s, a) was tried
+    last_time: jax.Array  # [S, A] the environment step at which it was last tried
+    pairs: jax.Array  # [S * A] numbers s * A + a of the pairs to plan with
+    num_pairs: jax.Array  # [] how many there are; the rest of `pairs` is unused
 
 
 class State(NamedTuple):
@@ -80,52 +75,43 @@ class State(NamedTuple):
     env: EnvState
 
 
-def td_error(q, transition: Transition, gamma) -> jax.Array:
-    """δ = r + γ (1 - d) max_a' Q(s', a') - Q(s, a), for one transition."""
-    obs, action, reward, next_obs, terminated, _ = transition
-    return reward + gamma * (1 - terminated) * jnp.max(q[next_obs]) - q[obs, action]
+def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
+    target = reward + gamma * (1 - terminated) * next_value
+    return jax.lax.stop_gradient(target) - q_value
 
 
-def step_size(learning_rate, power, visits) -> jax.Array:
-    """α n^-p, at the n-th visit."""
-    return learning_rate * visits**-power
-
-
-def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
-    """argmax_a q_values [A] with probability 1 - ε, ties at random, else any action; scalar."""
-    explore, which = jax.random.uniform(key, 2)
-    allowed = (q_values == jnp.max(q_values)) | (explore < epsilon)
-    return jnp.argmax(jnp.cumsum(allowed) > which * jnp.sum(allowed))
-
-
-def learn(model: Model, transition: Transition, time, plan_untried) -> Model:
-    """Model(s, a) ← r, s', d; what is new joins the pairs."""
-    obs, action, reward, next_obs, terminated, _ = transition
+def update_model(model: Model, transition: Transition, time, plan_untried) -> Model:
+    """Model(s, a) ← r, s', d, tried at step `time` []; a new (s, a) joins the pairs, with
+    `plan_untried` (bool) all actions of a new s."""
     num_actions, num_outcomes = model.reward.shape[1:]
+    obs, action = transition.obs, transition.action
     if plan_untried:
-        new, actions = jnp.all(model.count[obs] == 0), jnp.arange(num_actions)
+        is_new, actions = jnp.all(model.count[obs] == 0), jnp.arange(num_actions)
     else:
-        new, actions = model.count[obs, action] == 0, action[None]
-    tail = model.num_pairs + jnp.arange(actions.size)  # where the list is full, nothing is written
+        is_new, actions = model.count[obs, action] == 0, action[None]
+    # Entries beyond num_pairs do not count, and JAX drops writes beyond the end of an array.
+    tail = model.num_pairs + jnp.arange(actions.size)
     slot = obs, action, model.count[obs, action] % num_outcomes
     return Model(
-        next_obs=model.next_obs.at[slot].set(next_obs),
-        reward=model.reward.at[slot].set(reward),
-        terminated=model.terminated.at[slot].set(terminated),
+        next_obs=model.next_obs.at[slot].set(transition.next_obs),
+        reward=model.reward.at[slot].set(transition.reward),
+        terminated=model.terminated.at[slot].set(transition.terminated),
         count=model.count.at[obs, action].add(1),
         last_time=model.last_time.at[obs, action].set(time),
         pairs=model.pairs.at[tail].set(obs * num_actions + actions),
-        num_pairs=model.num_pairs + new * actions.size,
+        num_pairs=model.num_pairs + is_new * actions.size,
     )
 
 
-def recall(key, model: Model, time, kappa) -> Transition:
-    """(s, a) ~ pairs; r, s', d ~ Model(s, a), with κ √τ more reward."""
+def sample_model(key, model: Model, time, kappa) -> Transition:
+    """(s, a) ~ pairs; r, s', d ~ Model(s, a), with the bonus κ √τ added to r, at step `time` []."""
     num_actions, num_outcomes = model.reward.shape[1:]
-    which, outcome = jax.random.uniform(key, 2)
-    pair = model.pairs[jnp.int32(which * model.num_pairs)]
+    pair_u, outcome_u = jax.random.uniform(key, 2)
+    pair = model.pairs[jnp.int32(pair_u * model.num_pairs)]
     obs, action = pair // num_actions, pair % num_actions
-    slot = obs, action, jnp.int32(outcome * jnp.clip(model.count[obs, action], 1, num_outcomes))
+    num_kept = jnp.clip(model.count[obs, action], 1, num_outcomes)
+    slot = obs, action, jnp.int32(outcome_u * num_kept)
     bonus = kappa * jnp.sqrt(time - model.last_time[obs, action])
     return Transition(
         obs,
@@ -139,6 +125,7 @@ def recall(key, model: Model, time, kappa) -> Transition:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    num_updates = config.total_timesteps // config.steps_per_update
 
     def init(key):
         key, key_env = jax.random.split(key)
@@ -157,34 +144,39 @@ def make(config: Config) -> Algorithm:
         return State(key, q, zeros, model, env.reset(key_env))
 
     def update(state, step):
-        def learn_values(carry, transition):
+        def update_q(carry, transition):
             q, visits = carry
             visited = transition.obs, transition.action
-            error = td_error(q, transition, config.gamma)
+            next_value = jnp.max(q[transition.next_obs])
+            reward, terminated = transition.reward, transition.terminated
+            error = td_error(q[visited], reward, next_value, terminated, config.gamma)
             visits = visits.at[visited].add(1)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             q = q.at[visited].add(alpha * error)
             return (q, visits), (q[visited], jnp.abs(error))
 
-        def interact(carry, x):
-            time, key = x
+        def interact(carry, inputs):
+            time, key = inputs
             q, visits, model, env_state = carry
             key_action, key_env, key_planning = jax.random.split(key, 3)
-            action = epsilon_greedy(key_action, q[env_state.obs[0]], config.epsilon)
+            action = epsilon_greedy_ties(key_action, q[env_state.obs[0]], config.epsilon)
             env_state, transitions = env.step(env_state, action[None], key_env)
 
             transition = jax.tree.map(lambda x: x[0], transitions)
-            (q, visits), (value, error) = learn_values((q, visits), transition)
-            model = learn(model, transition, time, config.plan_untried)
+            (q, visits), (value, error) = update_q((q, visits), transition)
+            model = update_model(model, transition, time, config.plan_untried)
 
             keys = jax.random.split(key_planning, config.num_planning_steps)
-            planned = jax.vmap(recall, (0, None, None, None))(keys, model, time, config.kappa)
-            (q, visits), _ = jax.lax.scan(learn_values, (q, visits), planned)
+            sample = jax.vmap(sample_model, (0, None, None, None))
+            (q, visits), _ = jax.lax.scan(
+                update_q, (q, visits), sample(keys, model, time, config.kappa)
+            )
 
-            return (q, visits, model, env_state), (env_state.episode_return[0], value, error)
+            report = env_state.episode_return[0], value, error
+            return (q, visits, model, env_state), report
 
-        keys = jax.random.split(jax.random.fold_in(state.key, step), config.num_steps)
-        times = step * config.num_steps + jnp.arange(config.num_steps)
+        keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
+        times = step * config.steps_per_update + jnp.arange(config.steps_per_update)
         (q, visits, model, env_state), (episode_return, value, error) = jax.lax.scan(
             interact, (state.params, state.visits, state.model, state.env), (times, keys)
         )
@@ -198,9 +190,7 @@ def make(config: Config) -> Algorithm:
     def act(params, obs, key):
         return jnp.argmax(params[obs])
 
-    return Algorithm(
-        init, update, act, config.total_timesteps // config.num_steps, config.num_steps
-    )
+    return Algorithm(init, update, act, num_updates, config.steps_per_update)
 
 
 if __name__ == "__main__":

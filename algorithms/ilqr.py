@@ -8,17 +8,18 @@ Control-limited differential dynamic programming, https://doi.org/10.1109/ICRA.2
     Q_uu = l_uu + f_uᵀ V'_xx f_u,   Q_ux = l_ux + f_uᵀ V'_xx f_x             (2012, eq. 5)
     Q̃_uu = Q_uu + μ f_uᵀ f_u,   Q̃_ux = Q_ux + μ f_uᵀ f_x                     (2012, eq. 10)
     k = argmin ½ kᵀ Q̃_uu k + kᵀ Q_u with low ≤ u + k ≤ high                  (2014)
-    K = -Q̃_uu⁻¹ Q̃_ux, for the controls that k leaves free, else 0            (2014)
+    K = -Q̃_uu⁻¹ Q̃_ux for the controls inside their bounds, else 0            (2014)
     V_x = Q_x + Kᵀ Q_uu k + Kᵀ Q_u + Q_uxᵀ k,   V_xx likewise                (2012, eq. 11)
     û = u + α k + K (x̂ - x)                                                  (2012, eq. 12)
 
-with cost l = -reward, and f the environment's own step, differentiated. Each seed draws starts and
-plans a whole episode from each of them; one update is one iteration of all plans. `value` is what
-the best plan of each start promises, `episode_return` what the environment then pays for it.
+with cost l = -reward, and f the environment's own step, differentiated. Each seed draws start
+states and plans a whole episode from each of them; one update is one iteration of all plans.
+`value` is the return that the best plan of each start predicts, `episode_return` the one that the
+environment then gives.
 
-Departs from the papers: no second derivatives of f (as in 2004); the first plans are found by
-random shooting, without which Pendulum's do not swing up; μ changes by a constant factor; a step is
-taken if it raises the return by 1e-6 of it. JAX_ENABLE_X64=1 gives float64.
+Departs from the papers: no second derivatives of f (as in 2004); initial plans by random shooting,
+without which Pendulum does not swing up; μ changes by a constant factor; a step is accepted if it
+raises the return by a fraction of at least 1e-6. JAX_ENABLE_X64=1 gives float64.
 """
 
 from collections.abc import Callable
@@ -37,32 +38,22 @@ from common.run import main
 
 @dataclass(frozen=True)
 class Config:
-    env_id: str = "Pendulum-v1"  # one with transition gradients in gymnax
+    env_id: str = "Pendulum-v1"  # one with transition gradients in gymnax, or any <name>-linear
     num_iterations: int = 30  # of every plan
     num_starts: int = 100  # states to plan from
-    num_guesses: int = 2  # plans for each start, of which the best is played
-    num_samples: int = 64  # random sequences of controls, for each block of a first plan
-    lookahead: int = 10  # blocks in such a sequence
-    hold: int = 4  # steps in a block, for which a random control is held
+    num_initial_plans: int = 2  # plans for each start, of which the best is executed
+    num_samples: int = 64  # control sequences sampled for each block of an initial plan
+    shooting_horizon: int = 10  # blocks in such a sequence
+    action_repeat: int = 4  # steps in a block, during which the control is constant
     num_step_sizes: int = 8  # α = 1, 1/2, 1/4, ... that are tried
-    regularization_factor: float = 10.0  # μ times it after a failure, else divided by it
+    regularization_factor: float = 10.0  # μ is multiplied by it after a failure, else divided
 
     def __post_init__(self):
-        require(
-            self,
-            "num_iterations >= 1",
-            "num_starts >= 1",
-            "num_guesses >= 1",
-            "num_samples >= 1",
-            "lookahead >= 1",
-            "hold >= 1",
-            "num_step_sizes >= 1",
-            "regularization_factor > 1",
-        )
+        require(self, "shooting_horizon >= 1", "action_repeat >= 1", "regularization_factor > 1")
 
 
 class Plan(NamedTuple):
-    x: jax.Array  # [T, n] real numbers of the states in which the controls act
+    x: jax.Array  # [T, n] states in which the controls act
     controls: jax.Array  # [T, m]
     gains: jax.Array  # [T, m, n] K
     total: jax.Array  # return
@@ -70,80 +61,114 @@ class Plan(NamedTuple):
 
 class State(NamedTuple):
     key: jax.Array
-    params: Plan  # [N, G, ...] for G guesses from each of N starts
+    params: Plan  # [N, G, ...] for G initial plans from each of N starts
     mu: jax.Array  # [N, G]
     starts: EnvState  # [N]
 
 
+class Expansion(NamedTuple):
+    """Derivatives of the dynamics f(x, u) and of the cost l(x, u)."""
+
+    fx: jax.Array  # [n, n]
+    fu: jax.Array  # [n, m]
+    lx: jax.Array  # [n]
+    lu: jax.Array  # [m]
+    lxx: jax.Array  # [n, n]
+    lux: jax.Array  # [m, n]
+    luu: jax.Array  # [m, m]
+
+
 def simulate(dynamics: Dynamics, x, policy: Callable, inputs):
-    """`policy(x, input) -> control` for each of the inputs [T, ...]: the last state, the return
-    until the episode is terminated, and the states [T, n] and controls [T, m] on the way."""
+    """Apply `policy(x, input) -> control` for each of the inputs [T, ...], from state x [n].
 
-    def step(carry, given):
-        x, alive, total = carry
-        control = policy(x, given)
-        after, reward, terminated = dynamics.step(x, control)
-        total += jnp.where(alive, reward, 0)
-        return (after, alive & ~terminated, total), (x, control)
+    Returns the last state, the return up to the end of the episode, and the states [T, n] and
+    controls [T, m] along the way.
+    """
 
-    (x, _, total), way = jax.lax.scan(step, (x, jnp.bool_(True), jnp.zeros(())), inputs)
-    return x, total, *way
+    def step(carry, policy_input):
+        x, active, total = carry
+        control = policy(x, policy_input)
+        next_x, reward, terminated = dynamics.step(x, control)
+        total += jnp.where(active, reward, 0)
+        return (next_x, active & ~terminated, total), (x, control)
+
+    start = x, jnp.bool_(True), jnp.zeros(())
+    (last_x, _, total), (states, controls) = jax.lax.scan(step, start, inputs)
+    return last_x, total, states, controls
 
 
-def expand(dynamics: Dynamics, x, u):
-    """f_x, f_u, l_x, l_u, l_xx, l_ux, l_uu at x and u."""
-    f, cost = (lambda x, u: dynamics.step(x, u)[0]), (lambda x, u: -dynamics.step(x, u)[1])
+def expand(dynamics: Dynamics, x, u) -> Expansion:
+    """f_x, f_u, l_x, l_u, l_xx, l_ux, l_uu at x [n] and u [m]."""
+
+    def f(x, u):
+        next_x, _, _ = dynamics.step(x, u)
+        return next_x
+
+    def cost(x, u):
+        _, reward, _ = dynamics.step(x, u)
+        return -reward
+
+    fx, fu = jax.jacfwd(f, (0, 1))(x, u)
+    lx, lu = jax.grad(cost, (0, 1))(x, u)
     (lxx, _), (lux, luu) = jax.hessian(cost, (0, 1))(x, u)
-    return *jax.jacfwd(f, (0, 1))(x, u), *jax.grad(cost, (0, 1))(x, u), lxx, lux, luu
+    return Expansion(fx, fu, lx, lu, lxx, lux, luu)
 
 
 def boxed_newton(H, g, low, high):
-    """argmin ½ kᵀ H k + gᵀ k with low ≤ k ≤ high, where low ≤ 0 ≤ high, by projected Newton steps
-    (exact for one control); and which components are free: inside, or drawn inside."""
+    """argmin ½ kᵀ H k + gᵀ k with low ≤ k ≤ high, where low ≤ 0 ≤ high; all [m], H [m, m].
 
-    def free(k):
+    By projected Newton steps, exact for m = 1. Also returns which components are free, bool [m]:
+    inside their bounds, or pulled inside by the gradient.
+    """
+
+    def is_free(k):
         gradient = H @ k + g
         return ~((k <= low) & (gradient > 0) | (k >= high) & (gradient < 0))
 
     k = jnp.zeros_like(g)
     for _ in range(2 * len(g) - 1):
-        k = jnp.clip(k - solve_free(H, (H @ k + g)[:, None], free(k))[:, 0], low, high)
-    return k, free(k)
+        newton_step = solve_free(H, (H @ k + g)[:, None], is_free(k))[:, 0]
+        k = jnp.clip(k - newton_step, low, high)
+    return k, is_free(k)
 
 
 def solve_free(H, right, free) -> jax.Array:
-    """H⁻¹ right with the free rows and columns of H alone, and 0 in the other rows."""
+    """H⁻¹ right [m, k] for the free rows and columns of H [m, m], free: bool [m]; else 0."""
     H = jnp.where(free[:, None] & free, H, jnp.eye(len(H)))
     return solve(H, jnp.where(free[:, None], right, 0))
 
 
-def backward(expansions, controls, mu, low, high):
-    """k [T, m] and K [T, m, n], from the last step, after which nothing is worth anything."""
+def backward(expansions: Expansion, controls, mu, low, high):
+    """k [T, m] and K [T, m, n], for expansions [T, ...] and controls [T, m]; V = 0 at the end."""
 
     def step(value, inputs):
         Vx, Vxx = value
-        (fx, fu, lx, lu, lxx, lux, luu), u = inputs
-        Qx, Qu = lx + fx.T @ Vx, lu + fu.T @ Vx
-        Qxx, Qux, Quu = lxx + fx.T @ Vxx @ fx, lux + fu.T @ Vxx @ fx, luu + fu.T @ Vxx @ fu
-        regular = Quu + mu * fu.T @ fu
-        k, free = boxed_newton(regular, Qu, low - u, high - u)
-        K = -solve_free(regular, Qux + mu * fu.T @ fx, free)
+        d, u = inputs
+        Qx, Qu = d.lx + d.fx.T @ Vx, d.lu + d.fu.T @ Vx
+        Qxx = d.lxx + d.fx.T @ Vxx @ d.fx
+        Qux = d.lux + d.fu.T @ Vxx @ d.fx
+        Quu = d.luu + d.fu.T @ Vxx @ d.fu
+        regularized_Quu = Quu + mu * d.fu.T @ d.fu
+        regularized_Qux = Qux + mu * d.fu.T @ d.fx
+        k, free = boxed_newton(regularized_Quu, Qu, low - u, high - u)
+        K = -solve_free(regularized_Quu, regularized_Qux, free)
         Vx = Qx + K.T @ Quu @ k + K.T @ Qu + Qux.T @ k
         Vxx = Qxx + K.T @ Quu @ K + K.T @ Qux + Qux.T @ K
         return (Vx, (Vxx + Vxx.T) / 2), (k, K)
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape[1:]), (expansions[2], expansions[4]))
-    return jax.lax.scan(step, nothing, (expansions, controls), reverse=True)[1]
+    end_value = jnp.zeros(expansions.lx.shape[1:]), jnp.zeros(expansions.lxx.shape[1:])
+    return jax.lax.scan(step, end_value, (expansions, controls), reverse=True)[1]
 
 
-def forward(dynamics: Dynamics, plan: Plan, k, gains, alpha, low, high) -> Plan:
-    """The plan along û = u + α k + K (x̂ - x), within the bounds."""
+def forward(dynamics: Dynamics, plan: Plan, k, gains, alpha, bounds) -> Plan:
+    """û = u + α k + K (x̂ - x) within the bounds (low, high); k [T, m], K: gains [T, m, n]."""
 
-    def policy(x, given):
-        old, control, k, K = given
-        return jnp.clip(control + alpha * k + K @ (x - old), low, high)
+    def policy(x, policy_input):
+        planned_x, control, k, K = policy_input
+        return jnp.clip(control + alpha * k + K @ (x - planned_x), *bounds)
 
-    _, total, x, controls = simulate(dynamics, plan.x[0], policy, (*plan[:2], k, gains))
+    inputs = plan.x, plan.controls, k, gains
+    _, total, x, controls = simulate(dynamics, plan.x[0], policy, inputs)
     return Plan(x, controls, gains, total)
 
 
@@ -151,98 +176,125 @@ def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_starts, actions="continuous")
     dynamics = make_dynamics(config.env_id)
     # At its very bounds, where the environment clips it, a control has derivative 0.
-    middle, reach = (env.action_high + env.action_low) / 2, (env.action_high - env.action_low) / 2
-    low, high = middle - 0.9999 * reach, middle + 0.9999 * reach
+    midpoint = (env.action_high + env.action_low) / 2
+    half_range = (env.action_high - env.action_low) / 2
+    low, high = midpoint - 0.9999 * half_range, midpoint + 0.9999 * half_range
+    num_blocks = -(-env.max_steps // config.action_repeat)
 
-    def guess(key, start) -> Plan:
-        """Random shooting, block by block: of sequences of held controls, the first block of the
-        best is played. They are the last best, shifted, with few or many blocks drawn anew."""
-        shape = config.num_samples, config.lookahead, *env.action_shape
-        share = jnp.linspace(0, 1, config.num_samples)[:, None, None]
-        held = lambda blocks: jnp.repeat(blocks, config.hold, axis=0)
-        play = lambda x, controls: simulate(dynamics, x, lambda x, u: u, controls)
+    def play(x, controls):
+        return simulate(dynamics, x, lambda x, control: control, controls)
+
+    def initial_plan(key, start) -> Plan:
+        """Plan by random shooting, block by block, from state `start` [n].
+
+        For each block, sequences of constant controls are sampled, and the first block of the best
+        one is applied. Samples are the previous best, shifted, with between none and all of its
+        blocks replaced by random ones.
+        """
+        shape = config.num_samples, config.shooting_horizon, *env.action_shape
+        share_replaced = jnp.linspace(0, 1, config.num_samples)[:, None, None]
+
+        def repeat(blocks):
+            return jnp.repeat(blocks, config.action_repeat, axis=0)
 
         def block(carry, _):
-            x, last, key = carry
-            key, key_change, key_control = jax.random.split(key, 3)
-            fresh = middle + 2 * reach * jax.random.uniform(key_control, shape, minval=-1.0)
-            changed = jax.random.uniform(key_change, shape) < share
-            shifted = jnp.concatenate([last[1:], jnp.zeros_like(last[:1])])
-            sequences = jnp.clip(jnp.where(changed, fresh, shifted), low, high)
-            totals = jax.vmap(lambda blocks: play(x, held(blocks))[1])(sequences)
+            x, previous, key = carry
+            key, key_replace, key_control = jax.random.split(key, 3)
+            controls = jax.random.uniform(key_control, shape, minval=-1.0)
+            replacements = midpoint + 2 * half_range * controls
+            is_replaced = jax.random.uniform(key_replace, shape) < share_replaced
+            shifted = jnp.concatenate([previous[1:], jnp.zeros_like(previous[:1])])
+            sequences = jnp.clip(jnp.where(is_replaced, replacements, shifted), low, high)
+            totals = jax.vmap(lambda blocks: play(x, repeat(blocks))[1])(sequences)
             best = sequences[jnp.argmax(totals)]
-            return (play(x, held(best[:1]))[0], best, key), held(best[:1])
+            first_block = repeat(best[:1])
+            next_x, _, _, _ = play(x, first_block)
+            return (next_x, best, key), first_block
 
-        first, num_blocks = (start, jnp.zeros(shape[1:]), key), -(-env.max_steps // config.hold)
-        _, controls = jax.lax.scan(block, first, length=num_blocks)
+        carry = start, jnp.zeros(shape[1:]), key
+        _, controls = jax.lax.scan(block, carry, length=num_blocks)
         _, total, x, controls = play(start, jnp.concatenate(controls)[: env.max_steps])
         return Plan(x, controls, jnp.zeros((*controls.shape, x.shape[-1])), total)
 
     def improve(plan: Plan, mu):
-        """One iteration: the plan and its μ."""
+        """Return the plan and its μ after one iteration."""
         expansions = jax.vmap(lambda x, u: expand(dynamics, x, u))(plan.x, plan.controls)
         k, gains = backward(expansions, plan.controls, mu, low, high)
-        along = lambda alpha: forward(dynamics, plan, k, gains, alpha, low, high)
-        step_sizes = 0.5 ** jnp.arange(config.num_step_sizes)
-        totals = jax.vmap(lambda alpha: along(alpha).total)(step_sizes)
-        new = along(step_sizes[jnp.argmax(jnp.where(jnp.isnan(totals), -jnp.inf, totals))])
-        better = new.total > plan.total + 1e-6 * jnp.abs(plan.total)
-        plan = jax.tree.map(lambda x, old: jnp.where(better, x, old), new, plan)
-        mu = jnp.where(better, mu / config.regularization_factor, mu * config.regularization_factor)
-        return plan, jnp.where(better & (mu < 1e-6), 0, jnp.clip(mu, 1e-6, 1e6))
 
-    def play(plans: Plan, starts: EnvState, key):
-        """The best plan of each start, with its feedback, in the environment: promised and paid
-        return [N]; x, controls and gains of the plan, and x and controls there, [T, N, ...]."""
+        def line_search(alpha):
+            return forward(dynamics, plan, k, gains, alpha, (low, high))
+
+        step_sizes = 0.5 ** jnp.arange(config.num_step_sizes)
+        totals = jax.vmap(lambda alpha: line_search(alpha).total)(step_sizes)
+        best = jnp.argmax(jnp.where(jnp.isnan(totals), -jnp.inf, totals))
+        candidate = line_search(step_sizes[best])
+        is_better = candidate.total > plan.total + 1e-6 * jnp.abs(plan.total)
+        plan = jax.tree.map(lambda new, old: jnp.where(is_better, new, old), candidate, plan)
+        factor = config.regularization_factor
+        mu = jnp.where(is_better, mu / factor, mu * factor)
+        return plan, jnp.where(is_better & (mu < 1e-6), 0, jnp.clip(mu, 1e-6, 1e6))
+
+    def best_of(plans: Plan) -> Plan:
+        """Return the plan of each start with the highest return, [N, ...]."""
         choice = jnp.argmax(plans.total, axis=1)
-        best = jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, choice), plans)
-        planned = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), best[:3])
+        return jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, choice), plans)
+
+    def execute(plan: Plan, starts: EnvState, key):
+        """Execute plans [N, ...] with their feedback in the environment.
+
+        Returns the returns [N], the states [T, N, n] and the controls [T, N, m].
+        """
 
         def step(carry, inputs):
-            (state, returns), ((x, control, K), key) = carry, inputs
-            now = jax.vmap(dynamics.numbers)(state.inner)
-            control = jnp.clip(control + jnp.einsum("nij,nj->ni", K, now - x), low, high)
-            state, _ = env.step(state, control, key)
-            returns = jnp.where(jnp.isnan(returns), state.episode_return, returns)  # the first ones
-            return (state, returns), (now, control)
+            env_state, returns = carry
+            planned_x, control, K, key = inputs
+            x = jax.vmap(dynamics.numbers)(env_state.inner)
+            feedback = jnp.einsum("nij,nj->ni", K, x - planned_x)
+            control = jnp.clip(control + feedback, low, high)
+            env_state, _ = env.step(env_state, control, key)
+            is_first = jnp.isnan(returns)  # the first episode that ends counts
+            returns = jnp.where(is_first, env_state.episode_return, returns)
+            return (env_state, returns), (x, control)
 
+        time_first = [jnp.moveaxis(x, 1, 0) for x in (plan.x, plan.controls, plan.gains)]
         keys = jax.random.split(key, env.max_steps)
-        first = starts, jnp.full(config.num_starts, jnp.nan)
-        (_, paid), way = jax.lax.scan(step, first, (planned, keys))
-        return best.total, paid, planned, way
+        carry = starts, jnp.full(config.num_starts, jnp.nan)
+        (_, returns), (x, controls) = jax.lax.scan(step, carry, (*time_first, keys))
+        return returns, x, controls
 
     def init(key):
-        key, key_env, key_guess = jax.random.split(key, 3)
+        key, key_env, key_plan = jax.random.split(key, 3)
         starts = env.reset(key_env)
-        keys = jax.random.split(key_guess, (config.num_starts, config.num_guesses))
+        keys = jax.random.split(key_plan, (config.num_starts, config.num_initial_plans))
         x = jax.vmap(dynamics.numbers)(starts.inner)
-        plans = jax.vmap(jax.vmap(guess, (0, None)))(keys, x)
-        return State(key, plans, jnp.zeros(keys.shape), starts)
+        plans = jax.vmap(jax.vmap(initial_plan, (0, None)))(keys, x)
+        return State(key, params=plans, mu=jnp.zeros(keys.shape), starts=starts)
 
     def update(state, step):
         plans, mu = jax.vmap(jax.vmap(improve))(state.params, state.mu)
-        promised, paid, *_ = play(plans, state.starts, jax.random.fold_in(state.key, step))
+        best = best_of(plans)
+        returns, _, _ = execute(best, state.starts, jax.random.fold_in(state.key, step))
         metrics = {
-            "episode_return": jnp.mean(paid),
-            "value": jnp.mean(promised),
-            "improved": jnp.mean(plans.total > state.params.total, dtype=promised.dtype),
+            "episode_return": jnp.mean(returns),
+            "value": jnp.mean(best.total),
+            "improved": jnp.mean(plans.total > state.params.total, dtype=best.total.dtype),
         }
         return State(state.key, plans, mu, state.starts), metrics
 
-    def picture(state, figure):
-        """Of the start with the least return: the state and the controls, planned and realised."""
+    def picture(state):
+        """Return states and controls, planned and realised, of the start with the lowest return."""
+        best = best_of(state.params)
         key = jax.random.fold_in(state.key, config.num_iterations)
-        _, paid, (x, controls, _), way = play(state.params, state.starts, key)
-        worst = jnp.argmin(paid)
-        rows = (jnp.concatenate(y, -1)[:, worst].T for y in ((x, controls), way))
-        names = [f"x[{i}]" for i in range(x.shape[-1])] + [f"u[{i}]" for i in range(len(low))]
-        axes = figure.subplots(len(names), sharex=True)
-        for axis, name, planned, realised in zip(axes, names, *rows, strict=True):
-            axis.plot(realised, color="tab:orange", linewidth=4, alpha=0.5, label="realised")
-            axis.plot(planned, color="black", linewidth=1, label="planned")
-            axis.set_ylabel(name)
-        axes[0].legend()
-        axes[-1].set_xlabel(f"step of {config.env_id}, return {paid[worst]:.4g}")
+        returns, x, controls = execute(best, state.starts, key)
+        worst = jnp.argmin(returns)
+        names = [f"x[{i}]" for i in range(x.shape[-1])]
+        names += [f"u[{i}]" for i in range(controls.shape[-1])]
+        return {
+            "names": names,
+            "realised": jnp.concatenate([x, controls], axis=-1)[:, worst],
+            "planned": jnp.concatenate([best.x, best.controls], axis=-1)[worst][None],
+            "start": jnp.zeros(1, int),
+        }
 
     return Algorithm(init, update, None, config.num_iterations, 1, picture=picture)
 

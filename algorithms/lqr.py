@@ -3,20 +3,20 @@
 Kalman 1960, Contributions to the theory of optimal control; Bertsekas 2017, Dynamic Programming and
 Optimal Control, vol. 1, section 3.1, http://www.athenasc.com/dpbook.html
 
-    x' = A x + B u + w,   cost Σ_t γᵗ (xᵀ Q x + uᵀ R u),   the least of it from x: xᵀ P x + constant
+    x' = A x + B u + w,   cost Σ_t γᵗ (xᵀ Q x + uᵀ R u),   lowest cost from x: xᵀ P x + constant
 
     K = γ (R + γ Bᵀ P B)⁻¹ Bᵀ P A,   u = -K x
-    P ← Q + γ Aᵀ P (A - B K)                                                (Riccati's equation)
+    P ← Q + γ Aᵀ P (A - B K)                                                (Riccati equation)
 
-One update is one Riccati step, backwards in time from P = 0. An infinite horizon has the last gain;
-a finite one the gain of each of its steps, which `act` cannot play, as nobody tells it the time.
-`--identify` first acts at random and fits A and B by least squares, which Riccati's equation then
-takes for the truth (certainty equivalence; Mania et al. 2019, https://arxiv.org/abs/1902.07826).
-`episode_return` is an expectation, exactly. In Random-linear every seed has its own system, and no
-environment exists to play it in, so the final evaluation is left out.
+One update is one Riccati step, backwards in time from P = 0. With an infinite horizon the last gain
+is used at every step; with a finite one each step has its own, and as `act` does not know the time
+step, it is None. `--fit-model` takes random actions and fits A and B by least squares; Riccati's
+equation then uses the fitted model as if it were exact (certainty equivalence; Mania et al. 2019,
+https://arxiv.org/abs/1902.07826). `episode_return` is the exact expectation. In Random-linear every
+seed has its own system, which no environment can play, so `act` is None there, too.
 
-Departs from the book: a discount; a fixed number of steps, of which the metric `riccati_residual`
-tells when they are enough. JAX_ENABLE_X64=1 gives float64.
+Departs from the book: a discount; a fixed number of Riccati steps (the metric `riccati_residual`
+shows whether they suffice). JAX_ENABLE_X64=1 gives float64.
 """
 
 from dataclasses import dataclass
@@ -29,56 +29,55 @@ from common.algorithm import Algorithm, require
 from common.environments.linear import (
     LINEAR,
     System,
-    as_floats,
     first_state,
     make_system,
     next_state,
     solve,
 )
-from common.networks import orthonormal
+from common.networks import orthonormalize
 from common.run import main
 
 
 @dataclass(frozen=True)
 class Config:
     env_id: str = "DoubleIntegrator-linear"  # any <name>-linear
-    num_steps: int = 50  # Riccati steps; the length of a finite horizon
+    num_riccati_steps: int = 50  # also the length of a finite horizon
     horizon: Literal["infinite", "finite"] = "infinite"  # one gain, or one for each step
     gamma: float = 1.0  # discount factor
-    identify: bool = False  # fit A and B to transitions under random actions
-    num_transitions: int = 200  # of these
+    fit_model: bool = False  # fit A and B to transitions under random actions
+    num_transitions: int = 200  # to which the model is fitted
 
     def __post_init__(self):
-        require(self, "num_steps >= 1", "0 <= gamma <= 1", "num_transitions >= 1")
+        require(self, "horizon in ('infinite', 'finite')")  # not a number of steps here
 
 
 class Params(NamedTuple):
     P: jax.Array  # [n, n]
-    gains: jax.Array  # [T, m, n] of the steps of a finite horizon, or T = 1
+    gains: jax.Array  # [T, m, n]: K of each step of a finite horizon, or T = 1
 
 
 class State(NamedTuple):
     params: Params
     system: System  # the true one
-    model: System  # what Riccati's equation is given
+    model: System  # the one that the Riccati equation uses
     best_cost: jax.Array  # expected discounted cost of an episode with the true system's gains
 
 
 def gain(system: System, P, gamma) -> jax.Array:
     """K = γ (R + γ Bᵀ P B)⁻¹ Bᵀ P A, [m, n]."""
-    A, B, _, R, *_ = system
+    A, B, R = system.A, system.B, system.R
     return gamma * solve(R + gamma * B.T @ P @ B, B.T @ P @ A)
 
 
 def riccati(system: System, P, K, gamma) -> jax.Array:
     """Q + γ Aᵀ P (A - B K), made symmetric, [n, n]."""
-    A, B, Q, *_ = system
+    A, B, Q = system.A, system.B, system.Q
     P = Q + gamma * A.T @ P @ (A - B @ K)
     return (P + P.T) / 2
 
 
 def step_back(system: System, params: Params, step, gamma) -> Params:
-    """The gain of the step before, `step` steps from the end, and its P."""
+    """Take Riccati step number `step`, counted from the end of the horizon, and store its gain."""
     K = gain(system, params.P, gamma)
     last = len(params.gains) - 1
     gains = params.gains.at[jnp.maximum(last - step, 0)].set(K)
@@ -86,29 +85,33 @@ def step_back(system: System, params: Params, step, gamma) -> Params:
 
 
 def start_cost(system: System, P) -> jax.Array:
-    """E[xᵀ P x] of a first state."""
+    """E[xᵀ P x] over first states, []."""
     return jnp.sum(jnp.diag(P) * jnp.square(system.start) / 3)
 
 
 def expected_cost(system: System, gains, gamma) -> jax.Array:
-    """E[Σ_t γᵗ (xᵀ Q x + uᵀ R u)] of u = -K_t x with gains [T, m, n], exactly: the covariance of x
-    becomes (A - B K) Σ (A - B K)ᵀ + diag(noise²)."""
-    A, B, Q, R, noise, start = system
+    """E[Σ_t γᵗ (xᵀ Q x + uᵀ R u)] of u = -K_t x with gains [T, m, n], []; exact.
+
+    The covariance of x follows Σ ← (A - B K) Σ (A - B K)ᵀ + diag(noise²).
+    """
+    A, B, Q, R = system.A, system.B, system.Q, system.R
 
     def step(carry, K):
         covariance, discount = carry
         cost = discount * jnp.trace((Q + K.T @ R @ K) @ covariance)
-        closed = A - B @ K
-        covariance = closed @ covariance @ closed.T + jnp.diag(jnp.square(noise))
+        closed_loop = A - B @ K
+        covariance = closed_loop @ covariance @ closed_loop.T + jnp.diag(jnp.square(system.noise))
         return (covariance, discount * gamma), cost
 
-    first = jnp.diag(jnp.square(start) / 3), jnp.ones(())
-    return jnp.sum(jax.lax.scan(step, first, gains)[1])
+    start = jnp.diag(jnp.square(system.start) / 3), jnp.ones(())
+    return jnp.sum(jax.lax.scan(step, start, gains)[1])
 
 
 def explore(system: System, key, num_transitions: int, max_steps: int, max_action: float):
-    """x [T, n], u [T, m] and x' of uniformly random actions, with a first state again after every
-    `max_steps` steps."""
+    """Take uniformly random actions; a new episode begins after every `max_steps` steps.
+
+    Returns x [T, n], u [T, m] and x' [T, n].
+    """
 
     def step(x, inputs):
         t, key = inputs
@@ -124,11 +127,13 @@ def explore(system: System, key, num_transitions: int, max_steps: int, max_actio
 
 
 def least_squares(system: System, x, u, next_x) -> System:
-    """The system with argmin_{A,B} Σ |A x + B u - x'|² over transitions [T, ...]: of inputs [x, u]
-    with orthonormal columns q, [A B]ᵀ = (qᵀ [x, u])⁻¹ qᵀ x'. The normal equations would square the
-    condition number, which is large where an unstable system ran away."""
+    """argmin_{A,B} Σ |A x + B u - x'|² over transitions [T, ...]; the system with A and B replaced.
+
+    With orthonormal columns q of the inputs [x, u], [A B]ᵀ = (qᵀ [x, u])⁻¹ qᵀ x'. The normal
+    equations would square the condition number, which is large if an unstable system diverged.
+    """
     inputs = jnp.concatenate([x, u], axis=1)
-    q = orthonormal(inputs)
+    q = orthonormalize(inputs)
     A, B = jnp.split(solve(q.T @ inputs, q.T @ next_x).T, [x.shape[1]], axis=1)
     return system._replace(A=A, B=B)
 
@@ -140,39 +145,47 @@ def make(config: Config) -> Algorithm:
             f"--num-transitions {config.num_transitions}: {config.env_id} has {num_unknowns} "
             "unknowns in each row of A and B; give more transitions than that"
         )
-    _, max_steps, max_action, is_random = LINEAR[config.env_id]
-    finite = config.horizon == "finite"
+    task = LINEAR[config.env_id]
+    is_finite = config.horizon == "finite"
 
-    def played(params):
-        """The gains of the steps of an episode."""
-        _, *shape = params.gains.shape
-        return params.gains if finite else jnp.broadcast_to(params.gains, (max_steps, *shape))
+    def episode_gains(params):
+        """Return the gain of each step of an episode, [T, m, n]."""
+        if is_finite:
+            return params.gains
+        return jnp.broadcast_to(params.gains, (task.max_steps, *params.gains.shape[1:]))
 
-    def nothing(system):
+    def zero_params(system):
         n, m = system.B.shape
-        num_gains = config.num_steps if finite else 1
-        return Params(jnp.zeros((n, n)), jnp.zeros((num_gains, m, n)))
+        num_gains = config.num_riccati_steps if is_finite else 1
+        return Params(P=jnp.zeros((n, n)), gains=jnp.zeros((num_gains, m, n)))
+
+    def solve_riccati(system):
+        def step(i, params):
+            return step_back(system, params, i, config.gamma)
+
+        return jax.lax.fori_loop(0, config.num_riccati_steps, step, zero_params(system))
 
     def init(key):
         key_system, key_explore = jax.random.split(key)
-        system = as_floats(make_system(config.env_id, key_system))
+        system = make_system(config.env_id, key_system)
         model = system
-        if config.identify:
-            data = explore(system, key_explore, config.num_transitions, max_steps, max_action)
-            model = least_squares(system, *data)
-
-        best = jax.lax.fori_loop(
-            0,
-            config.num_steps,
-            lambda step, params: step_back(system, params, step, config.gamma),
-            nothing(system),
+        if config.fit_model:
+            x, u, next_x = explore(
+                system, key_explore, config.num_transitions, task.max_steps, task.max_action
+            )
+            model = least_squares(system, x, u, next_x)
+        best_gains = episode_gains(solve_riccati(system))
+        return State(
+            params=zero_params(system),
+            system=system,
+            model=model,
+            best_cost=expected_cost(system, best_gains, config.gamma),
         )
-        cost = expected_cost(system, played(best), config.gamma)
-        return State(nothing(system), system, model, cost)
 
     def update(state, step):
-        params = step_back(state.model, state.params, step, config.gamma)
-        gains, model, system = played(params), state.model, state.system
+        system, model = state.system, state.model
+        params = step_back(model, state.params, step, config.gamma)
+        gains = episode_gains(params)
         errors = [jnp.abs(model.A - system.A), jnp.abs(model.B - system.B)]
         metrics = {
             "episode_return": -expected_cost(system, gains, 1.0),
@@ -186,8 +199,8 @@ def make(config: Config) -> Algorithm:
     def act(params, obs, key):
         return -params.gains[0] @ obs
 
-    act = None if finite or is_random else act
-    return Algorithm(init, update, act, config.num_steps, 1)
+    act = None if is_finite or task.random else act
+    return Algorithm(init, update, act, config.num_riccati_steps, 1)
 
 
 if __name__ == "__main__":

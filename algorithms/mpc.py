@@ -1,14 +1,14 @@
 """Model-predictive control (MPC) with the true simulator.
 
-At every step: search for the actions of the next H steps with the best return, take the first of
-them, and search again from where that led, beginning with the rest of the plan. The model is the
-environment itself, stepped from its present state. One search is `num_iterations` rounds of
+At every step: search for the actions of the next H steps with the highest return, take the first of
+them, and search again from the next state, starting with the rest of the plan. The model is the
+environment itself, stepped from its present state. One search is `num_rounds` rounds of
 
     a_k ~ N(μ, σ²), k = 1..K, clipped to the bounds; a_1 = μ
     G_k = Σ_i γⁱ r_i, i < H and until the episode ends
     fit μ and σ to the a_k and their G_k
 
-and `--planner` says how they are drawn and fitted:
+and `--planner` selects how they are drawn and fitted:
 
     random  random shooting: a_k is uniform, μ ← a_argmax G
             (Rao 2009, A survey of numerical methods for optimal control,
@@ -19,14 +19,14 @@ and `--planner` says how they are drawn and fitted:
     mppi    model-predictive path integral control: μ ← Σ_k w_k a_k, w = softmax(G / λ)
             (Williams et al. 2017, https://doi.org/10.1109/ICRA.2017.7989202, Algorithm 2)
 
-All three take K · num_iterations · H simulated steps for one step of the environment.
+All three take K · num_rounds · H simulated steps for one step of the environment.
 
-Departs from the papers: cem clips actions and keeps nothing of the old μ and σ, where Chua et al.
-draw from a truncated Gaussian and keep a part; mppi weighs returns alone (its α = 1: deviations
-from μ cost nothing) and may fit more than once a step; random shooting keeps the rest of the last
-plan among its candidates; in a random environment all candidates of a round meet the same chances,
-drawn anew for each round; environments in parallel share the noise of their searches. There is no
-policy without the simulator, so that the run itself is the evaluation.
+Departs from the papers: cem clips actions and discards the old μ and σ, where Chua et al. draw from
+a truncated Gaussian and keep a moving average; mppi weights plans by their returns alone (its
+α = 1: deviations from μ cost nothing) and may fit more than once a step; random shooting keeps the
+rest of the last plan among its candidates; in a random environment all candidates of a round share
+their random numbers, which change every round; parallel environments share the noise of their
+searches. There is no policy without the simulator, so the run itself is the evaluation.
 """
 
 from dataclasses import dataclass
@@ -44,28 +44,18 @@ from common.run import main
 class Config:
     env_id: str = "Pendulum-v1"  # any environment with continuous actions
     total_timesteps: int = 2_000  # environment steps, over all environments
-    num_envs: int = 10  # environments controlled in parallel, each with a plan of its own
+    num_envs: int = 10  # environments controlled in parallel, each with its own plan
     planner: Literal["cem", "random", "mppi"] = "cem"  # how a plan is searched for
     horizon: int = 20  # steps of a plan, H
     num_samples: int = 100  # plans tried in each round of a search, K
-    num_elites: int = 10  # the best of them, which cem fits, M
-    num_iterations: int = 5  # rounds of a search
+    num_elites: int = 10  # the best of them, to which cem fits μ and σ, M
+    num_rounds: int = 5  # rounds of a search
     init_std: float = 0.5  # σ in the first round of cem, and in all of mppi; actions in [-1, 1]
     temperature: float = 0.1  # of mppi, in units of the return, λ
     gamma: float = 1.0  # discount factor inside a plan
 
     def __post_init__(self):
-        require(
-            self,
-            "num_envs >= 1",
-            "total_timesteps >= num_envs",
-            "horizon >= 1",
-            "1 <= num_elites <= num_samples",
-            "num_iterations >= 1",
-            "init_std > 0",
-            "temperature > 0",
-            "0 <= gamma <= 1",
-        )
+        require(self, "total_timesteps >= num_envs", "num_elites <= num_samples")
 
 
 class State(NamedTuple):
@@ -75,17 +65,21 @@ class State(NamedTuple):
 
 
 def simulate(env: Env, state: EnvState, plan, key, gamma):
-    """G = Σ_i γⁱ r_i of the actions plan [H, A] from that state of one environment, until the
-    episode ends; and the observations [H, ...] on the way, NaN after the end."""
+    """G = Σ_i γⁱ r_i of the plan [H, A], from a state of one environment without its axis.
 
-    def step(carry, now):
-        state, weight = carry
-        action, key = now
+    Sums until the episode ends. Also returns the observations [H, ...] along the way, NaN after
+    the end.
+    """
+
+    def step(carry, inputs):
+        state, discount_so_far = carry
+        action, key = inputs
         state, transition = env.step(state, action[None], key)
-        ended = (transition.terminated | transition.truncated)[0]
-        reward = jnp.where(weight > 0, weight * transition.reward[0], 0)
-        obs = jnp.where(weight > 0, transition.next_obs[0], jnp.nan)
-        return (state, jnp.where(ended, 0, weight * gamma)), (reward, obs)
+        done = (transition.terminated | transition.truncated)[0]
+        active = discount_so_far > 0
+        reward = jnp.where(active, discount_so_far * transition.reward[0], 0)
+        obs = jnp.where(active, transition.next_obs[0], jnp.nan)
+        return (state, jnp.where(done, 0, discount_so_far * gamma)), (reward, obs)
 
     start = jax.tree.map(lambda x: x[None], state), jnp.ones(())
     _, (rewards, obs) = jax.lax.scan(step, start, (plan, jax.random.split(key, len(plan))))
@@ -93,30 +87,30 @@ def simulate(env: Env, state: EnvState, plan, key, gamma):
 
 
 def gaussian_plans(key, mean, std, num_samples: int) -> jax.Array:
-    """μ itself, and the rest ~ N(μ, σ²), clipped to [-1, 1]; [K, H, A]."""
+    """a_1 = μ, the others ~ N(μ, σ²), clipped to [-1, 1]; [K, H, A]."""
     noise = jax.random.normal(key, (num_samples, *mean.shape))
     return jnp.clip(mean + std * noise.at[0].set(0), -1, 1)
 
 
 def uniform_plans(key, mean, num_samples: int) -> jax.Array:
-    """μ itself, and the rest uniformly in [-1, 1]; [K, H, A]."""
+    """a_1 = μ, the others uniform in [-1, 1]; [K, H, A]."""
     plans = jax.random.uniform(key, (num_samples, *mean.shape), minval=-1, maxval=1)
     return plans.at[0].set(mean)
 
 
 def fit_elites(plans, returns, num_elites: int):
-    """μ and σ of the M best of the plans [K, H, A] with returns [K]."""
+    """μ and σ [H, A] of the M best of the plans [K, H, A] with returns [K]."""
     elites = plans[jax.lax.top_k(returns, num_elites)[1]]
     return elites.mean(0), elites.std(0)
 
 
 def path_integral(plans, returns, temperature) -> jax.Array:
-    """μ ← Σ_k w_k a_k with w = softmax(G / λ), of plans [K, H, A] with returns [K]."""
+    """μ ← Σ_k w_k a_k with w = softmax(G / λ), for plans [K, H, A] with returns [K]."""
     return jnp.tensordot(jax.nn.softmax(returns / temperature), plans, axes=1)
 
 
 def shift(plan) -> jax.Array:
-    """The plan [H, A] without its first actions, which have been taken; 0 comes last."""
+    """Drop the first actions of a plan [H, A], which have been taken, and append 0."""
     return jnp.roll(plan, -1, axis=0).at[-1].set(0)
 
 
@@ -125,7 +119,7 @@ def make(config: Config) -> Algorithm:
     simulator = with_unit_actions(make_env(config.env_id, 1))
 
     def search(key, env_state, mean):
-        """The plan [H, A] for one environment, from the rest of its last one."""
+        """Return the plan [H, A] for one environment; `mean` [H, A] is the rest of its last one."""
 
         def improve(carry, key):
             mean, std = carry
@@ -135,21 +129,22 @@ def make(config: Config) -> Algorithm:
             else:
                 plans = gaussian_plans(key_plans, mean, std, config.num_samples)
 
-            def total(plan):
+            def plan_return(plan):
                 return simulate(simulator, env_state, plan, key_env, config.gamma)[0]
 
-            returns = jax.vmap(total)(plans)
+            returns = jax.vmap(plan_return)(plans)
             if config.planner == "cem":
-                fitted = fit_elites(plans, returns, config.num_elites)
+                mean, std = fit_elites(plans, returns, config.num_elites)
             elif config.planner == "mppi":
-                fitted = path_integral(plans, returns, config.temperature), std
+                mean = path_integral(plans, returns, config.temperature)
             else:
-                fitted = plans[jnp.argmax(returns)], std
-            return fitted, None
+                mean = plans[jnp.argmax(returns)]
+            return (mean, std), None
 
         std = jnp.full_like(mean, config.init_std)
-        keys = jax.random.split(key, config.num_iterations)
-        return jax.lax.scan(improve, (mean, std), keys)[0][0]
+        keys = jax.random.split(key, config.num_rounds)
+        (mean, _), _ = jax.lax.scan(improve, (mean, std), keys)
+        return mean
 
     def init(key):
         key, key_env = jax.random.split(key)
@@ -160,40 +155,37 @@ def make(config: Config) -> Algorithm:
         key_search, key_value, key_env = jax.random.split(jax.random.fold_in(state.key, step), 3)
         plans = jax.vmap(search, (None, 0, 0))(key_search, state.env, state.params)
 
-        def planned(env_state, plan):
+        def plan_value(env_state, plan):
             return simulate(simulator, env_state, plan, key_value, config.gamma)[0]
 
-        value = jax.vmap(planned)(state.env, plans).mean()
+        value = jax.vmap(plan_value)(state.env, plans).mean()
         env_state, transition = env.step(state.env, plans[:, 0], key_env)
-        ended = transition.terminated | transition.truncated
-        rest = jnp.where(ended[:, None, None], 0, jax.vmap(shift)(plans))
+        done = transition.terminated | transition.truncated
+        next_plans = jnp.where(done[:, None, None], 0, jax.vmap(shift)(plans))
         metrics = {"episode_return": jnp.nanmean(env_state.episode_return), "value": value}
-        return State(state.key, rest, env_state), metrics
+        return State(state.key, next_plans, env_state), metrics
 
     num_updates = config.total_timesteps // config.num_envs
 
-    def picture(state, figure):
-        """One more episode, and what the plan before each of its steps held in store."""
+    def picture(state):
+        """Return the next steps of the first environment, and every fifth step the observations
+        that the plan from the step before leads to."""
 
         def play(state, step):
-            first = jax.tree.map(lambda x: x[0], state.env)
+            first_env = jax.tree.map(lambda x: x[0], state.env)
             key = jax.random.fold_in(state.key, step)
-            _, ahead = simulate(simulator, first, state.params[0], key, config.gamma)
-            return update(state, step)[0], (first.obs, ahead)
+            _, obs = simulate(simulator, first_env, state.params[0], key, config.gamma)
+            planned = jnp.concatenate([first_env.obs[None], obs])
+            return update(state, step)[0], (first_env.obs, planned)
 
         steps = num_updates + jnp.arange(min(env.max_steps, 200))
-        _, (obs, ahead) = jax.jit(lambda state: jax.lax.scan(play, state, steps))(state)
-        axes = figure.subplots(min(4, obs.shape[1]), sharex=True, squeeze=False)[:, 0]
-        for i, axis in enumerate(axes):
-            axis.plot(obs[:, i], color="tab:blue", linewidth=2, label="realised")
-            for t in range(0, len(obs), 5):
-                planned = jnp.append(obs[t, i], ahead[t, :, i])
-                label = "planned, every 5 steps" if t == 0 else None
-                axis.plot(t + jnp.arange(len(planned)), planned, "tab:orange", lw=0.8, label=label)
-            axis.set_ylabel(f"obs[{i}]")
-        axes[0].set_title(f"mpc on {config.env_id}: {config.planner} with the true model")
-        axes[0].legend(loc="lower right", fontsize="small")
-        axes[-1].set_xlabel("step")
+        _, (realised, planned) = jax.lax.scan(play, state, steps)
+        return {
+            "names": [f"obs[{i}]" for i in range(realised.shape[1])],
+            "realised": realised,
+            "planned": planned[::5],
+            "start": jnp.arange(0, len(realised), 5),
+        }
 
     return Algorithm(init, update, None, num_updates, config.num_envs, picture=picture)
 

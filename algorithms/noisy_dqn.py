@@ -1,8 +1,8 @@
 """DQN with noisy networks (NoisyNet-DQN).
 
-Differs from dqn.py in how it explores: random numbers, whose scale σ is learned, are added to the
-weights of every fully connected layer. It always takes the best action of the network so drawn, and
-there is no ε-greedy. The final policy is that of μ, without noise.
+Differs from dqn.py in exploration: noise with a learned scale σ is added to the weights of every
+fully connected layer, and the behaviour policy is greedy in the network with that noise, not
+ε-greedy. `act` uses μ, without noise.
 
 Fortunato et al. 2018, Noisy networks for exploration, https://arxiv.org/abs/1706.10295
 
@@ -13,25 +13,26 @@ Fortunato et al. 2018, Noisy networks for exploration, https://arxiv.org/abs/170
 with θ = (μ, σ) and d = 1 where the MDP terminated; a time limit does not end the MDP. ε and ε' are
 independent and drawn once for each gradient step; to act, each environment draws at every step.
 
-Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], which on long
-episodes with few ends would learn the median of the targets, not their mean; several environments
-in parallel; the random steps that fill the replay memory at first are taken in `init`; with
---scale-obs (of Obando-Ceron & Castro 2021, https://arxiv.org/abs/2011.14826) no observation is so
-small beside the others that noise hides it.
+Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], because clipping
+learns the median of the targets, not their mean, where episodes are long and rarely end; several
+environments in parallel; `init` takes the random steps that fill the replay memory;
+--scale-obs (from Obando-Ceron & Castro 2021, https://arxiv.org/abs/2011.14826) brings observations
+to one scale, so that noise does not drown the small ones.
 """
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.buffers import Rows, uniform_buffer
-from common.envs import EnvState, Transition, make_env, rollout
-from common.networks import Network, network_for, scaled
+from common.buffers import uniform_buffer
+from common.envs import Env, EnvState, Transition, make_env, rollout
+from common.exploration import random_policy
+from common.networks import Network, make_network
 from common.run import main
 
 
@@ -45,125 +46,133 @@ class Config:
     gamma: float = 0.99  # discount factor
     buffer_size: int = 20_000  # transitions, rounded up to whole updates
     batch_size: int = 64  # transitions
-    learning_starts: int = 1_000  # environment steps at random first, rounded up to whole updates
+    learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     target_network_frequency: int = 15  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
-    sigma_zero: float = 0.5  # σ of a layer with p inputs starts at sigma_zero / √p
-    scale_obs: bool = False  # observations scaled from their bounds to [-1, 1]
+    sigma_init: float = 0.5  # σ₀; σ of a layer with p inputs starts at σ₀ / √p
+    scale_obs: bool = False  # rescale observations from their bounds to [-1, 1]
     hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer
 
     def __post_init__(self):
         require(
             self,
-            "num_envs >= 1",
-            "train_frequency >= 1",
-            "learning_rate > 0",
-            "0 <= gamma <= 1",
-            "batch_size >= 1",
-            "learning_starts >= 0",
+            "sigma_init >= 0",
             "buffer_size >= learning_starts",
             "total_timesteps >= learning_starts + 2 * num_envs * train_frequency",
-            "target_network_frequency >= 1",
-            "0 < tau <= 1",
-            "sigma_zero >= 0",
-            "all(size >= 1 for size in hidden_sizes)",
         )
+
+
+class NoisyParams(NamedTuple):
+    mu: list  # (weights, bias) of every layer
+    sigma: list  # (weights, bias) of the last layers, those that have noise
 
 
 class State(NamedTuple):
     key: jax.Array
-    params: Any  # θ, a Noisy
-    target_params: Any  # θ⁻
+    params: NoisyParams  # θ = (μ, σ)
+    target_params: NoisyParams  # θ⁻
     opt_state: optax.OptState
-    buffer: Rows  # [capacity, ...]
+    buffer: Transition  # [capacity, ...]
     env: EnvState
 
 
-class Noisy(NamedTuple):
-    mu: list  # (weights, bias) of every layer
-    sigma: list  # of those that have noise, the last ones
+def with_scaled_obs(env: Env, network: Network) -> Network:
+    """Return the network with its observations rescaled from their bounds to [-1, 1]."""
+    low, high = env.obs_low, env.obs_high
+    if low is None:
+        raise ValueError("--scale-obs needs an environment whose observations have finite bounds")
+
+    def apply(params, obs):
+        return network.apply(params, 2 * (obs - low) / (high - low) - 1)
+
+    return Network(network.init, apply)
 
 
-def noisy(network: Network, num_noisy: int, sigma_zero) -> Network:
-    """The network with noise in its last `num_noisy` layers: μ ~ U[-1/√p, 1/√p] and σ = σ₀ / √p
-    in one with p inputs. `apply` takes μ, or what `perturb` makes of μ and σ."""
+def with_noise(network: Network, num_noisy: int, sigma_init: float) -> Network:
+    """Return the network with noise in its last `num_noisy` layers.
+
+    Initially μ ~ U[-1/√p, 1/√p] and σ = σ₀ / √p in a layer with p inputs. `init` returns
+    NoisyParams; `apply` takes `params.mu`, or `perturb(params, key)`.
+    """
 
     def init_layer(key, layer):
         num_inputs, num_outputs = layer[0].shape
         bound = 1 / jnp.sqrt(num_inputs)
         mu = jax.random.uniform(key, (num_inputs + 1, num_outputs), minval=-bound, maxval=bound)
-        sigma = jnp.full_like(mu, sigma_zero * bound)
+        sigma = jnp.full_like(mu, sigma_init * bound)
         return (mu[:-1], mu[-1]), (sigma[:-1], sigma[-1])
 
     def init(key):
         key_network, *keys = jax.random.split(key, 1 + num_noisy)
         layers = network.init(key_network)
-        drawn = [init_layer(k, x) for k, x in zip(keys, layers[-num_noisy:], strict=True)]
-        mu, sigma = zip(*drawn, strict=True)
-        return Noisy([*layers[:-num_noisy], *mu], list(sigma))
+        pairs = [init_layer(k, x) for k, x in zip(keys, layers[-num_noisy:], strict=True)]
+        mu, sigma = zip(*pairs, strict=True)
+        return NoisyParams([*layers[:-num_noisy], *mu], list(sigma))
 
     return Network(init, network.apply)
 
 
-def factorised_noise(x, num_inputs: int):
+def factorised_noise(x, num_inputs: int) -> tuple[jax.Array, jax.Array]:
     """εʷᵢⱼ = f(εᵢ) f(εⱼ) [p, q] and εᵇⱼ = f(εⱼ) [q], f(x) = sgn(x) √|x|, of x ~ N(0, 1) [p + q]."""
-    f = x / (jnp.sqrt(jnp.abs(x)) + 1e-20)  # XLA would compute a product anew for every weight
+    # A quotient, because XLA would recompute the product sgn(x) √|x| for every weight.
+    f = x / (jnp.sqrt(jnp.abs(x)) + 1e-20)
     return jnp.outer(f[:num_inputs], f[num_inputs:]), f[num_inputs:]
 
 
-def perturb(params: Noisy, key) -> list:
-    """μ + σ ⊙ ε in the layers that have noise, μ in the others: what the network applies."""
+def perturb(params: NoisyParams, key) -> list:
+    """μ + σ ⊙ ε in the layers with noise, μ in the others: params for `Network.apply`."""
     num_plain = len(params.mu) - len(params.sigma)
     ends = list(accumulate(sum(w.shape) for w, _ in params.sigma))
     parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
     noise = [factorised_noise(x, len(w)) for x, (w, _) in zip(parts, params.sigma, strict=True)]
-    drawn = jax.tree.map(lambda m, s, e: m + s * e, params.mu[num_plain:], params.sigma, noise)
-    return params.mu[:num_plain] + drawn
+    noisy = jax.tree.map(lambda m, s, e: m + s * e, params.mu[num_plain:], params.sigma, noise)
+    return params.mu[:num_plain] + noisy
 
 
-def td_error(params, target_params, transition: Transition, q, gamma) -> jax.Array:
-    """δ = r + γ (1 - d) max_a' Q(s', a'; θ⁻) - Q(s, a; θ), for one transition."""
-    obs, action, reward, next_obs, terminated, _ = transition
-    target = reward + gamma * (1 - terminated) * jnp.max(q(target_params, next_obs))
-    return jax.lax.stop_gradient(target) - q(params, obs)[action]
+def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
+    target = reward + gamma * (1 - terminated) * next_value
+    return jax.lax.stop_gradient(target) - q_value
 
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    network = network_for(env, config.hidden_sizes, env.num_actions)
+    network = make_network(env, config.hidden_sizes, env.num_actions)
     if config.scale_obs:
-        network = scaled(env, network)
-    network = noisy(network, len(config.hidden_sizes) + 1, config.sigma_zero)
+        network = with_scaled_obs(env, network)
+    network = with_noise(network, len(config.hidden_sizes) + 1, config.sigma_init)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency
     buffer = uniform_buffer(config.buffer_size, steps_per_update, config.batch_size)
-    num_warmup = -(-config.learning_starts // steps_per_update)  # updates' worth of random steps
-    num_updates = config.total_timesteps // steps_per_update - num_warmup
+    warmup_updates = -(-config.learning_starts // steps_per_update)
+    warmup_steps = warmup_updates * config.train_frequency  # of each environment
+    initial_steps = warmup_steps * config.num_envs
+    num_updates = (config.total_timesteps - initial_steps) // steps_per_update
 
     def loss(params, target_params, batch, key):
         key_online, key_target = jax.random.split(key)
         params, target_params = perturb(params, key_online), perturb(target_params, key_target)
 
         def error(transition):
-            return td_error(params, target_params, transition, network.apply, config.gamma)
+            q_value = network.apply(params, transition.obs)[transition.action]
+            next_value = jnp.max(network.apply(target_params, transition.next_obs))
+            reward, terminated = transition.reward, transition.terminated
+            return td_error(q_value, reward, next_value, terminated, config.gamma)
 
         return jnp.mean(jnp.square(jax.vmap(error)(batch)))
 
     def init(key):
         key, key_params, key_env, key_warmup = jax.random.split(key, 4)
         params = network.init(key_params)
-
-        def random(obs, key):
-            return jax.random.randint(key, (config.num_envs,), 0, env.num_actions)
-
-        num_steps = num_warmup * config.train_frequency
-        env_state, warmup, _ = rollout(env, random, env.reset(key_env), key_warmup, num_steps)
+        env_state, transitions, _ = rollout(
+            env, random_policy(env), env.reset(key_env), key_warmup, warmup_steps
+        )
         return State(
             key=key,
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
-            buffer=buffer.init(warmup),
+            buffer=buffer.init(transitions),
             env=env_state,
         )
 
@@ -171,40 +180,38 @@ def make(config: Config) -> Algorithm:
         keys = jax.random.split(jax.random.fold_in(state.key, step), 3)
         key_rollout, key_sample, key_noise = keys
 
-        def explore(obs, key):
-            def best(obs, key):
+        def behaviour_policy(obs, key):
+            def greedy_action(obs, key):
                 return jnp.argmax(network.apply(perturb(state.params, key), obs))
 
-            return jax.vmap(best)(obs, jax.random.split(key, config.num_envs))
+            return jax.vmap(greedy_action)(obs, jax.random.split(key, config.num_envs))
 
-        env_state, recent, episode_return = rollout(
-            env, explore, state.env, key_rollout, config.train_frequency
+        env_state, transitions, episode_return = rollout(
+            env, behaviour_policy, state.env, key_rollout, config.train_frequency
         )
-        data = buffer.add(state.buffer, recent, num_warmup + step)
-        batch = buffer.sample(data, key_sample, num_warmup + step + 1)
+        buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
+        batch = buffer.sample(buffer_state, key_sample, warmup_updates + step + 1)
 
         loss_value, grads = jax.value_and_grad(loss)(
             state.params, state.target_params, batch, key_noise
         )
         updates, opt_state = optimizer.update(grads, state.opt_state)
         params = optax.apply_updates(state.params, updates)
-        mixed = optax.incremental_update(params, state.target_params, config.tau)
-        copy = (step + 1) % config.target_network_frequency == 0
+        polyak = optax.incremental_update(params, state.target_params, config.tau)
+        is_copy_step = (step + 1) % config.target_network_frequency == 0
         target_params = jax.tree.map(
-            lambda new, old: jnp.where(copy, new, old), mixed, state.target_params
+            lambda new, old: jnp.where(is_copy_step, new, old), polyak, state.target_params
         )
 
-        q_values = network.apply(state.params.mu, recent.obs)
-        value = jnp.take_along_axis(q_values, recent.action[..., None], axis=-1).mean()
+        q_values = network.apply(state.params.mu, transitions.obs)
+        value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
         metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
-        return State(state.key, params, target_params, opt_state, data, env_state), metrics
+        return State(state.key, params, target_params, opt_state, buffer_state, env_state), metrics
 
     def act(params, obs, key):
         return jnp.argmax(network.apply(params.mu, obs))
 
-    return Algorithm(
-        init, update, act, num_updates, steps_per_update, num_warmup * steps_per_update
-    )
+    return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 
 
 if __name__ == "__main__":

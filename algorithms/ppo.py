@@ -11,12 +11,10 @@ Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org
 
 with A by GAE over a rollout, and R = A + V(s; w_old).
 
-The 13 core details and the 9 for continuous actions of Huang et al. 2022,
-https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, are marked "core" and
-"continuous" where they happen.
-
-Departs from the paper: by these details. Departs from the details: statistics move once a
-rollout, not at every step; at a time limit the return goes on with V.
+Departs from the paper: the 13 core details and the 9 for continuous actions of Huang et al. 2022,
+https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, such as orthogonal initial
+weights, an annealed learning rate, advantages normalized in each minibatch and clipped values; but
+statistics change once a rollout, not at every step, and truncated episodes bootstrap from V(s').
 """
 
 from dataclasses import dataclass
@@ -27,9 +25,10 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.distributions import distribution_for
+from common.buffers import rows
+from common.distributions import make_distribution
 from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
-from common.networks import network_for, orthogonal
+from common.networks import make_network, with_orthogonal_init
 from common.normalization import obs_normalizer, reward_scaler
 from common.returns import gae
 from common.run import main
@@ -47,35 +46,25 @@ class Config:
     anneal_lr: bool = True  # the learning rate falls linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 0.95  # λ of GAE
-    norm_adv: bool = True  # advantages of a minibatch at mean 0 and standard deviation 1
+    norm_adv: bool = True  # scale the advantages of a minibatch to mean 0 and standard deviation 1
     clip_coef: float = 0.2  # ε
-    clip_vloss: bool = True  # V(s; w) within ε of V(s; w_old)
+    clip_vloss: bool = True  # clip V(s; w) to within ε of V(s; w_old)
     ent_coef: float = 0.01  # c₂
     vf_coef: float = 0.5  # c₁
     max_grad_norm: float = 0.5  # global norm that gradients are clipped to
-    norm_obs: bool = False  # observations at mean 0 and standard deviation 1
-    norm_reward: bool = False  # rewards by the standard deviation of their discounted sum
-    init_std: float = 1.0  # standard deviation of continuous actions, at first
+    norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
+    norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
+    init_std: float = 1.0  # initial standard deviation of continuous actions
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
         require(
             self,
-            "num_envs >= 1",
-            "num_steps >= 1",
             "total_timesteps >= num_envs * num_steps",
             "update_epochs >= 1",
             "num_minibatches >= 1",
             "num_envs * num_steps % num_minibatches == 0",
-            "learning_rate > 0",
-            "0 <= gamma <= 1",
-            "0 <= gae_lambda <= 1",
             "clip_coef > 0",
-            "ent_coef >= 0",
-            "vf_coef >= 0",
-            "max_grad_norm > 0",
-            "init_std > 0",
-            "all(size >= 1 for size in hidden_sizes)",
         )
 
 
@@ -87,7 +76,7 @@ class Params(NamedTuple):
 class State(NamedTuple):
     key: jax.Array
     params: Params
-    critic: Any  # w
+    critic_params: Any  # w
     opt_state: optax.OptState
     env: EnvState
     reward_statistics: Any  # () if rewards are not normalized
@@ -102,21 +91,26 @@ class Batch(NamedTuple):
     target: jax.Array  # [B] R
 
 
+def td_error(value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - V(s), for one transition."""
+    return reward + gamma * (1 - terminated) * next_value - value
+
+
 def policy_loss(log_prob, old_log_prob, advantage, clip_coef) -> jax.Array:
-    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = exp(log_prob - old_log_prob). (core 8)"""
+    """-min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = exp(log_prob - old_log_prob)."""
     ratio = jnp.exp(log_prob - old_log_prob)
     clipped = jnp.clip(ratio, 1 - clip_coef, 1 + clip_coef)
     return -jnp.minimum(ratio * advantage, clipped * advantage)
 
 
-def value_loss(value, old_value, target, clip) -> jax.Array:
+def value_loss(value, old_value, target, clip_coef) -> jax.Array:
     """½ max((V - R)², (V_old + clip(V - V_old, -ε, ε) - R)²)."""
-    clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    clipped = old_value + jnp.clip(value - old_value, -clip_coef, clip_coef)
     return 0.5 * jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))
 
 
 def approximate_kl(log_prob, old_log_prob) -> jax.Array:
-    """ρ - 1 - ln ρ: its mean estimates KL(π_old, π) (http://joschu.net/blog/kl-approx.html)."""
+    """ρ - 1 - ln ρ, whose mean estimates KL(π_old, π) (http://joschu.net/blog/kl-approx.html)."""
     log_ratio = log_prob - old_log_prob
     return jnp.exp(log_ratio) - 1 - log_ratio
 
@@ -126,63 +120,53 @@ def is_clipped(log_prob, old_log_prob, clip_coef) -> jax.Array:
     return 1.0 * (jnp.abs(jnp.exp(log_prob - old_log_prob) - 1) > clip_coef)
 
 
-def permutation(key, size) -> jax.Array:
-    """The numbers below `size` in random order: random bits, sorted, that end in the numbers."""
-    low = jnp.uint32((1 << (size - 1).bit_length()) - 1)
-    bits = jax.random.bits(key, (size,)) & ~low | jnp.arange(size, dtype=jnp.uint32)
-    return (jnp.sort(bits) & low).astype(jnp.int32)
-
-
 def make(config: Config) -> Algorithm:
-    env = with_clipped_actions(make_env(config.env_id, config.num_envs))  # core 1: in parallel
-    # continuous 1 to 3: Gaussian, one std for all observations, independent components;
-    # continuous 5: actions clipped as they enter the environment, and only there
-    distribution = distribution_for(env, config.init_std)
-    normalizer = obs_normalizer(env, config.norm_obs)  # continuous 6, 7: and clipped
-    scaler = reward_scaler(env, config.norm_reward)  # continuous 8, 9: and clipped
-    sizes = config.hidden_sizes, distribution.num_outputs
-    # core 2: orthogonal weights; core 13, continuous 4: actor and critic share no layer
-    actor = distribution.head(orthogonal(network_for(env, *sizes, jnp.tanh), 0.01))
-    critic = orthogonal(network_for(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
+    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
+    distribution = make_distribution(env, config.init_std)
+    normalizer = obs_normalizer(env, config.norm_obs)
+    scaler = reward_scaler(env, config.norm_reward)
+    actor = make_network(env, config.hidden_sizes, distribution.num_outputs, jnp.tanh)
+    actor = distribution.parametrize(with_orthogonal_init(actor, 0.01))
+    critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
+    value_clip = config.clip_coef if config.clip_vloss else jnp.inf
 
     def optimizer(step):
-        # core 3: ε of Adam; core 4: annealing; core 11: clipping by the global norm
         learning_rate = config.learning_rate * (1 - config.anneal_lr * step / num_updates)
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         return optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
 
-    def values(params, obs):
-        return critic.apply(params, obs)[..., 0]
+    def values(critic_params, obs):
+        return critic.apply(critic_params, obs)[..., 0]
 
-    def loss(networks, batch):
-        y = actor.apply(networks[0], batch.obs)
-        value = values(networks[1], batch.obs)
-        log_prob = distribution.log_prob(y, batch.action)
+    def loss(network_params, batch):
+        actor_params, critic_params = network_params
+        dist_params = actor.apply(actor_params, batch.obs)
+        value = values(critic_params, batch.obs)
+        log_prob = distribution.log_prob(dist_params, batch.action)
         advantage = batch.advantage
-        if config.norm_adv:  # core 7: of each minibatch
+        if config.norm_adv:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        clip = config.clip_coef if config.clip_vloss else jnp.inf  # core 9: value clipping
-        metrics = {  # core 12: what to watch
+        metrics = {
             "policy_loss": policy_loss(log_prob, batch.log_prob, advantage, config.clip_coef),
-            "value_loss": value_loss(value, batch.value, batch.target, clip),
-            "entropy": distribution.entropy(y),
+            "value_loss": value_loss(value, batch.value, batch.target, value_clip),
+            "entropy": distribution.entropy(dist_params),
             "approx_kl": approximate_kl(log_prob, batch.log_prob),
             "clip_fraction": is_clipped(log_prob, batch.log_prob, config.clip_coef),
         }
         metrics = {name: x.mean() for name, x in metrics.items()}
         total = metrics["policy_loss"] + config.vf_coef * metrics["value_loss"]
-        return total - config.ent_coef * metrics["entropy"], metrics  # core 10: entropy bonus
+        return total - config.ent_coef * metrics["entropy"], metrics
 
     def init(key):
         key, key_actor, key_critic, key_env = jax.random.split(key, 4)
-        networks = actor.init(key_actor), critic.init(key_critic)
+        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
         return State(
             key=key,
-            params=Params(networks[0], normalizer.init()),
-            critic=networks[1],
-            opt_state=optimizer(0).init(networks),
+            params=Params(actor_params, normalizer.init()),
+            critic_params=critic_params,
+            opt_state=optimizer(0).init((actor_params, critic_params)),
             env=env.reset(key_env),
             reward_statistics=scaler.init(),
         )
@@ -191,51 +175,57 @@ def make(config: Config) -> Algorithm:
         key_rollout, key_epochs = jax.random.split(jax.random.fold_in(state.key, step))
         params = state.params
 
-        def explore(obs, key):
-            y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-            return distribution.sample(y, key)
+        def behaviour_policy(obs, key):
+            dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
+            return distribution.sample(dist_params, key)
 
-        env_state, recent, episode_return = rollout(
-            env, explore, state.env, key_rollout, config.num_steps
+        env_state, transitions, episode_return = rollout(
+            env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
-        reward_statistics, reward = scaler.apply(state.reward_statistics, recent, config.gamma)
-        obs = normalizer.apply(params.statistics, recent.obs)
-        next_obs = normalizer.apply(params.statistics, recent.next_obs)
-        value, next_value = values(state.critic, obs), values(state.critic, next_obs)
-        advantage = jax.vmap(lambda *x: gae(*x, config.gamma, config.gae_lambda), 1, 1)(
-            reward, value, next_value, recent.terminated, recent.truncated
-        )  # core 5: GAE
-        log_prob = distribution.log_prob(actor.apply(params.actor, obs), recent.action)
-        batch = Batch(obs, recent.action, log_prob, value, advantage, advantage + value)
+        reward_statistics, reward = scaler.apply(state.reward_statistics, transitions, config.gamma)
+        obs = normalizer.apply(params.statistics, transitions.obs)
+        next_obs = normalizer.apply(params.statistics, transitions.next_obs)
+        value = values(state.critic_params, obs)
+        next_value = values(state.critic_params, next_obs)
+        error = td_error(value, reward, next_value, transitions.terminated, config.gamma)
+        done = transitions.terminated | transitions.truncated
+        advantage = jax.vmap(gae, (1, 1, None, None), 1)(
+            error, done, config.gamma, config.gae_lambda
+        )
+        log_prob = distribution.log_prob(actor.apply(params.actor, obs), transitions.action)
+        batch = Batch(obs, transitions.action, log_prob, value, advantage, advantage + value)
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
         def learn(carry, index):
-            networks, opt_state = carry
-            minibatch = jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), batch)
-            grads, metrics = jax.grad(loss, has_aux=True)(networks, minibatch)
+            network_params, opt_state = carry
+            grads, metrics = jax.grad(loss, has_aux=True)(network_params, rows(batch, index))
             updates, opt_state = optimizer(step).update(grads, opt_state)
-            return (optax.apply_updates(networks, updates), opt_state), metrics
+            network_params = optax.apply_updates(network_params, updates)
+            return (network_params, opt_state), metrics
 
         keys = jax.random.split(key_epochs, config.update_epochs)
-        index = jax.vmap(permutation, (0, None))(keys, steps_per_update)  # core 6: minibatches
+        index = jax.vmap(jax.random.permutation, (0, None))(keys, steps_per_update)
         index = index.reshape(config.update_epochs * config.num_minibatches, -1)
-        networks = params.actor, state.critic
-        (networks, opt_state), metrics = jax.lax.scan(learn, (networks, state.opt_state), index)
+        network_params = params.actor, state.critic_params
+        (network_params, opt_state), metrics = jax.lax.scan(
+            learn, (network_params, state.opt_state), index
+        )
         metrics = {name: x.mean() for name, x in metrics.items()}
         metrics |= {"episode_return": episode_return, "value": value.mean()}
-        statistics = normalizer.add(params.statistics, recent.obs)
+        statistics = normalizer.add(params.statistics, transitions.obs)
+        actor_params, critic_params = network_params
         return State(
             key=state.key,
-            params=Params(networks[0], statistics),
-            critic=networks[1],
+            params=Params(actor_params, statistics),
+            critic_params=critic_params,
             opt_state=opt_state,
             env=env_state,
             reward_statistics=reward_statistics,
         ), metrics
 
     def act(params, obs, key):
-        y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return clip_action(env, distribution.mode(y))
+        dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
+        return clip_action(env, distribution.mode(dist_params))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

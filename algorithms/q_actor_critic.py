@@ -1,6 +1,6 @@
 """Q actor-critic (QAC).
 
-Differs from a2c.py in the critic, which is Q(s, a; w), learned by the one-step error of SARSA; it
+Differs from a2c.py in the critic, which is Q(s, a; w) and learns by the one-step error of SARSA; Q
 takes the place of the advantage.
 
 Sutton et al. 2000, Policy gradient methods for reinforcement learning with function approximation,
@@ -10,13 +10,13 @@ https://papers.nips.cc/paper/1713
               + c₁ E[½ δ²] - c₂ E[H(π(s; θ))]
     δ = r + γ (1 - d) Q(s', a'; w) - Q(s, a; w)                             (SARSA)
 
-with d = 1 where the MDP terminated, and a' drawn at s' from π, but not taken: at a time limit and
-at the end of a rollout nothing is. The gradient of δ² is that of Q(s, a; w) alone. The critic must
-follow the actor, so it learns faster.
+with d = 1 where the MDP terminated. a' is a new sample from π at s', not the rollout's next action,
+because there is none at a time limit or at the end of a rollout. The gradient of δ² is that of
+Q(s, a; w) alone. The critic must follow the actor, so it learns faster.
 
-Departs from the paper: Q is a network of its own, not linear in ∇ln π as theorem 2 wants it; in its
-place in the first term Q is normalized, which takes away a baseline that is the same for all states
-of a rollout; γ^t is left out, as is usual; Adam; the entropy bonus.
+Departs from the paper: Q is a network of its own, not linear in ∇ln π as theorem 2 requires; Q is
+normalized in the first term, which subtracts a baseline that is the same for all states of a
+rollout; γ^t is left out, as is usual; Adam; the entropy bonus.
 """
 
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.distributions import distribution_for
+from common.distributions import make_distribution
 from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
-from common.networks import Network, critic_for, network_for, orthogonal
+from common.networks import make_network, make_q_network, with_orthogonal_init
 from common.normalization import obs_normalizer, reward_scaler
 from common.run import main
 
@@ -44,30 +44,17 @@ class Config:
     critic_learning_rate: float = 1e-2  # of Adam, for the critic
     anneal_lr: bool = True  # the learning rates fall linearly to 0
     gamma: float = 0.99  # discount factor
-    norm_adv: bool = True  # Q in the actor's loss at mean 0 and standard deviation 1
+    norm_adv: bool = True  # scale Q in the actor's loss to mean 0 and standard deviation 1
     ent_coef: float = 0.01  # c₂
     vf_coef: float = 0.5  # c₁
     max_grad_norm: float = 10.0  # global norm that each network's gradient is clipped to
-    norm_obs: bool = False  # observations at mean 0 and standard deviation 1
-    norm_reward: bool = False  # rewards by the standard deviation of their discounted sum
-    init_std: float = 1.0  # standard deviation of continuous actions, at first
+    norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
+    norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
+    init_std: float = 1.0  # initial standard deviation of continuous actions
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
-        require(
-            self,
-            "num_envs >= 1",
-            "num_steps >= 1",
-            "total_timesteps >= num_envs * num_steps",
-            "learning_rate > 0",
-            "critic_learning_rate > 0",
-            "0 <= gamma <= 1",
-            "ent_coef >= 0",
-            "vf_coef >= 0",
-            "max_grad_norm > 0",
-            "init_std > 0",
-            "all(size >= 1 for size in hidden_sizes)",
-        )
+        require(self, "total_timesteps >= num_envs * num_steps")
 
 
 class Params(NamedTuple):
@@ -78,7 +65,7 @@ class Params(NamedTuple):
 class State(NamedTuple):
     key: jax.Array
     params: Params
-    critic: Any  # w
+    critic_params: Any  # w
     opt_state: optax.OptState
     env: EnvState
     reward_statistics: Any  # () if rewards are not normalized
@@ -87,45 +74,34 @@ class State(NamedTuple):
 class Batch(NamedTuple):
     obs: jax.Array  # [B, ...] as the networks see it
     action: jax.Array
-    value: jax.Array  # [B] Q(s, a; w), as it was
+    value: jax.Array  # [B] Q(s, a; w), before the update
     target: jax.Array  # [B] Q(s, a; w) + δ
 
 
-def td_error(reward, value, next_value, terminated, gamma) -> jax.Array:
-    """δ = r + γ (1 - d) Q(s', a'; w) - Q(s, a; w), for one transition."""
-    return reward + gamma * (1 - terminated) * next_value - value
+def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
+    target = reward + gamma * (1 - terminated) * next_value
+    return jax.lax.stop_gradient(target) - q_value
 
 
-def policy_loss(log_prob, value) -> jax.Array:
-    """-ln π(a | s; θ) Q(s, a; w)."""
-    return -log_prob * value
+def policy_loss(log_prob, q_value) -> jax.Array:
+    """-ln π(a | s; θ) Q(s, a; w), for one transition."""
+    return -log_prob * q_value
 
 
-def value_loss(value, target) -> jax.Array:
-    """½ (Q(s, a; w) - target)²."""
-    return 0.5 * jnp.square(value - target)
-
-
-def q_network(env, hidden_sizes) -> Network:
-    """Q(s, a); actions that are numbers are one-hot inputs."""
-    if env.num_actions is None:
-        return critic_for(env, hidden_sizes)
-    network = critic_for(env._replace(action_shape=(env.num_actions,)), hidden_sizes)
-
-    def apply(params, obs, action):
-        return network.apply(params, obs, jax.nn.one_hot(action, env.num_actions))
-
-    return Network(network.init, apply)
+def value_loss(q_value, target) -> jax.Array:
+    """½ (Q(s, a; w) - target)², for one transition."""
+    return 0.5 * jnp.square(q_value - target)
 
 
 def make(config: Config) -> Algorithm:
     env = with_clipped_actions(make_env(config.env_id, config.num_envs))
-    distribution = distribution_for(env, config.init_std)
+    distribution = make_distribution(env, config.init_std)
     normalizer = obs_normalizer(env, config.norm_obs)
     scaler = reward_scaler(env, config.norm_reward)
-    sizes = config.hidden_sizes, distribution.num_outputs
-    actor = distribution.head(orthogonal(network_for(env, *sizes, jnp.tanh), 0.01))
-    critic = orthogonal(q_network(env, config.hidden_sizes), 1.0)
+    actor = make_network(env, config.hidden_sizes, distribution.num_outputs, jnp.tanh)
+    actor = distribution.parametrize(with_orthogonal_init(actor, 0.01))
+    critic = with_orthogonal_init(make_q_network(env, config.hidden_sizes), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
 
@@ -135,23 +111,24 @@ def make(config: Config) -> Algorithm:
             clip = optax.clip_by_global_norm(config.max_grad_norm)
             return optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
 
-        adams = {
+        optimizers = {
             "actor": adam(config.learning_rate),
             "critic": adam(config.critic_learning_rate),
         }
-        return optax.partition(adams, ("actor", "critic"))
+        return optax.partition(optimizers, ("actor", "critic"))
 
-    def loss(networks, batch):
-        y = actor.apply(networks[0], batch.obs)
-        value = critic.apply(networks[1], batch.obs, batch.action)
-        log_prob = distribution.log_prob(y, batch.action)
+    def loss(network_params, batch):
+        actor_params, critic_params = network_params
+        dist_params = actor.apply(actor_params, batch.obs)
+        q_value = critic.apply(critic_params, batch.obs, batch.action)
+        log_prob = distribution.log_prob(dist_params, batch.action)
         weight = batch.value
         if config.norm_adv:
             weight = (weight - weight.mean()) / (weight.std() + 1e-8)
         metrics = {
             "policy_loss": policy_loss(log_prob, weight),
-            "value_loss": value_loss(value, batch.target),
-            "entropy": distribution.entropy(y),
+            "value_loss": value_loss(q_value, batch.target),
+            "entropy": distribution.entropy(dist_params),
         }
         metrics = {name: x.mean() for name, x in metrics.items()}
         total = metrics["policy_loss"] + config.vf_coef * metrics["value_loss"]
@@ -159,12 +136,12 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic, key_env = jax.random.split(key, 4)
-        networks = actor.init(key_actor), critic.init(key_critic)
+        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
         return State(
             key=key,
-            params=Params(networks[0], normalizer.init()),
-            critic=networks[1],
-            opt_state=optimizer(0).init(networks),
+            params=Params(actor_params, normalizer.init()),
+            critic_params=critic_params,
+            opt_state=optimizer(0).init((actor_params, critic_params)),
             env=env.reset(key_env),
             reward_statistics=scaler.init(),
         )
@@ -173,41 +150,42 @@ def make(config: Config) -> Algorithm:
         key_rollout, key_next = jax.random.split(jax.random.fold_in(state.key, step))
         params = state.params
 
-        def explore(obs, key):
-            y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-            return distribution.sample(y, key)
+        def behaviour_policy(obs, key):
+            dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
+            return distribution.sample(dist_params, key)
 
-        env_state, recent, episode_return = rollout(
-            env, explore, state.env, key_rollout, config.num_steps
+        env_state, transitions, episode_return = rollout(
+            env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
-        reward_statistics, reward = scaler.apply(state.reward_statistics, recent, config.gamma)
-        obs = normalizer.apply(params.statistics, recent.obs)
-        next_obs = normalizer.apply(params.statistics, recent.next_obs)
+        reward_statistics, reward = scaler.apply(state.reward_statistics, transitions, config.gamma)
+        obs = normalizer.apply(params.statistics, transitions.obs)
+        next_obs = normalizer.apply(params.statistics, transitions.next_obs)
+        value = critic.apply(state.critic_params, obs, transitions.action)
         next_action = distribution.sample(actor.apply(params.actor, next_obs), key_next)
-        value = critic.apply(state.critic, obs, recent.action)
-        next_value = critic.apply(state.critic, next_obs, next_action)
-        error = td_error(reward, value, next_value, recent.terminated, config.gamma)
-        batch = Batch(obs, recent.action, value, value + error)
+        next_value = critic.apply(state.critic_params, next_obs, next_action)
+        error = td_error(value, reward, next_value, transitions.terminated, config.gamma)
+        batch = Batch(obs, transitions.action, value, value + error)
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
-        networks = params.actor, state.critic
-        grads, metrics = jax.grad(loss, has_aux=True)(networks, batch)
+        network_params = params.actor, state.critic_params
+        grads, metrics = jax.grad(loss, has_aux=True)(network_params, batch)
         updates, opt_state = optimizer(step).update(grads, state.opt_state)
-        networks = optax.apply_updates(networks, updates)
+        network_params = optax.apply_updates(network_params, updates)
         metrics |= {"episode_return": episode_return, "value": value.mean()}
-        statistics = normalizer.add(params.statistics, recent.obs)
+        statistics = normalizer.add(params.statistics, transitions.obs)
+        actor_params, critic_params = network_params
         return State(
             key=state.key,
-            params=Params(networks[0], statistics),
-            critic=networks[1],
+            params=Params(actor_params, statistics),
+            critic_params=critic_params,
             opt_state=opt_state,
             env=env_state,
             reward_statistics=reward_statistics,
         ), metrics
 
     def act(params, obs, key):
-        y = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return clip_action(env, distribution.mode(y))
+        dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
+        return clip_action(env, distribution.mode(dist_params))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -10,8 +10,7 @@ with d = 1 where the MDP terminated; a time limit does not end the MDP. The step
 visit to (s, a) is α n^-p. Q converges to Q* with 1/2 < p <= 1 (theorem of the 1992 paper); p = 0 is
 the constant step of the book's examples.
 
-Departs from the book: nothing. An update of ours is `num_steps` steps of the agent, each with its
-own update of Q.
+Departs from the book: nothing. `update` takes `steps_per_update` steps, each of which changes Q.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import EnvState, Transition, make_env
+from common.envs import EnvState, make_env
+from common.exploration import epsilon_greedy_ties, step_size
 from common.run import main
 
 
@@ -29,22 +29,14 @@ from common.run import main
 class Config:
     env_id: str = "CliffWalking-tabular"  # any environment with numbered states and actions
     total_timesteps: int = 20_000  # environment steps
-    num_steps: int = 100  # environment steps of one update
+    steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 0.5  # step size α, at the first visit to a state and action
     learning_rate_power: float = 0.0  # p: at the n-th visit it is α n^-p
     gamma: float = 1.0  # discount factor
     epsilon: float = 0.1  # probability of a random action
 
     def __post_init__(self):
-        require(
-            self,
-            "num_steps >= 1",
-            "total_timesteps >= num_steps",
-            "0 < learning_rate <= 1",
-            "0 <= learning_rate_power <= 1",
-            "0 <= gamma <= 1",
-            "0 <= epsilon <= 1",
-        )
+        require(self, "total_timesteps >= steps_per_update", "0 < learning_rate <= 1")
 
 
 class State(NamedTuple):
@@ -54,26 +46,15 @@ class State(NamedTuple):
     env: EnvState
 
 
-def td_error(q, transition: Transition, gamma) -> jax.Array:
-    """δ = r + γ (1 - d) max_a' Q(s', a') - Q(s, a), for one transition."""
-    obs, action, reward, next_obs, terminated, _ = transition
-    return reward + gamma * (1 - terminated) * jnp.max(q[next_obs]) - q[obs, action]
-
-
-def step_size(learning_rate, power, visits) -> jax.Array:
-    """α n^-p, at the n-th visit."""
-    return learning_rate * visits**-power
-
-
-def epsilon_greedy(key, q_values, epsilon) -> jax.Array:
-    """argmax_a q_values [A] with probability 1 - ε, ties at random, else any action; scalar."""
-    explore, which = jax.random.uniform(key, 2)
-    allowed = (q_values == jnp.max(q_values)) | (explore < epsilon)
-    return jnp.argmax(jnp.cumsum(allowed) > which * jnp.sum(allowed))
+def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
+    target = reward + gamma * (1 - terminated) * next_value
+    return jax.lax.stop_gradient(target) - q_value
 
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    num_updates = config.total_timesteps // config.steps_per_update
 
     def init(key):
         key, key_env = jax.random.split(key)
@@ -84,12 +65,14 @@ def make(config: Config) -> Algorithm:
         def interact(carry, key):
             q, visits, env_state = carry
             key_action, key_env = jax.random.split(key)
-            action = epsilon_greedy(key_action, q[env_state.obs[0]], config.epsilon)
+            action = epsilon_greedy_ties(key_action, q[env_state.obs[0]], config.epsilon)
             env_state, transitions = env.step(env_state, action[None], key_env)
 
             transition = jax.tree.map(lambda x: x[0], transitions)
             visited = transition.obs, transition.action
-            error = td_error(q, transition, config.gamma)
+            next_value = jnp.max(q[transition.next_obs])
+            reward, terminated = transition.reward, transition.terminated
+            error = td_error(q[visited], reward, next_value, terminated, config.gamma)
             visits = visits.at[visited].add(1)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             q = q.at[visited].add(alpha * error)
@@ -97,7 +80,7 @@ def make(config: Config) -> Algorithm:
             report = env_state.episode_return[0], q[visited], jnp.abs(error)
             return (q, visits, env_state), report
 
-        keys = jax.random.split(jax.random.fold_in(state.key, step), config.num_steps)
+        keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
         (q, visits, env_state), (episode_return, value, error) = jax.lax.scan(
             interact, (state.params, state.visits, state.env), keys
         )
@@ -111,9 +94,7 @@ def make(config: Config) -> Algorithm:
     def act(params, obs, key):
         return jnp.argmax(params[obs])
 
-    return Algorithm(
-        init, update, act, config.total_timesteps // config.num_steps, config.num_steps
-    )
+    return Algorithm(init, update, act, num_updates, config.steps_per_update)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Rainbow.
 
-Differs from dqn.py in all that six papers change: the targets of double_dqn.py, n_step_dqn.py and
-c51.py in one, the network of dueling_dqn.py with the noise of noisy_dqn.py, and the replay of
-prioritized_dqn.py.
+Differs from dqn.py in everything that six papers change: the targets of double_dqn.py,
+n_step_dqn.py and c51.py combined, the network of dueling_dqn.py with the noise of noisy_dqn.py, and
+the replay of prioritized_dqn.py.
 
 Hessel et al. 2018, Rainbow: Combining improvements in deep reinforcement learning,
 https://arxiv.org/abs/1710.02298, section The integrated agent
@@ -14,17 +14,18 @@ https://arxiv.org/abs/1710.02298, section The integrated agent
     L(θ) = E[w -Σᵢ mᵢ log pᵢ(s_t, a_t; θ)], drawn in proportion to (-Σᵢ mᵢ log pᵢ)^α
 
 with Φ the projection onto the atoms, and d = 1 where the MDP terminated; a time limit does not end
-the MDP. Either ends the sum as in n_step_dqn.py. θ = (μ, σ), with ε and ε' as in noisy_dqn.py.
+the MDP. Both end the sum as in n_step_dqn.py. θ = (μ, σ), with ε and ε' as in noisy_dqn.py.
 
-Departs from the paper: the cross-entropy in place of the KL divergence, which is less by the
-entropy of m; several environments in parallel, which act with the same noise in each step; the
-random steps that fill the replay memory at first are taken in `init`; no rewards are clipped, nor
-gradients; --scale-obs as in noisy_dqn.py.
+Departs from the paper: the loss and the priorities are cross-entropies, which exceed the paper's KL
+divergences by the entropy of m; several environments in parallel, which act with the same noise in
+each step; `init` takes the random steps that fill the replay memory; neither rewards nor gradients
+are clipped; --scale-obs as in noisy_dqn.py.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,9 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.envs import Env, EnvState, Transition, make_env, rollout
-from common.networks import Network, dense, network_for, scaled
-from common.prioritized import Prioritized, prioritized_buffer
+from common.exploration import linear_schedule, random_policy
+from common.networks import Network, dense, make_network
+from common.prioritized import PrioritizedState, prioritized_buffer
 from common.run import main
 
 
@@ -49,63 +51,72 @@ class Config:
     buffer_size: int = 20_000  # transitions, rounded up to whole updates
     batch_size: int = 64  # transitions
     prioritized_replay_alpha: float = 0.6  # α: 0 draws uniformly
-    prioritized_replay_beta: float = 1.0  # β at first, which rises linearly to 1
+    prioritized_replay_beta: float = 1.0  # initial β, which rises linearly to 1
     prioritized_replay_eps: float = 1e-6  # ε
-    learning_starts: int = 1_000  # environment steps at random first, rounded up to whole updates
+    learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     target_network_frequency: int = 15  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
     num_atoms: int = 51  # returns that have a probability, evenly spaced
-    v_min: float = 0.0  # the least of them, for CartPole; -100 for Acrobot and MountainCar
-    v_max: float = 100.0  # the greatest; 0 for Acrobot and MountainCar
-    sigma_zero: float = 0.5  # σ of a layer with p inputs starts at sigma_zero / √p
-    scale_obs: bool = False  # observations scaled from their bounds to [-1, 1]
-    hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer; the last: of each stream's
+    v_min: float = 0.0  # the smallest of them: 0 for CartPole, -100 for Acrobot and MountainCar
+    v_max: float = 100.0  # the largest: 100 for CartPole, 0 for Acrobot and MountainCar
+    sigma_init: float = 0.5  # σ₀; σ of a layer with p inputs starts at σ₀ / √p
+    scale_obs: bool = False  # rescale observations from their bounds to [-1, 1]
+    hidden_sizes: tuple[int, ...] = (256,)  # units of each hidden layer, the last in each stream
 
     def __post_init__(self):
         require(
             self,
-            "num_envs >= 1",
-            "train_frequency >= 1",
-            "learning_rate > 0",
-            "0 <= gamma <= 1",
-            "n_step >= 1",
-            "batch_size >= 1",
             "prioritized_replay_alpha >= 0",
             "0 <= prioritized_replay_beta <= 1",
             "prioritized_replay_eps > 0",
-            "learning_starts >= 0",
-            "buffer_size >= learning_starts",
-            "total_timesteps >= learning_starts + num_envs * (n_step + 2 * train_frequency)",
-            "target_network_frequency >= 1",
-            "0 < tau <= 1",
             "num_atoms >= 2",
             "v_min < v_max",
-            "sigma_zero >= 0",
+            "sigma_init >= 0",
             "len(hidden_sizes) >= 1",
             "all(size >= 1 for size in hidden_sizes)",
+            "buffer_size >= learning_starts",
+            "total_timesteps >= learning_starts + num_envs * (n_step + 2 * train_frequency)",
         )
+
+
+class NStep(NamedTuple):
+    """n transitions as one, or k < n where the episode ended after k."""
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array  # Σ_{i<k} γⁱ r_{t+i}
+    next_obs: jax.Array  # after k steps, before any reset
+    terminated: jax.Array  # bool: the MDP ended at step k
+    discount: jax.Array  # γᵏ
+
+
+class NoisyParams(NamedTuple):
+    mu: list  # (weights, bias) of every layer
+    sigma: list  # (weights, bias) of the last layers, those that have noise
 
 
 class State(NamedTuple):
     key: jax.Array
-    params: Any  # θ, a Noisy
-    target_params: Any  # θ⁻
+    params: NoisyParams  # θ = (μ, σ)
+    target_params: NoisyParams  # θ⁻
     opt_state: optax.OptState
-    buffer: Prioritized  # [capacity, ...]
+    buffer: PrioritizedState  # transitions [capacity, ...]
     pending: Transition  # [n - 1, N, ...] the latest steps, whose n-step transitions are to come
     env: EnvState
 
 
 def dueling(value, advantage) -> jax.Array:
-    """V(s) + A(s, a) - 1/|A| Σ_a' A(s, a'), from V [..., 1, K] and A [..., A, K]."""
+    """V(s) + A(s, a) - 1/|A| Σ_a' A(s, a'), from V [..., 1, K] and A [..., A, K]; [..., A, K]."""
     return value + advantage - jnp.mean(advantage, axis=-2, keepdims=True)
 
 
-def dueling_network_for(env: Env, hidden_sizes, num_atoms: int) -> Network:
-    """The network that fits the environment's observations, but for its last hidden layer, of which
-    each stream has one. They see the same and lie side by side in one layer of twice the size."""
+def make_dueling_network(env: Env, hidden_sizes: tuple[int, ...], num_atoms: int) -> Network:
+    """Return `make_network` with its last hidden layer and its output split into two streams.
+
+    Both streams have the same inputs, so their hidden layers are the halves of one wide layer.
+    """
     size = hidden_sizes[-1]
-    torso = network_for(env, hidden_sizes[:-1], 2 * size)
+    torso = make_network(env, hidden_sizes[:-1], 2 * size)
 
     def init(key):
         key_torso, key_value, key_advantage = jax.random.split(key, 3)
@@ -116,101 +127,102 @@ def dueling_network_for(env: Env, hidden_sizes, num_atoms: int) -> Network:
     def apply(params, obs):
         *torso_params, (w_value, b_value), (w_advantage, b_advantage) = params
         hidden = jax.nn.relu(torso.apply(torso_params, obs))
-        for_value, for_advantage = jnp.split(hidden, 2, axis=-1)
-        value, advantage = for_value @ w_value + b_value, for_advantage @ w_advantage + b_advantage
+        hidden_value, hidden_advantage = jnp.split(hidden, 2, axis=-1)
+        value = hidden_value @ w_value + b_value
+        advantage = hidden_advantage @ w_advantage + b_advantage
         advantage = advantage.reshape(*value.shape[:-1], env.num_actions, num_atoms)
         return dueling(value[..., None, :], advantage)
 
     return Network(init, apply)
 
 
-class Noisy(NamedTuple):
-    mu: list  # (weights, bias) of every layer
-    sigma: list  # of those that have noise, the last ones
+def with_scaled_obs(env: Env, network: Network) -> Network:
+    """Return the network with its observations rescaled from their bounds to [-1, 1]."""
+    low, high = env.obs_low, env.obs_high
+    if low is None:
+        raise ValueError("--scale-obs needs an environment whose observations have finite bounds")
+
+    def apply(params, obs):
+        return network.apply(params, 2 * (obs - low) / (high - low) - 1)
+
+    return Network(network.init, apply)
 
 
-def noisy(network: Network, num_noisy: int, sigma_zero) -> Network:
-    """The network with noise in its last `num_noisy` layers: μ ~ U[-1/√p, 1/√p] and σ = σ₀ / √p
-    in one with p inputs. `apply` takes μ, or what `perturb` makes of μ and σ."""
+def with_noise(network: Network, num_noisy: int, sigma_init: float) -> Network:
+    """Return the network with noise in its last `num_noisy` layers.
+
+    Initially μ ~ U[-1/√p, 1/√p] and σ = σ₀ / √p in a layer with p inputs. `init` returns
+    NoisyParams; `apply` takes `params.mu`, or `perturb(params, key)`.
+    """
 
     def init_layer(key, layer):
         num_inputs, num_outputs = layer[0].shape
         bound = 1 / jnp.sqrt(num_inputs)
         mu = jax.random.uniform(key, (num_inputs + 1, num_outputs), minval=-bound, maxval=bound)
-        sigma = jnp.full_like(mu, sigma_zero * bound)
+        sigma = jnp.full_like(mu, sigma_init * bound)
         return (mu[:-1], mu[-1]), (sigma[:-1], sigma[-1])
 
     def init(key):
         key_network, *keys = jax.random.split(key, 1 + num_noisy)
         layers = network.init(key_network)
-        drawn = [init_layer(k, x) for k, x in zip(keys, layers[-num_noisy:], strict=True)]
-        mu, sigma = zip(*drawn, strict=True)
-        return Noisy([*layers[:-num_noisy], *mu], list(sigma))
+        pairs = [init_layer(k, x) for k, x in zip(keys, layers[-num_noisy:], strict=True)]
+        mu, sigma = zip(*pairs, strict=True)
+        return NoisyParams([*layers[:-num_noisy], *mu], list(sigma))
 
     return Network(init, network.apply)
 
 
-def factorised_noise(x, num_inputs: int):
+def factorised_noise(x, num_inputs: int) -> tuple[jax.Array, jax.Array]:
     """εʷᵢⱼ = f(εᵢ) f(εⱼ) [p, q] and εᵇⱼ = f(εⱼ) [q], f(x) = sgn(x) √|x|, of x ~ N(0, 1) [p + q]."""
-    f = x / (jnp.sqrt(jnp.abs(x)) + 1e-20)  # XLA would compute a product anew for every weight
+    # A quotient, because XLA would recompute the product sgn(x) √|x| for every weight.
+    f = x / (jnp.sqrt(jnp.abs(x)) + 1e-20)
     return jnp.outer(f[:num_inputs], f[num_inputs:]), f[num_inputs:]
 
 
-def perturb(params: Noisy, key) -> list:
-    """μ + σ ⊙ ε in the layers that have noise, μ in the others: what the network applies."""
+def perturb(params: NoisyParams, key) -> list:
+    """μ + σ ⊙ ε in the layers with noise, μ in the others: params for `Network.apply`."""
     num_plain = len(params.mu) - len(params.sigma)
     ends = list(accumulate(sum(w.shape) for w, _ in params.sigma))
     parts = jnp.split(jax.random.normal(key, (ends[-1],)), ends[:-1])
     noise = [factorised_noise(x, len(w)) for x, (w, _) in zip(parts, params.sigma, strict=True)]
-    drawn = jax.tree.map(lambda m, s, e: m + s * e, params.mu[num_plain:], params.sigma, noise)
-    return params.mu[:num_plain] + drawn
+    noisy = jax.tree.map(lambda m, s, e: m + s * e, params.mu[num_plain:], params.sigma, noise)
+    return params.mu[:num_plain] + noisy
 
 
-class NStep(NamedTuple):
-    """n transitions as one, or fewer where the episode ends before."""
+def n_step(window: Transition, gamma: float) -> NStep:
+    """Return the n-step transition that starts a window [n, ...] of one environment's steps."""
 
-    obs: jax.Array
-    action: jax.Array
-    reward: jax.Array  # Σ_{i<k} γⁱ r_{t+i}
-    next_obs: jax.Array  # after k steps, before any reset
-    terminated: jax.Array
-    discount: jax.Array  # γᵏ
+    def step(i):
+        return jax.tree.map(lambda x: x[i], window)
 
-
-def n_step(window: Transition, gamma) -> NStep:
-    """The n-step transition that begins a window [n, ...] of one environment's steps."""
-    first, *others = zip(*window, strict=True)
-    obs, action, reward, next_obs, terminated, truncated = first
-    discount = jnp.full_like(reward, gamma)
-    for _, _, later_reward, *later in others:
-        goes_on = ~(terminated | truncated)
-        reward += jnp.where(goes_on, discount * later_reward, 0)
-        discount *= jnp.where(goes_on, gamma, 1)
-        end = next_obs, terminated, truncated
-        next_obs, terminated, truncated = (
-            jnp.where(goes_on, x, y) for x, y in zip(later, end, strict=True)
-        )
-    return NStep(obs, action, reward, next_obs, terminated, discount)
+    end = step(0)  # the last step that counts
+    reward, discount = end.reward, jnp.full_like(end.reward, gamma)
+    for i in range(1, len(window.reward)):
+        continues = ~(end.terminated | end.truncated)
+        reward += jnp.where(continues, discount * window.reward[i], 0)
+        discount *= jnp.where(continues, gamma, 1)
+        end = jax.tree.map(partial(jnp.where, continues), step(i), end)
+    return NStep(window.obs[0], window.action[0], reward, end.next_obs, end.terminated, discount)
 
 
 def priority(error, alpha, eps) -> jax.Array:
-    """p^α, p = |δ| + ε."""
+    """p^α with p = |δ| + ε, for errors δ of any shape."""
     return (jnp.abs(error) + eps) ** alpha
 
 
 def importance_weights(probability, beta) -> jax.Array:
-    """w_i = (N P(i))^-β / max_j (N P(j))^-β of a batch [B], in which N cancels."""
+    """w_i = (N P(i))^-β / max_j (N P(j))^-β over a batch [B], in which N cancels; [B]."""
     return (probability / jnp.min(probability)) ** -beta
 
 
 def expected_return(probabilities, support) -> jax.Array:
-    """Q(s, a) = Σᵢ zᵢ pᵢ(s, a), from p [..., A, K]; [..., A]."""
+    """Q(s, a) = Σᵢ zᵢ pᵢ(s, a), from p [..., A, K] and z [K]; [..., A]."""
     return jnp.matmul(probabilities, support, precision="highest")  # not in a GPU's TF32
 
 
 def project(support, reward, discount, probabilities) -> jax.Array:
-    """mᵢ = Σⱼ max(0, 1 - |T zⱼ - zᵢ| / Δz) pⱼ, T zⱼ = clip(r + discount zⱼ, Vmin, Vmax), where the
-    distribution `probabilities` is on the atoms z of `support`; [K]."""
+    """mᵢ = Σⱼ max(0, 1 - |T zⱼ - zᵢ| / Δz) pⱼ, T zⱼ = clip(r + discount zⱼ, Vmin, Vmax), for one
+    transition, from the atoms z [K] of `support` and the probabilities p [K] on them; [K]."""
     last = len(support) - 1
     spacing = (support[last] - support[0]) / last
     position = jnp.clip((reward + discount * support - support[0]) / spacing, 0, last)
@@ -218,38 +230,29 @@ def project(support, reward, discount, probabilities) -> jax.Array:
     return jnp.matmul(jnp.maximum(0, 1 - distance), probabilities, precision="highest")
 
 
-def cross_entropy(params, target_params, transition: NStep, logits, support) -> jax.Array:
-    """-Σᵢ mᵢ log pᵢ(s, a; θ), for one transition."""
-    obs, action, reward, next_obs, terminated, discount = transition
-    next_probabilities = jax.nn.softmax(logits(target_params, next_obs))
-    online_probabilities = jax.nn.softmax(logits(params, next_obs))
-    next_action = jnp.argmax(expected_return(online_probabilities, support))
-    target = project(support, reward, discount * (1 - terminated), next_probabilities[next_action])
-    log_probabilities = jax.nn.log_softmax(logits(params, obs)[action])
+def cross_entropy(target, logits) -> jax.Array:
+    """-Σᵢ mᵢ log pᵢ, from the target m [K] and the logits of p [K]; no gradient through m."""
+    log_probabilities = jax.nn.log_softmax(logits)
     return -jnp.matmul(jax.lax.stop_gradient(target), log_probabilities, precision="highest")
-
-
-def linear_decay(step, start, end, num_steps) -> jax.Array:
-    """From `start` at step 0 to `end` at `num_steps`, and `end` from there on."""
-    return start + (end - start) * jnp.minimum(step / num_steps, 1)
 
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    network = dueling_network_for(env, config.hidden_sizes, config.num_atoms)
+    network = make_dueling_network(env, config.hidden_sizes, config.num_atoms)
     if config.scale_obs:
-        network = scaled(env, network)
-    network = noisy(network, len(config.hidden_sizes) + 2, config.sigma_zero)
+        network = with_scaled_obs(env, network)
+    network = with_noise(network, len(config.hidden_sizes) + 2, config.sigma_init)
     support = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency
     buffer = prioritized_buffer(config.buffer_size, steps_per_update, config.batch_size)
-    num_warmup = -(-config.learning_starts // steps_per_update)  # updates' worth of random steps
-    num_warmup_steps = num_warmup * config.train_frequency + config.n_step - 1
-    initial_steps = num_warmup_steps * config.num_envs
+    warmup_updates = -(-config.learning_starts // steps_per_update)
+    warmup_steps = warmup_updates * config.train_frequency + config.n_step - 1
+    initial_steps = warmup_steps * config.num_envs
     num_updates = (config.total_timesteps - initial_steps) // steps_per_update
 
-    def n_steps(stream):  # [T + n - 1, N, ...] -> [T, N, ...]
+    def n_step_transitions(stream):
+        """Transitions [T + n - 1, N, ...] -> NStep [T, N, ...]."""
         num = len(stream.reward) - config.n_step + 1
         windows = jax.tree.map(
             lambda x: jnp.stack([x[i : i + num] for i in range(config.n_step)], axis=2), stream
@@ -263,29 +266,30 @@ def make(config: Config) -> Algorithm:
         key_online, key_target = jax.random.split(key)
         params, target_params = perturb(params, key_online), perturb(target_params, key_target)
 
-        def error(transition):
-            return cross_entropy(params, target_params, transition, network.apply, support)
+        def transition_loss(transition):
+            logits = network.apply(params, transition.obs)[transition.action]
+            next_action = jnp.argmax(q(params, transition.next_obs))
+            next_logits = network.apply(target_params, transition.next_obs)[next_action]
+            reward, discount = transition.reward, transition.discount * (1 - transition.terminated)
+            target = project(support, reward, discount, jax.nn.softmax(next_logits))
+            return cross_entropy(target, logits)
 
-        errors = jax.vmap(error)(batch)
+        errors = jax.vmap(transition_loss)(batch)  # they take the place of |δ|
         return jnp.mean(weights * errors), errors
 
     def init(key):
         key, key_params, key_env, key_warmup = jax.random.split(key, 4)
         params = network.init(key_params)
-
-        def random(obs, key):
-            return jax.random.randint(key, (config.num_envs,), 0, env.num_actions)
-
-        env_state, warmup, _ = rollout(
-            env, random, env.reset(key_env), key_warmup, num_warmup_steps
+        env_state, transitions, _ = rollout(
+            env, random_policy(env), env.reset(key_env), key_warmup, warmup_steps
         )
         return State(
             key=key,
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
-            buffer=buffer.init(n_steps(warmup)),
-            pending=jax.tree.map(lambda x: x[num_warmup_steps - config.n_step + 1 :], warmup),
+            buffer=buffer.init(n_step_transitions(transitions)),
+            pending=jax.tree.map(lambda x: x[warmup_steps - config.n_step + 1 :], transitions),
             env=env_state,
         )
 
@@ -293,38 +297,38 @@ def make(config: Config) -> Algorithm:
         keys = jax.random.split(jax.random.fold_in(state.key, step), 3)
         key_rollout, key_sample, key_noise = keys
 
-        def explore(obs, key):
+        def behaviour_policy(obs, key):
             return jnp.argmax(q(perturb(state.params, key), obs), axis=-1)
 
-        env_state, recent, episode_return = rollout(
-            env, explore, state.env, key_rollout, config.train_frequency
+        env_state, transitions, episode_return = rollout(
+            env, behaviour_policy, state.env, key_rollout, config.train_frequency
         )
-        stream = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, recent)
+        stream = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, transitions)
         pending = jax.tree.map(lambda x: x[config.train_frequency :], stream)
-        data = buffer.add(state.buffer, n_steps(stream), num_warmup + step)
-        batch, index, probability = buffer.sample(data, key_sample)
-        beta = linear_decay(step, config.prioritized_replay_beta, 1.0, num_updates)
-        weights = importance_weights(probability, beta)
+        buffer_state = buffer.add(state.buffer, n_step_transitions(stream), warmup_updates + step)
+        sample = buffer.sample(buffer_state, key_sample)
+        beta = linear_schedule(step, config.prioritized_replay_beta, 1.0, num_updates)
+        weights = importance_weights(sample.probability, beta)
 
         (loss_value, errors), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.target_params, batch, weights, key_noise
+            state.params, state.target_params, sample.transitions, weights, key_noise
         )
         priorities = priority(
             errors, config.prioritized_replay_alpha, config.prioritized_replay_eps
         )
-        data = buffer.update(data, index, priorities)
+        buffer_state = buffer.update(buffer_state, sample.index, priorities)
         updates, opt_state = optimizer.update(grads, state.opt_state)
         params = optax.apply_updates(state.params, updates)
-        mixed = optax.incremental_update(params, state.target_params, config.tau)
-        copy = (step + 1) % config.target_network_frequency == 0
+        polyak = optax.incremental_update(params, state.target_params, config.tau)
+        is_copy_step = (step + 1) % config.target_network_frequency == 0
         target_params = jax.tree.map(
-            lambda new, old: jnp.where(copy, new, old), mixed, state.target_params
+            lambda new, old: jnp.where(is_copy_step, new, old), polyak, state.target_params
         )
 
-        q_values = q(state.params.mu, recent.obs)
-        value = jnp.take_along_axis(q_values, recent.action[..., None], axis=-1).mean()
+        q_values = q(state.params.mu, transitions.obs)
+        value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
         metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
-        state = State(state.key, params, target_params, opt_state, data, pending, env_state)
+        state = State(state.key, params, target_params, opt_state, buffer_state, pending, env_state)
         return state, metrics
 
     def act(params, obs, key):

@@ -1,8 +1,8 @@
 """Soft Actor-Critic (SAC).
 
-Differs from td3.py in the policy, which is a squashed Gaussian and explores by itself; in the
-entropy that is added to the reward, at a temperature α that is learned; in no noise beyond the
-policy's own, no delay of the actor, and no target network of the actor.
+Differs from ddpg.py in two critics, whose smaller value is the target; in a stochastic policy, a
+squashed Gaussian, which explores by itself and needs no target network; and in the policy's
+entropy, which is added to the reward at a temperature α that is learned.
 
 Haarnoja et al. 2018, Soft actor-critic algorithms and applications,
 https://arxiv.org/abs/1812.05905
@@ -11,13 +11,12 @@ https://arxiv.org/abs/1812.05905
     L(θ)  = E[α ln π(a | s; θ) - min_i Q(s, a; φᵢ)], a = tanh(m(s; θ) + σ(s; θ) ε)            (9)
     L(α)  = E[-α (ln π(a | s; θ) + H)]                                                       (18)
 
-with d = 1 where the MDP terminated; a time limit does not end the MDP. Actions are in [-1, 1]
-here, and scaled to the environment's bounds where they meet it. H, the entropy wanted, is minus
-the number of an action's components.
+with d = 1 where the MDP terminated; a time limit does not end the MDP. Actions are in [-1, 1] and
+rescaled to the environment's bounds in env.step. H = -dim(A) is the target entropy.
 
-Departs from the paper: the noise ε of successive actions is correlated if `noise_theta` is less
-than 1 (Eberhard et al. 2023, https://openreview.net/forum?id=hQ9V5QN27eS); several environments
-in parallel; the random steps that fill the replay memory at first are taken in `init`.
+Departs from the paper: the noise ε of successive actions is correlated if `noise_correlation` is
+more than 0 (Eberhard et al. 2023, https://openreview.net/forum?id=hQ9V5QN27eS); several
+environments in parallel; `init` takes the random steps that fill the replay memory.
 """
 
 from dataclasses import dataclass
@@ -29,16 +28,10 @@ import optax
 from jax.scipy.stats import norm
 
 from common.algorithm import Algorithm, require
-from common.buffers import Rows, uniform_buffer
-from common.envs import (
-    EnvState,
-    Transition,
-    make_env,
-    rollout,
-    scale_action,
-    with_unit_actions,
-)
-from common.networks import critic_for, ensemble, network_for
+from common.buffers import uniform_buffer
+from common.envs import EnvState, Transition, make_env, rollout, scale_action, with_unit_actions
+from common.exploration import random_policy
+from common.networks import ensemble, make_network, make_q_network
 from common.run import main
 
 
@@ -51,26 +44,19 @@ class Config:
     gamma: float = 0.98  # discount factor
     buffer_size: int = 20_000  # transitions, rounded up to whole updates
     batch_size: int = 128  # transitions
-    learning_starts: int = 1_000  # environment steps at random first, rounded up to whole updates
+    learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     tau: float = 0.02  # φ⁻ ← τ φ + (1 - τ) φ⁻ after each gradient step
-    alpha: float = 1.0  # temperature at first
-    noise_theta: float = 1.0  # ε of an action forgets this part of the last one; 1: independent
+    alpha: float = 1.0  # initial temperature
+    noise_correlation: float = 0.0  # of ε with that of the last action; 0: independent
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer, in all networks
 
     def __post_init__(self):
         require(
             self,
-            "num_envs >= 1",
-            "learning_rate > 0",
-            "0 <= gamma <= 1",
-            "batch_size >= 1",
-            "learning_starts >= 0",
             "buffer_size >= learning_starts",
             "total_timesteps >= learning_starts + 2 * num_envs",
-            "0 < tau <= 1",
             "alpha > 0",
-            "0 < noise_theta <= 1",
-            "all(size >= 1 for size in hidden_sizes)",
+            "0 <= noise_correlation < 1",
         )
 
 
@@ -83,27 +69,20 @@ class State(NamedTuple):
     target_params: Any  # φ⁻, [2, ...]
     log_alpha: jax.Array
     alpha_opt_state: optax.OptState
-    buffer: Rows  # [capacity, ...], actions in [-1, 1]
+    buffer: Transition  # [capacity, ...], actions in [-1, 1]
     env: EnvState
     noise: jax.Array  # [N, A], ε of the last action
 
 
-def td_error(
-    critic_params, target_params, params, alpha, transition: Transition, noise, q, policy, gamma
-) -> jax.Array:
-    """δᵢ = r + γ (1 - d) (min_j Q(s', a'; φⱼ⁻) - α ln π(a' | s'; θ)) - Q(s, a; φᵢ), where a' is
-    the policy's action for that noise, for one transition; [2]."""
-    obs, action, reward, next_obs, terminated, _ = transition
-    next_action, log_prob = policy(params, next_obs, noise)
-    next_value = jnp.min(q(target_params, next_obs, next_action)) - alpha * log_prob
+def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
     target = reward + gamma * (1 - terminated) * next_value
-    return jax.lax.stop_gradient(target) - q(critic_params, obs, action)
+    return jax.lax.stop_gradient(target) - q_value
 
 
-def policy_loss(params, critic_params, alpha, obs, noise, q, policy):
-    """α ln π(a | s; θ) - min_i Q(s, a; φᵢ), and ln π(a | s; θ), for one observation and noise."""
-    action, log_prob = policy(params, obs, noise)
-    return alpha * log_prob - jnp.min(q(critic_params, obs, action)), log_prob
+def policy_loss(q_value, log_prob, alpha) -> jax.Array:
+    """α ln π(a | s; θ) - Q(s, a), for one observation."""
+    return alpha * log_prob - q_value
 
 
 def temperature_loss(log_alpha, log_prob, target_entropy) -> jax.Array:
@@ -112,29 +91,30 @@ def temperature_loss(log_alpha, log_prob, target_entropy) -> jax.Array:
 
 
 def squashed_log_prob(x, mean, log_std) -> jax.Array:
-    """ln π(tanh x) = Σ [ln N(x; m, σ) - ln(1 - tanh² x)], x ~ N(m, σ)     (appendix C)
+    """ln π(tanh x) = Σ [ln N(x; m, σ) - ln(1 - tanh² x)], x ~ N(m, σ), x [..., A]    (appendix C)
 
     with ln(1 - tanh² x) = 2 (ln 2 - x - softplus(-2x)), which is exact for any x."""
     log_slope = 2 * (jnp.log(2) - x - jax.nn.softplus(-2 * x))
     return jnp.sum(norm.logpdf(x, mean, jnp.exp(log_std)) - log_slope, axis=-1)
 
 
-def correlated_noise(key, noise, theta) -> jax.Array:
-    """ε ← (1 - θ) ε + √(θ (2 - θ)) η, η ~ N(0, 1): N(0, 1) at each step, independent if θ = 1."""
-    fresh = jax.random.normal(key, noise.shape)
-    return (1 - theta) * noise + jnp.sqrt(theta * (2 - theta)) * fresh
+def correlated_noise(key, noise, correlation) -> jax.Array:
+    """ε ← c ε + √(1 - c²) η, η ~ N(0, 1), of the shape of `noise`; ε stays N(0, 1)."""
+    innovation = jax.random.normal(key, noise.shape)
+    return correlation * noise + jnp.sqrt(1 - correlation**2) * innovation
 
 
 def make(config: Config) -> Algorithm:
     env = with_unit_actions(make_env(config.env_id, config.num_envs, actions="continuous"))
     (num_actions,) = env.action_shape
-    actor = network_for(env, config.hidden_sizes, 2 * num_actions)
-    critics = ensemble(critic_for(env, config.hidden_sizes), 2)
+    actor = make_network(env, config.hidden_sizes, 2 * num_actions)
+    critics = ensemble(make_q_network(env, config.hidden_sizes), 2)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs
     buffer = uniform_buffer(config.buffer_size, steps_per_update, config.batch_size)
-    num_warmup = -(-config.learning_starts // steps_per_update)  # updates' worth of random steps
-    num_updates = config.total_timesteps // steps_per_update - num_warmup
+    warmup_updates = -(-config.learning_starts // steps_per_update)
+    initial_steps = warmup_updates * steps_per_update
+    num_updates = (config.total_timesteps - initial_steps) // steps_per_update
 
     def gaussian(params, obs):
         mean, log_std = jnp.split(actor.apply(params, obs), 2, axis=-1)
@@ -146,17 +126,21 @@ def make(config: Config) -> Algorithm:
         return jnp.tanh(x), squashed_log_prob(x, mean, log_std)
 
     def critic_loss(critic_params, target_params, params, alpha, batch, noise):
-        def error(t, noise):
-            return td_error(
-                *(critic_params, target_params, params, alpha),
-                *(t, noise, critics.apply, policy, config.gamma),
-            )
+        def error(transition, noise):
+            q_value = critics.apply(critic_params, transition.obs, transition.action)  # [2]
+            next_action, next_log_prob = policy(params, transition.next_obs, noise)
+            next_q_value = critics.apply(target_params, transition.next_obs, next_action)
+            next_value = jnp.min(next_q_value) - alpha * next_log_prob
+            reward, terminated = transition.reward, transition.terminated
+            return td_error(q_value, reward, next_value, terminated, config.gamma)
 
         return jnp.mean(jnp.square(jax.vmap(error)(batch, noise)).sum(-1))
 
     def actor_loss(params, critic_params, alpha, batch, noise):
         def loss(obs, noise):
-            return policy_loss(params, critic_params, alpha, obs, noise, critics.apply, policy)
+            action, log_prob = policy(params, obs, noise)
+            q_value = jnp.min(critics.apply(critic_params, obs, action))
+            return policy_loss(q_value, log_prob, alpha), log_prob
 
         losses, log_prob = jax.vmap(loss)(batch.obs, noise)
         return jnp.mean(losses), jnp.mean(log_prob)
@@ -165,11 +149,9 @@ def make(config: Config) -> Algorithm:
         key, key_actor, key_critic, key_env, key_warmup, key_noise = jax.random.split(key, 6)
         params, critic_params = actor.init(key_actor), critics.init(key_critic)
         log_alpha = jnp.log(jnp.asarray(config.alpha, float))
-
-        def random(obs, key):
-            return jax.random.uniform(key, (config.num_envs, num_actions), minval=-1, maxval=1)
-
-        env_state, warmup, _ = rollout(env, random, env.reset(key_env), key_warmup, num_warmup)
+        env_state, transitions, _ = rollout(
+            env, random_policy(env), env.reset(key_env), key_warmup, warmup_updates
+        )
         return State(
             key=key,
             params=params,
@@ -179,23 +161,25 @@ def make(config: Config) -> Algorithm:
             target_params=jax.tree.map(jnp.copy, critic_params),
             log_alpha=log_alpha,
             alpha_opt_state=optimizer.init(log_alpha),
-            buffer=buffer.init(warmup),
+            buffer=buffer.init(transitions),
             env=env_state,
             noise=jax.random.normal(key_noise, (config.num_envs, num_actions)),
         )
 
     def update(state, step):
         keys = jax.random.split(jax.random.fold_in(state.key, step), 4)
-        key_explore, key_rollout, key_sample, key_noise = keys
-        explore_noise = correlated_noise(key_explore, state.noise, config.noise_theta)
+        key_noise, key_rollout, key_sample, key_policy = keys
+        noise = correlated_noise(key_noise, state.noise, config.noise_correlation)
 
-        def explore(obs, key):
-            return policy(state.params, obs, explore_noise)[0]
+        def behaviour_policy(obs, key):
+            return policy(state.params, obs, noise)[0]
 
-        env_state, recent, episode_return = rollout(env, explore, state.env, key_rollout, 1)
-        data = buffer.add(state.buffer, recent, num_warmup + step)
-        batch = buffer.sample(data, key_sample, num_warmup + step + 1)
-        noise, next_noise = jax.random.normal(key_noise, (2, *batch.action.shape))
+        env_state, transitions, episode_return = rollout(
+            env, behaviour_policy, state.env, key_rollout, 1
+        )
+        buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
+        batch = buffer.sample(buffer_state, key_sample, warmup_updates + step + 1)
+        policy_noise, next_noise = jax.random.normal(key_policy, (2, *batch.action.shape))
         alpha = jnp.exp(state.log_alpha)
 
         loss_value, grads = jax.value_and_grad(critic_loss)(
@@ -205,17 +189,17 @@ def make(config: Config) -> Algorithm:
         critic_params = optax.apply_updates(state.critic_params, updates)
 
         grads, log_prob = jax.grad(actor_loss, has_aux=True)(
-            state.params, critic_params, alpha, batch, noise
+            state.params, critic_params, alpha, batch, policy_noise
         )
         updates, opt_state = optimizer.update(grads, state.opt_state)
         params = optax.apply_updates(state.params, updates)
 
-        grad = jax.grad(temperature_loss)(state.log_alpha, log_prob, -num_actions)
-        updates, alpha_opt_state = optimizer.update(grad, state.alpha_opt_state)
+        grads = jax.grad(temperature_loss)(state.log_alpha, log_prob, -num_actions)
+        updates, alpha_opt_state = optimizer.update(grads, state.alpha_opt_state)
         log_alpha = optax.apply_updates(state.log_alpha, updates)
 
         target_params = optax.incremental_update(critic_params, state.target_params, config.tau)
-        value = critics.apply(state.critic_params, recent.obs, recent.action).mean()
+        value = critics.apply(state.critic_params, transitions.obs, transitions.action).mean()
         metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
         metrics |= {"alpha": alpha, "entropy": -log_prob}
         return State(
@@ -227,17 +211,16 @@ def make(config: Config) -> Algorithm:
             target_params=target_params,
             log_alpha=log_alpha,
             alpha_opt_state=alpha_opt_state,
-            buffer=data,
+            buffer=buffer_state,
             env=env_state,
-            noise=explore_noise,
+            noise=noise,
         ), metrics
 
     def act(params, obs, key):
-        return scale_action(env, jnp.tanh(gaussian(params, obs)[0]))
+        mean, _ = gaussian(params, obs)
+        return scale_action(env, jnp.tanh(mean))
 
-    return Algorithm(
-        init, update, act, num_updates, steps_per_update, num_warmup * steps_per_update
-    )
+    return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 
 
 if __name__ == "__main__":
