@@ -1,60 +1,113 @@
-"""Which file began as a copy of which: `python -m benchmarks.family` writes the README's table.
+"""Render the list of algorithms: `python -m benchmarks.family`.
 
-A file's parent is the one that its docstring names in "Differs from <parent>.py". Lines that differ
-are those that `diff` shows, without the docstring: in the parent alone, and in the file alone.
+Writes the chapters of algorithms/README.md, and an excerpt of a dozen rows into README.md. Order,
+one-line summaries and papers are data, benchmarks/chapters.toml; results are those of
+benchmarks/results/learning.csv.
+
+A file's parent is the one that its docstring names in "Differs from <parent>.py". It is shown with
+the lines that `diff` removes and adds, both counted after the module's docstring, and only if more
+than SHARED of the file's lines that are not blank also stand in the parent, in the same order.
 """
 
 import ast
 import difflib
 import re
+import tomllib
 from pathlib import Path
 
-from benchmarks.learning import ROOT, put, table
+from benchmarks.learning import ROOT, lines, put, suite, table
 
 ALGORITHMS = ROOT / "algorithms"
+SHARED = 0.55
+HEAD = ["file", "what is new", "parent", "paper", "result"]
+METRICS = {  # what a row of the suite scores: the final policy's return, or a metric of the run
+    None: "",
+    "episode_return": ", return during the run",
+    "rms_error": ", RMS error",
+    "cost_ratio": ", cost relative to the optimum",
+}
 
 
 def main() -> None:
-    put(ROOT / "README.md", "family", family())
+    put(ALGORITHMS / "README.md", "family", family())
+    put(ROOT / "README.md", "family", excerpt())
+
+
+def chapters() -> dict[str, dict[str, dict]]:
+    """Return the rows of every chapter, by title and file name, in reading order."""
+    return tomllib.loads((ROOT / "benchmarks" / "chapters.toml").read_text())
 
 
 def family() -> str:
-    """The table, each parent followed by its children."""
-    parents = {path.stem: parent(path) for path in sorted(ALGORITHMS.glob("[!_]*.py"))}
-    rows = [["file", "parent", "lines in the parent alone", "in the file alone", "lines"]]
-    for name in in_order(parents, None):
-        if parents[name]:
-            gone, new = differing(code(parents[name]), code(name))
-            size = len((ALGORITHMS / f"{name}.py").read_text().splitlines())
-            rows.append([link(name), link(parents[name]), gone, new, size])
-    return table(rows)
+    """Return the chapters: a numbered heading and a table each."""
+    results, parts = first_results(), []
+    for number, (title, files) in enumerate(chapters().items(), 1):
+        rows = [[*row(name, entry, ""), results[name]] for name, entry in files.items()]
+        parts.append(f"## {number} {title}\n\n{table([HEAD, *rows]) if rows else 'To come.'}")
+    return "\n\n".join(parts)
+
+
+def excerpt() -> str:
+    """Return one table of the rows that chapters.toml marks, for README.md."""
+    results = first_results()
+    marked = [
+        (name, entry)
+        for files in chapters().values()
+        for name, entry in files.items()
+        if entry.get("excerpt")
+    ]
+    rows = [[*row(name, entry, "algorithms/"), results[name]] for name, entry in marked]
+    return table([HEAD, *rows])
+
+
+def row(name: str, entry: dict, folder: str) -> list[str]:
+    """Return the cells of a file, but for its result; `folder` is where the links lead."""
+    above = parent(ALGORITHMS / f"{name}.py")
+    cells = [link(name, folder), entry["new"], "", entry["paper"]]
+    if above and share(code(above), code(name)) > SHARED:
+        removed, added = differing(code(above), code(name))
+        cells[2] = f"{link(above, folder)} -{removed} +{added}"
+    return cells
 
 
 def parent(path: Path) -> str | None:
+    """Return the name in "Differs from <name>.py" of the docstring."""
     found = re.search(r"Differs from (\w+)\.py", ast.get_docstring(ast.parse(path.read_text())))
     return found and found[1]
 
 
-def in_order(parents: dict[str, str | None], root: str | None) -> list[str]:
-    """Depth first, from the files without a parent."""
-    children = [name for name, above in parents.items() if above == root]
-    return [x for name in children for x in (name, *in_order(parents, name))]
-
-
 def code(name: str) -> list[str]:
-    """The lines after the docstring."""
+    """Return the lines after the docstring."""
     source = (ALGORITHMS / f"{name}.py").read_text()
     return source.splitlines()[ast.parse(source).body[0].end_lineno :]
 
 
 def differing(old: list[str], new: list[str]) -> tuple[int, int]:
-    """How many lines are in `old` alone, and in `new` alone."""
-    lines = list(difflib.ndiff(old, new))
-    return sum(x.startswith("- ") for x in lines), sum(x.startswith("+ ") for x in lines)
+    """Return how many lines are in `old` alone, and in `new` alone."""
+    marks = [line[0] for line in difflib.ndiff(old, new)]
+    return marks.count("-"), marks.count("+")
 
 
-def link(name: str) -> str:
-    return f"[`{name}.py`](algorithms/{name}.py)"
+def share(old: list[str], new: list[str]) -> float:
+    """Return the part of the lines of `new` that `old` has too, without blank lines."""
+    old, new = ([line for line in lines if line.strip()] for lines in (old, new))
+    return 1 - differing(old, new)[1] / len(new)
+
+
+def first_results() -> dict[str, str]:
+    """Return, for each file, the result of its first row in the suite that has one."""
+    measured = lines()
+    results = {name: "" for files in chapters().values() for name in files}
+    for name, entry in suite().items():
+        if name in measured and not results[entry["algorithm"]]:
+            line, metric = measured[name], METRICS[entry.get("metric")]
+            reached = f"{line['iqm']} [{line['low']}, {line['high']}]"
+            results[entry["algorithm"]] = f"{entry['env_id']}{metric}: {reached}"
+    return results
+
+
+def link(name: str, folder: str) -> str:
+    return f"[`{name}.py`]({folder}{name}.py)"
 
 
 if __name__ == "__main__":

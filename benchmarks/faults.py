@@ -1,27 +1,28 @@
-"""What a run survives: `python -m benchmarks.faults [ALGORITHM ...]` (hours; `--quick` a minute).
+"""Test what a run survives: `python -m benchmarks.faults [ALGORITHM ...]` (hours; `--quick` a
+minute).
 
-Q-learning, DQN, PPO and SAC take every fault; every other file of algorithms/ three times kill -9.
+Q-learning, DQN, PPO and SAC meet every fault; every other file of algorithms/ three times kill -9.
 
-Each fault strikes real runs in processes of their own, which are then resumed until they end; the
-end must have the bytes of a run that nothing happened to: metrics.csv, evaluation.csv, and all
-arrays of checkpoint.npz and policy.npz. After every blow the newest checkpoint must load, and
-metrics.csv must begin with the rows that it counts on.
+Each fault hits real runs in processes of their own, which are then resumed until they end. The end
+must have the bytes of a run without faults: metrics.csv, evaluation.csv, and all arrays of
+checkpoint.npz and policy.npz. After every hit the newest checkpoint must load, and metrics.csv must
+begin with the rows that it counts on.
 
-    kill -9            at random moments, half a second of training apart or while it starts
-    kill -9 in a save  at each of the points in POINTS: before and after what a save does in turn
+    kill -9            at random moments, within half a second of training or during the start
+    kill -9 in a save  at each of the points in POINTS: before and after each step of a save
     SIGINT, SIGTERM    at random moments: one line, exit codes 130 and 143
-    second SIGINT      exit code 130 and at most one line, as soon as XLA gives way to Python
-    damaged            bits flipped and files cut short: the checkpoint before, or exit code 3
+    second SIGINT      exit code 130 and at most one line, as soon as XLA returns to Python
+    damaged            bits flipped and files cut short: the previous checkpoint, or exit code 3
     full disk          no file may grow beyond a limit: exit code 5, one line, resumed without it
     folder removed     in the middle of a run: exit code 5, one line
     cannot be written  --out below a file, and in /proc: exit code 5, one line
-    twice              two processes, same flags, other hash seeds: the same bytes
+    twice              two processes with the same flags and other hash seeds: the same bytes
     one core           a process bound to one core, with as many devices: the same bytes
     resume speed       updates per second of training after a kill, and of a run that never stopped
                        (DQN and PPO): the median of their ratios is at least 0.97
-    memory             resident after 1,000 chunks as after 100, to a MiB
+    memory             resident memory after 1,000 chunks as after 100, to one MiB
 
-The table is results/faults.csv. A row that is run again takes the place of the one that is there.
+The table is results/faults.csv. A row that is measured again replaces the old one.
 """
 
 import argparse
@@ -44,15 +45,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.learning import RESULTS, ROOT, table
-from common import run as harness
-from common.run import start_jax
-from common.runner import checkpoint
+from common.runner import checkpoint, loop
+from common.runner.program import start_jax
 
 ALGORITHMS = sorted(
     path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__"
 )
 SMALL = "--num-seeds 4 --eval-episodes 2 --log-points 40"
-TABLE = "--total-timesteps 200_000 --num-steps 20"
+TABLE = "--total-timesteps 200_000 --steps-per-update 20"
 ROLLOUT = "--total-timesteps 200_000 --num-envs 4 --num-steps 32 --hidden-sizes 16"
 REPLAY = "--learning-starts 200 --buffer-size 1000 --batch-size 16 --hidden-sizes 16"
 DISCRETE = f"--total-timesteps 40_000 --num-envs 4 {REPLAY}"
@@ -68,21 +68,21 @@ FLAGS = {  # some seconds of training each
     "double_dqn": DISCRETE,
     "double_q_learning": TABLE,
     "dueling_dqn": DISCRETE,
-    "dyna_q": "--total-timesteps 100_000 --num-steps 20",
+    "dyna_q": "--total-timesteps 100_000 --steps-per-update 20",
     "expected_sarsa": TABLE,
     "fitted_q_iteration": "--total-timesteps 2_000 --num-iterations 200 --gradient-steps 50 "
     "--batch-size 16 --hidden-sizes 16",
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
-    "lqr": "--num-steps 100_000",
+    "lqr": "--num-riccati-steps 100_000",
     "mcts": "--total-timesteps 2_000 --num-envs 4 --num-simulations 20",
     "monte_carlo": TABLE,
     "mpc": "--total-timesteps 1_000 --num-envs 2 --horizon 5 --num-samples 20",
     "n_step_dqn": DISCRETE,
     "noisy_dqn": DISCRETE,
     "online_q": "--total-timesteps 40_000 --num-envs 4 --hidden-sizes 16",
-    "pets": "--total-timesteps 2_000 --num-steps 20 --num-networks 2 --batch-size 16 "
+    "pets": "--total-timesteps 2_000 --steps-per-fit 20 --num-networks 2 --batch-size 16 "
     "--hidden-sizes 16 --gradient-steps 20 --horizon 4 --num-samples 10 --num-elites 4 "
-    "--num-iterations 2",
+    "--num-cem-rounds 2",
     "policy_iteration": "--num-iterations 20_000",
     "prioritized_dqn": DISCRETE,
     "q_actor_critic": ROLLOUT,
@@ -94,8 +94,8 @@ FLAGS = {  # some seconds of training each
     "td_lambda": TABLE,
     "value_iteration": "--num-sweeps 200_000",
 }
-LONGER = {"dqn": "--total-timesteps 300_000", "ppo": "--total-timesteps 600_000"}  # to be timed
-WHOLE = ["q_learning", "dqn", "ppo", "sac"]  # which take every fault
+LONGER = {"dqn": "--total-timesteps 300_000", "ppo": "--total-timesteps 600_000"}  # runs to time
+WHOLE = ["q_learning", "dqn", "ppo", "sac"]  # these meet every fault
 FAULTS = ["kill -9", "kill -9 in a save", "SIGINT", "SIGTERM", "second SIGINT", "damaged"]
 FAULTS += ["full disk", "folder removed", "cannot be written", "twice", "one core"]
 FAULTS += ["resume speed", "memory"]
@@ -121,12 +121,12 @@ class Fault(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What is done to, and compared with: a run that nothing happened to."""
+    """A run without faults, and what its copies with faults need."""
 
-    name: str
+    name: str  # the algorithm's
     flags: list[str]
-    whole: Path
-    work: Path  # for the folders of the others
+    whole: Path  # the folder of the run without faults
+    work: Path  # where the folders of the others are made
     rng: random.Random
 
 
@@ -134,11 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("algorithms", nargs="*", metavar="ALGORITHM", help="by default all")
-    of = "of what strikes at random: 25, or 3; with less than 3, few points of a save"
-    parser.add_argument("--attempts", type=int, help=of)
-    parser.add_argument(
-        "--fault", action="append", choices=FAULTS, help="only this one, and others"
-    )
+    text = "of each random fault: 25, or 3; with less than 3, few points of a save"
+    parser.add_argument("--attempts", type=int, help=text)
+    text = "only this one; may be repeated"
+    parser.add_argument("--fault", action="append", choices=FAULTS, help=text)
     parser.add_argument("--quick", action="store_true", help="Q-learning, few attempts")
     parser.add_argument("--out", type=Path, default=RESULTS / "faults.csv", help="the table")
     arguments = parser.parse_args()
@@ -166,6 +165,7 @@ def main() -> None:
 
 
 def lines(path: Path) -> list[Fault]:
+    """Read the rows of a table; none if there is no file."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
@@ -176,32 +176,34 @@ def lines(path: Path) -> list[Fault]:
 
 
 def write(path: Path, rows: list[Fault]) -> None:
+    """Write a table."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([COLUMNS, *rows])
 
 
 def due(name: str) -> list[str]:
-    """The faults that an algorithm takes."""
+    """Return the faults that an algorithm meets."""
     if name not in WHOLE:
         return ["kill -9"]
     return [fault for fault in FAULTS if fault != "resume speed" or name in LONGER]
 
 
 def faults(name: str, work: Path, attempts: int, chosen: list[str]):
-    """A row for each fault that is due and chosen."""
-    due_now = [fault for fault in due(name) if fault in chosen]
-    if not due_now:
+    """Yield a row for each fault that is due and chosen."""
+    due_and_chosen = [fault for fault in due(name) if fault in chosen]
+    if not due_and_chosen:
         return
     flags = [*SMALL.split(), *FLAGS[name].split(), "--checkpoint-every", "0.05", "--quiet"]
     run = Run(name, flags, work / f"{name}-whole", work, random.Random(name))
     done = finish(start(run, *flags, "--out", str(run.whole)))
     assert done.code == 0, done.error
-    for fault in due_now:
+    for fault in due_and_chosen:
         yield strike(run, fault, attempts)
 
 
 def strike(run: Run, fault: str, attempts: int) -> Fault:
+    """Hit a run by a fault so many times, if it is a random one; return the table's row."""
     match fault:
         case "kill -9":
             return struck(run, fault, [at_random] * attempts, -signal.SIGKILL)
@@ -211,8 +213,8 @@ def strike(run: Run, fault: str, attempts: int) -> Fault:
             return struck(run, fault, inside, -signal.SIGKILL)
         case "SIGINT" | "SIGTERM":
             number = signal.Signals[fault]
-            blow = functools.partial(at_random, number=number)
-            return struck(run, fault, [blow] * attempts, 128 + number)
+            hit = functools.partial(at_random, number=number)
+            return struck(run, fault, [hit] * attempts, 128 + number)
         case "second SIGINT":
             return interrupted_again(run, attempts)
         case "resume speed":
@@ -221,14 +223,19 @@ def strike(run: Run, fault: str, attempts: int) -> Fault:
 
 
 class Ended(NamedTuple):
-    code: int
-    error: str
-    lines: int = 1  # that are due on stderr if it was stopped
+    """Exit of a process."""
+
+    code: int  # the exit code; negative: a signal's number
+    error: str  # its stderr
+    lines: int = 1  # expected on stderr if it was stopped
 
 
 def start(run: Run, *arguments: str, through="", limit=0, **env) -> subprocess.Popen:
-    """A process of the algorithm; through a function of this module that is called with its name;
-    with a limit, in KiB, beyond which no file may grow."""
+    """Start a process of the algorithm.
+
+    `through` is a call of a function of this module to run it by; `limit` is a size in KiB beyond
+    which no file may grow, 0 for none; `env` are environment variables.
+    """
     command = [sys.executable, "-m", f"algorithms.{run.name}", *arguments]
     if through:
         code = f"from benchmarks import faults; faults.{through}"
@@ -246,11 +253,12 @@ def start(run: Run, *arguments: str, through="", limit=0, **env) -> subprocess.P
 
 
 def dying(run: Run, point: str, nth: int) -> str:
-    """What `start` goes through to be killed at that point of its nth save."""
+    """Return the call by which `start` makes a run that is killed at that point of its nth save."""
     return f"die({run.name!r}, {point!r}, {nth})"
 
 
 def finish(process: subprocess.Popen, timeout: float = 300) -> Ended:
+    """Wait until a process ends; kill it after `timeout` seconds."""
     try:
         error = process.communicate(timeout=timeout)[1]
     except subprocess.TimeoutExpired:
@@ -259,17 +267,18 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> Ended:
     return Ended(process.returncode, error)
 
 
-def struck(run: Run, fault: str, blows: list, code: int) -> Fault:
-    """Runs that each blow ends with `code`, resumed until they have ended by themselves."""
+def struck(run: Run, fault: str, hits: list, code: int) -> Fault:
+    """Hit runs by each of `hits(run, folder, flags) -> Ended`, which must end them with `code`, and
+    resume them until they end by themselves."""
     number, passed, problems = 0, 0, set()
     folder, flags = None, None
-    for blow in blows:
-        for _ in range(5):  # a run that ends before the blow is followed by another
+    for hit in hits:
+        for _ in range(5):  # a run that ends before the hit is followed by another
             if folder is None:
                 number += 1
                 folder = run.work / f"{run.name}-{fault.replace(' ', '-')}-{number}"
                 flags = [*run.flags, "--out", str(folder)]
-            ended = blow(run, folder, flags)
+            ended = hit(run, folder, flags)
             flags = ["--resume", str(folder), "--quiet", "--checkpoint-every", "0.05"]
             if not (folder / "config.json").exists():
                 flags = [*run.flags, "--out", str(folder)]
@@ -290,11 +299,11 @@ def struck(run: Run, fault: str, blows: list, code: int) -> Fault:
             problems.add(problem)
             passed -= 1
     detail = "; ".join(" ".join(x.split()) for x in problems) or f"{number} runs"
-    return Fault(fault, run.name, len(blows), passed, detail)
+    return Fault(fault, run.name, len(hits), passed, detail)
 
 
 def at_random(run: Run, folder: Path, flags: list[str], number=signal.SIGKILL) -> Ended:
-    """The signal while it starts, or within half a second after it has saved."""
+    """Send the signal while a run starts, or within half a second after it has saved."""
     before = stamp(folder)
     process = start(run, *flags)
     if number == signal.SIGKILL and run.rng.random() < 0.2:
@@ -307,19 +316,21 @@ def at_random(run: Run, folder: Path, flags: list[str], number=signal.SIGKILL) -
 
 
 def in_a_save(run: Run, folder: Path, flags: list[str], point: str) -> Ended:
+    """Kill a run at that point of its second, third or fourth save."""
     return finish(start(run, *flags, through=dying(run, point, run.rng.randint(2, 4))))
 
 
 def interrupted_again(run: Run, attempts: int) -> Fault:
+    """Send SIGINT twice, so many times."""
     times, silent = [], []
 
-    def blow(run, folder, flags):
-        """While it is compiled, or within half a second after it has saved. Signals that come at
-        the same instant are one to Python: the second waits until the first was seen."""
+    def hit(run, folder, flags):
+        """Send both while a run compiles, or within half a second after it has saved. Python takes
+        signals of the same instant for one: the second waits until the first was handled."""
         before = stamp(folder)
         process = start(run, *flags)
         early = before and run.rng.random() < 0.5
-        ready = functools.partial(catches, process, signal.SIGTERM)  # nobody else catches that
+        ready = functools.partial(catches, process, signal.SIGTERM)  # only the runner catches it
         wait_for(process, ready if early else lambda: stamp(folder) != before)
         time.sleep(0.5 * run.rng.random())
         process.send_signal(signal.SIGINT)
@@ -328,31 +339,32 @@ def interrupted_again(run: Run, attempts: int) -> Fault:
         clock = time.monotonic()
         ended = finish(process)
         times.append(time.monotonic() - clock)
-        # Python's last steps, after the line, are taken without handlers: the second signal kills
-        # it then, which a shell calls 130 as well.
+        # Python exits, after the line, without handlers: the second signal then kills it, which a
+        # shell calls 130 as well.
         code = 130 if ended.code == -signal.SIGINT else ended.code
         silent.append(code == 130 and not ended.error)
         return Ended(code, ended.error, lines=min(ended.error.count("\n"), 1))
 
-    row = struck(run, "second SIGINT", [blow] * attempts, 130)
-    how = f"{sum(silent)} without a line, {max(times):.2f} s at most"
-    return row._replace(detail=f"{row.detail}: {how}")
+    row = struck(run, "second SIGINT", [hit] * attempts, 130)
+    times_text = f"{sum(silent)} without a line, {max(times):.2f} s at most"
+    return row._replace(detail=f"{row.detail}: {times_text}")
 
 
 def catches(process: subprocess.Popen, number: int) -> bool:
-    """Whether a process has a handler for that signal."""
+    """Return whether a process has a handler for that signal."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
 def wait_for(process: subprocess.Popen, condition, seconds: float = 120) -> None:
-    """Until the condition holds, the process has ended, or it takes too long."""
+    """Wait until the condition holds, the process has ended, or the seconds are over."""
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline and not condition():
         time.sleep(0.005)
 
 
 def stamp(folder: Path) -> int:
+    """Return when a run last saved, in nanoseconds; 0 if it never did."""
     try:
         return (folder / "checkpoint.npz").stat().st_mtime_ns
     except FileNotFoundError:
@@ -360,7 +372,7 @@ def stamp(folder: Path) -> int:
 
 
 def wrong(run: Run, folder: Path, ended: Ended, code: int) -> str:
-    """What is wrong with a run that was struck; nothing if it had ended before."""
+    """Return what is wrong with a run that was hit; "" if nothing is or it had ended before."""
     if ended.code not in (0, code):
         return f"exit code {ended.code}: {ended.error[-300:]}"
     if code > 0 and ended.code and ended.error.count("\n") != ended.lines:
@@ -379,7 +391,7 @@ def wrong(run: Run, folder: Path, ended: Ended, code: int) -> str:
 
 
 def differs(run: Run, folder: Path) -> str:
-    """In what a run that has ended differs from the whole one."""
+    """Return in what a run that has ended differs from the one without faults; "" if in nothing."""
     if {x.name for x in folder.iterdir()} != {x.name for x in run.whole.iterdir()}:
         return f"other files: {sorted(x.name for x in folder.iterdir())}"
     for name in ("metrics.csv", "evaluation.csv"):
@@ -400,13 +412,13 @@ def differs(run: Run, folder: Path) -> str:
 
 
 def die(name: str, point: str, nth: int) -> None:
-    """Runs an algorithm that is killed at that point of its nth save of a checkpoint."""
+    """Run an algorithm that is killed at that point of its nth save of a checkpoint."""
     saves, fsync, replace, plain_open = 0, os.fsync, os.replace, open
 
     def reached(event):
         nonlocal saves
         saves += event == "before open"
-        # The rows come before the file of the same save.
+        # A save writes the rows before the file.
         if event == point and saves + (event.endswith("metrics.csv fsync")) >= nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -444,13 +456,13 @@ def die(name: str, point: str, nth: int) -> None:
 
 
 def run_here(name: str) -> None:
-    """The algorithm's command line, in this process."""
+    """Run the algorithm's command line in this process."""
     sys.argv[0] = name
     runpy.run_module(f"algorithms.{name}", run_name="__main__", alter_sys=True)
 
 
 def stopped(run: Run, what: str) -> Path:
-    """The folder of a run that was killed in its fifth save."""
+    """Return the folder of a run that was killed in its fifth save."""
     folder = run.work / f"{run.name}-{what}"
     flags = [*run.flags, "--out", str(folder)]
     ended = finish(start(run, *flags, through=dying(run, "before open", 5)))
@@ -459,22 +471,22 @@ def stopped(run: Run, what: str) -> Path:
 
 
 def damaged(run: Run, flips: int = 300, cuts: int = 30) -> Fault:
-    """In process: what the harness loads when it resumes, against what was saved."""
-    from common.runner import run_folder as folders
+    """Compare what the runner loads when it resumes from damaged files with what was saved."""
+    from common.runner import run_folder
     from common.runner.cli import Run as Flags
     from common.runner.groups import Job
 
     folder = stopped(run, "damaged")
     module = importlib.import_module(f"algorithms.{run.name}")
-    given = Flags(resume=str(folder))
-    config, given = folders.resumed(run.name, module.Config, module.Config(), given)
-    job = Job(run.name, module.make, config, given, [{}], folder)
+    resume = Flags(resume=str(folder))
+    config, flags = run_folder.read_flags(run.name, module.Config, module.Config(), resume)
+    job = Job(run.name, module.make, config, flags, [{}], folder)
     path, previous = folder / "checkpoint.npz", folder / "previous.npz"
     newest, before = (comparable(checkpoint.load(x)) for x in (path, previous))
     whole, kept, passed = path.read_bytes(), previous.read_bytes(), 0
     files = [flipped(whole, run.rng.randrange(8 * len(whole))) for _ in range(flips)]
     files += [whole[: len(whole) * i // cuts] for i in range(cuts)]
-    counts = {"harmless": 0, "the one before": 0, "refused": 0}
+    counts = {"harmless": 0, "the previous one": 0, "refused": 0}
     for number, data in enumerate(files):
         path.write_bytes(data)
         previous.unlink(missing_ok=True)
@@ -483,7 +495,7 @@ def damaged(run: Run, flips: int = 300, cuts: int = 30) -> Fault:
         warning = io.StringIO()
         stderr, sys.stderr = sys.stderr, warning
         try:
-            found = comparable(folders.latest_checkpoint(job))
+            loaded = comparable(run_folder.latest_checkpoint(job))
         except checkpoint.CheckpointError:
             counts["refused"] += 1
             passed += not number % 2
@@ -491,23 +503,25 @@ def damaged(run: Run, flips: int = 300, cuts: int = 30) -> Fault:
         finally:
             sys.stderr = stderr
         warned = warning.getvalue().count("\n") == 1
-        counts["the one before" if warned else "harmless"] += 1
-        passed += found == (before if warned else newest)
+        counts["the previous one" if warned else "harmless"] += 1
+        passed += loaded == (before if warned else newest)
     detail = f"{len(whole)} bytes: " + ", ".join(f"{x} {name}" for name, x in counts.items())
     return Fault("damaged", run.name, len(files), passed, detail)
 
 
 def flipped(data: bytes, bit: int) -> bytes:
+    """Return the data with that bit flipped."""
     return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
 
 
-def comparable(found):
-    arrays, header = found
+def comparable(loaded):
+    """Return the arrays, as bytes, and the header of a checkpoint."""
+    arrays, header = loaded
     return {name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()}, header
 
 
 def full_disk(run: Run) -> Fault:
-    """A limit on the size of files stands for the disk: at first, and after some checkpoints."""
+    """Limit the size of files, as a full disk does: from the start, and after some saves."""
     problems = set()
     for number, resumed in enumerate((False, True)):
         folder = run.work / f"{run.name}-disk-{number}"
@@ -526,6 +540,7 @@ def full_disk(run: Run) -> Fault:
 
 
 def removed(run: Run) -> Fault:
+    """Rename the folder of a run while it trains."""
     folder = run.work / f"{run.name}-removed"
     process = start(run, *run.flags, "--out", str(folder))
     wait_for(process, lambda: stamp(folder))
@@ -537,6 +552,7 @@ def removed(run: Run) -> Fault:
 
 
 def unwritable(run: Run) -> Fault:
+    """Start runs with an --out that cannot be made."""
     (run.work / "file").write_text("")
     lines = set()
     for folder in (run.work / "file" / "run", Path("/proc/run")):
@@ -547,6 +563,7 @@ def unwritable(run: Run) -> Fault:
 
 
 def twice(run: Run) -> Fault:
+    """Compare a second run with the one without faults."""
     folder = run.work / f"{run.name}-twice"
     ended = finish(start(run, *run.flags, "--out", str(folder), PYTHONHASHSEED="7"))
     problem = ended.error if ended.code else differs(run, folder)
@@ -554,7 +571,7 @@ def twice(run: Run) -> Fault:
 
 
 def one_core(run: Run) -> Fault:
-    """The number of devices, over which the seeds are spread, is that of the cores: it is given."""
+    """Compare a run bound to one core, with the number of devices that it had on all cores."""
     folder = run.work / f"{run.name}-one-core"
     devices = checkpoint.load(run.whole / "checkpoint.npz")[1]["device"].rpartition("x")[2]
     flags = [*run.flags, "--out", str(folder)]
@@ -566,13 +583,13 @@ def one_core(run: Run) -> Fault:
 
 
 def on_one_core(name: str) -> None:
-    """The algorithm's command line, in this process, bound to a core before XLA starts."""
+    """Run the algorithm's command line in this process, bound to one core before XLA starts."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     run_here(name)
 
 
 def resume_speed(run: Run, pairs: int, least: float = 0.97) -> Fault:
-    """In pairs, now the one first and now the other, as the machine's speed drifts."""
+    """Time pairs of runs, each kind first in turn, because the machine's speed drifts."""
     longer = run._replace(flags=[*run.flags, *LONGER[run.name].split()])
     killed = stopped(longer, "speed")
     at = checkpoint.load(killed / "checkpoint.npz")[1]["at"]
@@ -583,15 +600,15 @@ def resume_speed(run: Run, pairs: int, least: float = 0.97) -> Fault:
             folder = run.work / f"{run.name}-speed-{kind}-{pair}"
             if kind == "resumed":
                 shutil.copytree(killed, folder)
-                flags, begun = ["--resume", str(folder), "--quiet"], at
+                flags, start_at = ["--resume", str(folder), "--quiet"], at
             else:
                 flags = [*longer.flags, "--checkpoint-every", "60", "--out", str(folder)]
-                begun = {"update": 0, "seconds": 0}
+                start_at = {"update": 0, "seconds": 0}
             ended = finish(start(run, *flags))
             if ended.code:
                 return Fault("resume speed", run.name, 1, 0, ended.error)
             done = checkpoint.load(folder / "checkpoint.npz")[1]["at"]
-            updates, seconds = (done[name] - begun[name] for name in ("update", "seconds"))
+            updates, seconds = (done[name] - start_at[name] for name in ("update", "seconds"))
             speeds[kind] = updates / seconds
         ratios.append(speeds["resumed"] / speeds["whole"])
     median = statistics.median(ratios)
@@ -601,8 +618,8 @@ def resume_speed(run: Run, pairs: int, least: float = 0.97) -> Fault:
 
 
 def memory(run: Run, most: float = 1.0) -> Fault:
-    """MiB that a run grows by: the median over chunks 1,001 to 1,100, or a few more, less that over
-    chunks 101 to 200; it saves at every chance."""
+    """Measure the MiB that a run grows by: the median over chunks 1,001 to 1,100, or a few more,
+    minus that over chunks 101 to 200; it saves whenever it can."""
     flags = [*run.flags, "--log-points", "1100", "--out", str(run.work / f"{run.name}-memory")]
     ended = finish(start(run, *flags, through=f"weigh({run.name!r})"))
     sizes = [int(x) / 2**20 for x in ended.error.split() if x.isdigit()]
@@ -614,20 +631,20 @@ def memory(run: Run, most: float = 1.0) -> Fault:
 
 
 def weigh(name: str) -> None:
-    """Runs an algorithm that says on stderr, after every row of metrics, how many bytes of memory
-    it holds. There is at least one chunk to a row."""
-    write_rows = harness.write_metrics
+    """Run an algorithm that prints on stderr, after every row of metrics, how many bytes of memory
+    it holds. A row takes at least one chunk."""
+    write_rows = loop.write_metrics
 
     def weighed(*arguments):
         write_rows(*arguments)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         print(pages * os.sysconf("SC_PAGESIZE"), file=sys.stderr)
 
-    harness.write_metrics = weighed
+    loop.write_metrics = weighed
     run_here(name)
 
 
-ONCE = {  # what strikes, or measures, once
+ONCE = {  # faults that need no attempts at random moments
     "damaged": damaged,
     "full disk": full_disk,
     "folder removed": removed,

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from algorithms import double_q_learning, dyna_q, monte_carlo, q_learning, sarsa, td_lambda
-from common.runner.report import COLORS, blank_figure, tidy, write_picture
+from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def train(module, config, num_seeds, record, **settings):
-    """What `record(state before, state after, metrics)` says of every update, for the seeds 0 to
+    """Return `record(state before, state after, metrics)` of every update, for the seeds 0 to
     num_seeds - 1: [S, T, ...]; with floats of the Config as lists of G values, [G, S, T, ...]."""
 
     def run(setting, key):
@@ -47,7 +47,7 @@ def train(module, config, num_seeds, record, **settings):
 
 
 def first_episodes(x, num_episodes):
-    """The first numbers that are not NaN along the last axis: [..., T] -> [..., num_episodes]."""
+    """Return the first `num_episodes` numbers that are not NaN along the last axis of x."""
     known = ~np.isnan(x)
     if known.sum(-1).min() < num_episodes:
         raise ValueError(f"only {known.sum(-1).min()} of {num_episodes} episodes ended")
@@ -60,19 +60,19 @@ def episode_return(before, after, metrics):
 
 
 def rms_error(before, after, metrics):
-    """NaN unless an episode ended; infinite once V has diverged."""
+    """Return the RMS error: NaN unless an episode ended, infinite once V has diverged."""
     return jnp.where(jnp.isfinite(after.params).all(), metrics["rms_error"], jnp.inf)
 
 
 def lengths(returns, num_episodes):
-    """Steps of the first episodes, from the returns at their ends [..., T]."""
+    """Return the steps of the first episodes, from the returns at their ends [..., T]."""
     steps = np.arange(1.0, returns.shape[-1] + 1)
     ends = first_episodes(np.where(np.isnan(returns), np.nan, steps), num_episodes)
     return np.diff(ends, prepend=0)
 
 
 def dashed(axes, y, label, offset=2):
-    """A reference at height y, its label at the right, `offset` points above the line."""
+    """Draw a reference at height y, its label at the right, `offset` points above the line."""
     axes.axhline(y, color="0.35", linewidth=1, linestyle="--", zorder=1)
     axes.annotate(
         label,
@@ -88,8 +88,8 @@ def dashed(axes, y, label, offset=2):
 
 
 def figure_6_2(figure, num_seeds=500, num_episodes=100, num_steps=2_500):
-    """Example 6.2: TD(0) and constant-α Monte Carlo on the random walk of 5 states."""
-    walk = {"env_id": "RandomWalk5-tabular", "initial_value": 0.5, "num_steps": 1}
+    """Draw Example 6.2: TD(0) and constant-α Monte Carlo on the random walk of 5 states."""
+    walk = {"env_id": "RandomWalk5-tabular", "initial_value": 0.5, "steps_per_update": 1}
     td = td_lambda.Config(total_timesteps=num_steps, **walk)
     mc = monte_carlo.Config(
         first_visit=False, learning_rate_power=0.0, total_timesteps=num_steps, **walk
@@ -134,13 +134,13 @@ def figure_6_2(figure, num_seeds=500, num_episodes=100, num_steps=2_500):
 
 
 def figure_6_4(figure, num_seeds=500, num_episodes=500, num_steps=25_000):
-    """Example 6.6: online returns of SARSA and Q-learning on the cliff, ε = .1, α = .5."""
+    """Draw Example 6.6: online returns of SARSA and Q-learning on the cliff, ε = .1, α = .5."""
     axes = figure.subplots()
     numbers = {}
     for color, (name, module) in zip(
         COLORS, {"SARSA": sarsa, "Q-learning": q_learning}.items(), strict=False
     ):
-        config = module.Config(num_steps=1, total_timesteps=num_steps)
+        config = module.Config(steps_per_update=1, total_timesteps=num_steps)
         returns = train(module, config, num_seeds, episode_return)
         numbers[name] = first_episodes(returns, num_episodes).mean(0)
         last = numbers[name][-100:].mean()
@@ -162,7 +162,7 @@ def figure_6_4(figure, num_seeds=500, num_episodes=500, num_steps=25_000):
 
 
 def figure_6_7(figure, num_seeds=5_000, num_episodes=300):
-    """Example 6.7: how often the first action leads left, where less is to be had."""
+    """Draw Example 6.7: how often the first action is left, which has the smaller mean return."""
 
     def left(before, after, metrics):
         at_start = before.env.obs[0] == 0
@@ -177,7 +177,7 @@ def figure_6_7(figure, num_seeds=5_000, num_episodes=300):
     ):
         config = module.Config(
             env_id="MaximizationBias-tabular",
-            num_steps=1,
+            steps_per_update=1,
             total_timesteps=2 * num_episodes,
             learning_rate=0.1,
         )
@@ -199,15 +199,15 @@ ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7,
 
 
 def errors_of_the_walk(axes, num_seeds, alphas, num_steps, curves):
-    """RMS error on the walk of 19 states over the first 10 episodes, against α: a curve for each
-    name and fields of the Config. The runs that diverge are infinite, and not drawn."""
+    """Plot the RMS error on the walk of 19 states over the first 10 episodes against α: a curve for
+    each name and fields of the Config. Runs that diverge are infinite, and not drawn."""
     from matplotlib import colormaps
 
     numbers = {"alphas": np.array(alphas)}
     colors = colormaps["plasma"](np.linspace(0, 0.9, len(curves)))
     for color, (name, fields) in zip(colors, curves.items(), strict=True):
         total_timesteps = num_steps + fields.get("n_step", 1)
-        config = td_lambda.Config(num_steps=1, total_timesteps=total_timesteps, **fields)
+        config = td_lambda.Config(steps_per_update=1, total_timesteps=total_timesteps, **fields)
         errors = train(td_lambda, config, num_seeds, rms_error, learning_rate=alphas)
         numbers[name] = first_episodes(errors, 10).mean((1, 2))
         best = np.argmin(numbers[name])
@@ -227,12 +227,14 @@ def figure_7_2(
     num_steps=3_000,
     ns=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
 ):
-    """Figure 7.2: n-step TD on the random walk of 19 states."""
+    """Draw Figure 7.2: n-step TD on the random walk of 19 states."""
     axes = figure.subplots()
     curves = {f"n = {n}": {"n_step": n} for n in ns}
     numbers = errors_of_the_walk(axes, num_seeds, alphas, num_steps, curves)
     dashed(axes, 0.262, ".262: the lowest of an independent simulation, n = 4", offset=-2)
-    tidy(axes, "n-step TD on the random walk of 19 states; beside it the lowest point of each n")
+    tidy(
+        axes, "n-step TD on the random walk of 19 states; in the legend the lowest point of each n"
+    )
     return numbers
 
 
@@ -243,23 +245,23 @@ def figure_12_6(
     num_steps=3_000,
     lambdas=(0, 0.4, 0.8, 0.9, 0.95, 0.975, 0.99, 1),
 ):
-    """Figure 12.6, the TD(λ) of its two methods: accumulating traces on the walk of 19 states."""
+    """Draw TD(λ) of Figure 12.6: accumulating traces on the random walk of 19 states."""
     axes = figure.subplots()
     curves = {f"λ = {x:g}": {"td_lambda": float(x)} for x in lambdas}
     numbers = errors_of_the_walk(axes, num_seeds, alphas, num_steps, curves)
     dashed(axes, 0.262, ".262: the lowest of n-step TD, n = 4 (Figure 7.2)", offset=-2)
-    tidy(axes, "TD(λ) on the random walk of 19 states; beside it the lowest point of each λ")
+    tidy(axes, "TD(λ) on the random walk of 19 states; in the legend the lowest point of each λ")
     return numbers
 
 
 def figure_8_2(figure, num_seeds=100, num_episodes=50, num_steps=30_000, plans=(0, 5, 50)):
-    """Figure 8.2: Dyna-Q in a maze, with 0, 5 and 50 planning steps a step."""
+    """Draw Figure 8.2: Dyna-Q in a maze, with 0, 5 and 50 planning steps a step."""
     axes = figure.subplots()
     numbers = {}
     for color, num_planning_steps in zip(COLORS, plans, strict=False):
         config = dyna_q.Config(
             env_id="DynaMaze-tabular",
-            num_steps=1,
+            steps_per_update=1,
             total_timesteps=num_steps if num_planning_steps == 0 else num_steps // 2,
             learning_rate=0.1,
             gamma=0.95,
@@ -281,7 +283,7 @@ def figure_8_2(figure, num_seeds=100, num_episodes=50, num_steps=30_000, plans=(
 
 
 def figure_8_4(figure, num_seeds=100, num_steps=(3_000, 6_000)):
-    """Figures 8.4 and 8.5: Dyna-Q and Dyna-Q+ in mazes that change."""
+    """Draw Figures 8.4 and 8.5: Dyna-Q and Dyna-Q+ in mazes that change."""
     # Env id, n, κ, when it changes, and the steps of an episode of the best ε-soft policy, before
     # and after.
     mazes = {
@@ -298,7 +300,7 @@ def figure_8_4(figure, num_seeds=100, num_steps=(3_000, 6_000)):
         ):
             config = dyna_q.Config(
                 env_id=env_id,
-                num_steps=1,
+                steps_per_update=1,
                 total_timesteps=steps,
                 learning_rate=1.0,
                 gamma=0.95,
@@ -341,7 +343,7 @@ FIGURES = {
 
 
 def draw(name, folder=RESULTS, **sizes):
-    """Trains, writes figure-<name>.png, and returns the numbers that are in it."""
+    """Train, write figure-<name>.png, and return the numbers that are in it."""
     figure = blank_figure(height=4.5)
     defaults = inspect.signature(FIGURES[name]).parameters
     num_seeds = sizes.get("num_seeds", defaults["num_seeds"].default)

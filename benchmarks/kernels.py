@@ -37,8 +37,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "kernels.csv"
 SEEDS = 256
 RACE = "--batch-size 128 --buffer-size 10_000 --hidden-sizes 64 64"  # and 4 environments x 1 step
-# A row: the algorithm, its flags, and the most kernels that an update may launch. Every file has
-# one with its defaults besides.
+# A row: the algorithm, its flags, and the most kernels that an update may launch. In addition every
+# file has a row with its defaults.
 ROWS = {
     "dqn-race": ("dqn", RACE, 60),
     "dqn-breakout": ("dqn", "--env-id Breakout-MinAtar --batch-size 32 --hidden-sizes 128", None),
@@ -105,7 +105,7 @@ def every_row() -> dict[str, tuple]:
 
 
 def install() -> Path:
-    """The CUDA plugin of this JAX, in a folder of its own, for child processes to import."""
+    """Install the CUDA plugin of this JAX into a folder that only child processes import from."""
     folder = ROOT / ".cache" / "cuda" / jax.__version__
     if not (folder / "installed").exists():
         packages = [f"jax-cuda13-{part}=={jax.__version__}" for part in ("plugin", "pjrt")]
@@ -120,7 +120,7 @@ def install() -> Path:
 
 
 def compiled(name: str, row: tuple, plugin: Path, hlo: Path | None) -> dict:
-    """One row in a process of its own, where the plugin is on the path."""
+    """Return the line of a row, measured in a child process that has the plugin on its path."""
     algorithm, flags, limit = row
     environment = dict(os.environ)
     environment |= {"PYTHONPATH": str(plugin), "JAX_PLATFORMS": "cpu"}
@@ -136,7 +136,7 @@ def compiled(name: str, row: tuple, plugin: Path, hlo: Path | None) -> dict:
 
 
 def child(algorithm: str, flags: str, hlo: str) -> None:
-    """Compiles the loop over updates for the GPU and prints what it holds, as JSON."""
+    """Compile the loop over updates for the GPU and print the counts of its contents, as JSON."""
     import importlib
 
     from jax.experimental import topologies
@@ -160,16 +160,16 @@ def child(algorithm: str, flags: str, hlo: str) -> None:
         )
 
     keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.arange(SEEDS)))
-    progress = jax.eval_shape(lambda keys: init_run(made.init, made.update, keys), keys)
+    run_state = jax.eval_shape(lambda keys: init_run(made.init, made.update, keys), keys)
     span = jax.eval_shape(lambda: (jnp.int32(0), jnp.int32(1), jnp.bool_(True)))
     loop = jax.jit(lambda *args: run_updates(made.update, *args), donate_argnums=0)
     clock = time.monotonic()
-    done = loop.lower(place(progress), *place(span)).compile()
+    done = loop.lower(place(run_state), *place(span)).compile()
     seconds = time.monotonic() - clock
     text, memory = done.as_text(), done.memory_analysis()
     if hlo:
         Path(hlo).write_text(text)
-    rings = [size(x) for x in jax.tree.leaves(getattr(progress.state, "buffer", None))]
+    rings = [size(x) for x in jax.tree.leaves(getattr(run_state.state, "buffer", None))]
     temporary, replay, mib = memory.temp_size_in_bytes, sum(rings), 2**20
     result = contents(text, max(rings, default=0)) | {
         "temporary_mib": round(temporary / mib, 1),
@@ -183,7 +183,7 @@ def child(algorithm: str, flags: str, hlo: str) -> None:
 
 
 def size(tree) -> int:
-    """Bytes."""
+    """Return the bytes of all leaves."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -193,8 +193,8 @@ WIDTHS = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, 
 
 
 def contents(text: str, largest: int) -> dict:
-    """What one iteration of the loop over updates launches and holds, from an optimized program;
-    `largest` is the size in bytes from which on a copy is one of the replay memory."""
+    """Count what one iteration of the loop over updates launches and holds in an optimized program;
+    a copy of at least `largest` bytes counts as one of the replay memory."""
     computations = parsed(text)
     found = {"kernels": 0, "unknown": 0, "conditionals": 0, "replay_copies": 0, "sorts": 0}
 
@@ -222,7 +222,7 @@ def contents(text: str, largest: int) -> dict:
 
 
 def parsed(text: str) -> dict[str, list]:
-    """The instructions of every computation of an HLO text, each (shape, opcode, the rest)."""
+    """Return the instructions of every computation of an HLO text: (shape, opcode, rest)."""
     computations, instructions = {}, []
     for line in text.splitlines():
         if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -237,13 +237,13 @@ def called(role: str, rest: str) -> str:
 
 
 def bytes_of(shape: str) -> int:
-    """Of the first array in a shape such as `f32[256,4]{1,0}`."""
+    """Return the bytes of the first array in a shape such as `f32[256,4]{1,0}`."""
     kind, dimensions = re.search(r"(\w+)\[([\d,]*)\]", shape).groups()
     return WIDTHS.get(kind, 4) * math.prod(int(x) for x in dimensions.split(",") if x)
 
 
 def write_lines(lines: list[dict]) -> None:
-    """Puts the lines into the committed table, in the order of the rows."""
+    """Put the lines into the committed table, in the order of the rows."""
     old = {}
     if RESULTS.exists():
         with open(RESULTS, newline="") as file:

@@ -1,18 +1,17 @@
 """The learning suite: `python -m benchmarks.learning [ROW ...] [--tier T] [--render]`.
 
 A row of suite.toml is one command: all its seeds in one vmapped run, then the final greedy policy
-over its episodes. Where the claim is about the way there (an online return, an error of values) the
-row names a metric of the run instead. What it reached goes into results/learning.csv, one line a
-row, with the curves beside it as results/<row>.png; `--render` writes the tables of
-benchmarks/README.md and README.md. A run that was stopped is resumed, and a row that has a line for
-this commit is not run again.
+over its episodes. Where the claim is about training itself (an online return, an error of values)
+the row names a metric of the run instead. The result is a line of results/learning.csv, the curves
+are results/<row>.png. `--render` only writes the table of benchmarks/README.md; those of the
+algorithms are written by `python -m benchmarks.family`. A run that was stopped is resumed; a row
+that already has a line for this commit is skipped.
 """
 
 import argparse
 import csv
 import json
 import math
-import re
 import shlex
 import shutil
 import statistics
@@ -21,7 +20,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from common.runner.report import summarize
+from common.runner.statistics import summarize
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows or algorithms; default: all")
     parser.add_argument("--tier", choices=("test", "cpu", "gpu"), help="only rows of this tier")
-    parser.add_argument("--render", action="store_true", help="write the tables and stop")
+    parser.add_argument("--render", action="store_true", help="write the table and stop")
     arguments = parser.parse_args()
     known = {*rows, *(row["algorithm"] for row in rows.values())}
     if unknown := set(arguments.rows) - known:
@@ -57,8 +56,10 @@ def suite() -> dict[str, dict]:
 
 
 def chosen(rows: dict[str, dict], names: list[str], tier: str | None) -> list[str]:
-    """The rows, or rows of algorithms, of that name and tier. Those of tier `gpu` are asked for by
-    their own name or by the tier."""
+    """Return the rows that `names` (of rows or algorithms) and `tier` select.
+
+    Rows of tier `gpu` are selected only by their own name or by the tier.
+    """
 
     def asked(name, row):
         if row["tier"] == "gpu" and tier != "gpu" and name not in names:
@@ -70,7 +71,7 @@ def chosen(rows: dict[str, dict], names: list[str], tier: str | None) -> list[st
 
 
 def command(row: dict) -> list[str]:
-    """What a user would type for this row, without the folder."""
+    """Return the words that a user types after `python` for this row, without the folder."""
     return [
         *("-m", f"algorithms.{row['algorithm']}", "--env-id", row["env_id"]),
         *shlex.split(row["flags"]),
@@ -79,7 +80,7 @@ def command(row: dict) -> list[str]:
 
 
 def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
-    """Trains and evaluates one row, in a folder of its own; its line of learning.csv."""
+    """Train and evaluate one row in a folder of its own; return its line of learning.csv."""
     folder = folder or ROOT / ".cache" / "learning" / f"{name}-{commit()}"
     print(name, end=": ")
     train(row, folder)
@@ -109,7 +110,7 @@ def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
 
 
 def train(row: dict, folder: Path) -> None:
-    """Runs a row's command into that folder, or goes on there if it was interrupted."""
+    """Run a row's command into that folder, or resume the run there if it was interrupted."""
     resume = ["-m", f"algorithms.{row['algorithm']}", "--resume", str(folder)]
     begun = (folder / "config.json").exists()
     words = resume if begun else [*command(row), "--out", str(folder)]
@@ -120,8 +121,7 @@ def train(row: dict, folder: Path) -> None:
 
 
 def averages(path: Path, metric: str, last: float) -> list[float]:
-    """A metric of every seed, averaged over the last part of training; NaN, nothing to report, is
-    left out."""
+    """Return a metric of every seed, averaged over the last part of training without the NaNs."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     begin = (1 - last) * max(int(row["step"]) for row in rows)
@@ -133,13 +133,13 @@ def averages(path: Path, metric: str, last: float) -> list[float]:
 
 
 def band(row: dict) -> tuple[float, float]:
-    """What the IQM must lie between."""
+    """Return the bounds between which the IQM must lie."""
     threshold = row["threshold"]
     return tuple(threshold) if isinstance(threshold, list) else (threshold, math.inf)
 
 
 def in_words(row: dict) -> str:
-    """The threshold, and of what if not of the final policy's return."""
+    """Return the threshold as text, with the metric if it is not the final policy's return."""
     low, high = band(row)
     words = f"{low:g}" if high == math.inf else f"{low:g} to {high:g}"
     if "metric" not in row:
@@ -149,9 +149,9 @@ def in_words(row: dict) -> str:
 
 
 def commit() -> str:
-    """The commit, with a + if the code that trains differs from it."""
+    """Return the commit, with a + if the code that trains differs from it."""
     head = git("rev-parse", "--short=10", "HEAD") or "unknown"
-    return head + "+" * bool(git("status", "--porcelain", "algorithms", "common"))
+    return head + "+" * bool(git("status", "--porcelain", "algorithms/*.py", "common"))
 
 
 def git(*words: str) -> str:
@@ -160,7 +160,7 @@ def git(*words: str) -> str:
 
 
 def lines() -> dict[str, dict]:
-    """learning.csv by row."""
+    """Return the lines of learning.csv by row."""
     path = RESULTS / "learning.csv"
     if not path.exists():
         return {}
@@ -173,7 +173,7 @@ def row_is_due(name: str) -> bool:
 
 
 def write_line(line: dict) -> None:
-    """Puts the line in its row's place, in the order of the suite."""
+    """Put the line in its row's place, in the order of the suite."""
     table = lines() | {line["row"]: line}
     with open(RESULTS / "learning.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -182,33 +182,27 @@ def write_line(line: dict) -> None:
 
 
 def render(rows: dict[str, dict]) -> None:
-    """The full table into benchmarks/README.md and the short one into README.md."""
-    full = [["row", "IQM [95 %]", "worst seed", "threshold", "reference"]]
-    full[0] += ["steps", "seeds", "seconds", "command", "commit"]
-    short = [["file", "environment", "IQM [95 %]", "worst seed", "threshold"]]
-    short[0] += ["steps", "seeds", "flags"]
+    """Write the table of benchmarks/README.md."""
+    head = ["row", "IQM [95 %]", "worst seed", "threshold", "reference"]
+    written = [[*head, "steps", "seeds", "seconds", "command", "commit"]]
     for name, line in lines().items():
         row = rows[name]
         reached = [f"{line['iqm']} [{line['low']}, {line['high']}]", line["min"], in_words(row)]
-        size = [f"{int(line['steps']):,}", line["seeds"]]
         reference = f"{row['reference']} ({row['source']})"
+        size = [f"{int(line['steps']):,}", line["seeds"]]
         last = [line["seconds"], f"`{line['command']}`", line["commit"]]
-        full.append([f"[{name}](results/{name}.png)", *reached, reference, *size, *last])
-        file = f"[`{row['algorithm']}.py`](algorithms/{row['algorithm']}.py)"
-        flags = re.search(r"--env-id \S+ (.*?) ?--num-seeds", line["command"])[1]  # as it ran
-        short.append([file, row["env_id"], *reached, *size, f"`{flags}`" if flags else "none"])
-    put(ROOT / "benchmarks" / "README.md", "learning", table(full))
-    put(ROOT / "README.md", "learning", table(short))
+        written.append([f"[{name}](results/{name}.png)", *reached, reference, *size, *last])
+    put(ROOT / "benchmarks" / "README.md", "learning", table(written))
 
 
 def table(rows: list[list]) -> str:
-    """Markdown; the first row is the head."""
+    """Return a Markdown table; the first row is its head."""
     every = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in every)
 
 
 def put(path: Path, name: str, text: str) -> None:
-    """Replaces what stands between the two markers of that name."""
+    """Replace the text between the two markers of that name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = path.read_text().partition(begin)
     after = rest.partition(end)[2]

@@ -1,4 +1,4 @@
-"""Simulations per second of mcts.py beside mctx: `python -m benchmarks.mcts`.
+"""Compare simulations per second of mcts.py and mctx: `python -m benchmarks.mcts`.
 
 64 roots, 100 simulations each, from boards on which some moves were made at random; the rules of
 the games are common/games.py for all. A new node is valued by one game played at random to its end
@@ -10,7 +10,7 @@ the games are common/games.py for all. A new node is valued by one game played a
     mctx, PUCT           mctx.muzero_policy as it comes, its prior even among legal actions
 
 Medians over rounds in which every contestant runs once, on one device; `ratio` is the median over
-rounds of our speed over the contestant's. What the searches found stands beside it: the mean
+rounds of our speed over the contestant's. The other columns are what the searches found: the mean
 `root_value`, and `best_move`, the part of the roots at which the move is one of minimax
 (tic-tac-toe only). The lines go to results/mcts.csv.
 """
@@ -36,11 +36,11 @@ from common.environments.games import (
     tic_tac_toe_code,
     tic_tac_toe_values,
 )
-from common.environments.simulators import of_game
+from common.environments.simulators import simulator_of_game
 from common.runner.threefry import unroll_threefry
 
 GAMES = ("TicTacToe-game", "ConnectFour-game")
-EXPLORATION = 1.4
+UCT_C = 1.4
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def race(env_id: str, leaf: str, num_roots: int, num_simulations: int, rounds: int) -> list[dict]:
-    """A line for each contestant."""
+    """Return a line for each contestant."""
     roots = boards(env_id, num_roots)
     programs = {
         name: jax.jit(make(env_id, leaf, num_simulations)).lower(roots, jax.random.key(0)).compile()
@@ -96,7 +96,7 @@ def race(env_id: str, leaf: str, num_roots: int, num_simulations: int, rounds: i
 
 
 def best_moves(env_id: str, roots, action) -> float:
-    """The part of the actions that are best by minimax; NaN where there is no table of it."""
+    """Return the part of the actions that are best by minimax; NaN if the game has no table."""
     if env_id != "TicTacToe-game":
         return math.nan
     q = tic_tac_toe_values()[tic_tac_toe_code(np.asarray(roots))]
@@ -104,7 +104,7 @@ def best_moves(env_id: str, roots, action) -> float:
 
 
 def boards(env_id: str, num_roots: int):
-    """Boards [B, C] after 0 to 3 random moves, none of which can end a game."""
+    """Return boards [B, C] after 0 to 3 random moves, none of which can end a game."""
     game = make_game(env_id)
 
     def played(key, num_moves):
@@ -118,16 +118,16 @@ def boards(env_id: str, num_roots: int):
     return jax.vmap(played)(keys, jnp.arange(num_roots) % 4)
 
 
-# Each contestant is a function of roots [B, C] and a key, to values and actions [B].
+# Each contestant maps roots [B, C] and a key to values and actions [B].
 
 
 def manyseeds(env_id: str, leaf: str, num_simulations: int, played=lambda game: game):
-    simulator = of_game(played(make_game(env_id)))
+    simulator = simulator_of_game(played(make_game(env_id)))
     rollout_length = simulator.max_steps if leaf == "playout" else 0
 
     def run(roots, key):
         def one(root, key):
-            tree = search(simulator, root, key, num_simulations, EXPLORATION, rollout_length)
+            tree = search(simulator, root, key, num_simulations, UCT_C, rollout_length)
             return jnp.sum(tree.total[0]) / num_simulations, jnp.argmax(tree.visits[0])
 
         return jax.vmap(one)(roots, jax.random.split(key, len(roots)))
@@ -145,7 +145,7 @@ def mctx_uct(env_id: str, leaf: str, num_simulations: int):
         total = visits * tree.qvalues(node)
         legal = game.legal(state)
         u = jax.random.uniform(key)
-        return choose(u, legal, visits, total, EXPLORATION).astype(jnp.int32)
+        return choose(u, legal, visits, total, UCT_C).astype(jnp.int32)
 
     def run(roots, key):
         tree = mctx.search(
@@ -181,7 +181,7 @@ def mctx_puct(env_id: str, leaf: str, num_simulations: int):
 
 
 def searched(game, roots, leaf: str, num_simulations: int) -> dict:
-    """What both of mctx's searches are given."""
+    """Return the arguments that both of mctx's searches take."""
     import mctx
 
     root = mctx.RootFnOutput(
@@ -194,15 +194,15 @@ def searched(game, roots, leaf: str, num_simulations: int) -> dict:
 
 
 def prior(game, state):
-    """Even among the legal actions."""
+    """Return logits that are equal for the legal actions."""
     return jnp.where(game.legal(state), 0.0, -1e9)
 
 
 def expansion(game, leaf: str):
-    """mctx's recurrent function: steps of all roots, and what their new nodes are worth."""
+    """Return mctx's recurrent function: it steps all roots and values their new nodes."""
     import mctx
 
-    simulator = of_game(game)
+    simulator = simulator_of_game(game)
 
     def recurrent(params, key, action, state):
         state, reward, discount = jax.vmap(simulator.step, (0, 0, None))(state, action, None)
@@ -220,7 +220,7 @@ def expansion(game, leaf: str):
 
 
 def playout(game, state, running, key):
-    """What the one to move gets if both play at random from here."""
+    """Return the reward of the player to move if both play at random from here."""
     noise = jax.random.uniform(key, (game.max_steps,))
 
     def step(carry):

@@ -1,4 +1,4 @@
-"""Do the tests notice? `python -m benchmarks.mutants [NAME ...]` (half an hour) plants bugs to see.
+"""Plant bugs that tests must find: `python -m benchmarks.mutants [NAME ...]` (half an hour).
 
 Each of MUTANTS is a bug that was really made somewhere. It replaces one text in one file of a copy
 of the tree, in which the mapped tests must then fail; without any bug they must pass. The table is
@@ -22,7 +22,7 @@ COLUMNS = ["mutant", "file", "old", "new", "tests", "keyword", "result", "second
 
 
 class Mutant(NamedTuple):
-    """A bug and who must notice: a file of tests, and the -k that picks those that should."""
+    """A bug, and the tests that must fail: a file, and the -k that selects them."""
 
     name: str
     file: str
@@ -37,8 +37,9 @@ def algorithm(name, file, old, new, keyword):
 
 
 def common(name, file, old, new, keyword, tests=None):
-    tests = tests or f"common_{file}"
-    return Mutant(name, f"common/{file}.py", old, new, f"tests/test_{tests}.py", keyword)
+    room, _, stem = file.rpartition("/")
+    tests = tests or f"{room or 'common'}/test_{stem}"
+    return Mutant(name, f"common/{file}.py", old, new, f"tests/{tests}.py", keyword)
 
 
 COPY = "target_params=jax.tree.map(jnp.copy, critic_params)"
@@ -46,51 +47,54 @@ MUTANTS = [
     # Ends of episodes.
     algorithm(
         *("a time limit ends the MDP", "dqn"),
-        "reward, next_obs, terminated, _ = transition",
-        "reward, next_obs, terminated, cut = transition; terminated |= cut",
-        "td_error",
+        "reward, terminated = transition.reward, transition.terminated",
+        "reward, terminated = transition.reward, transition.terminated | transition.truncated",
+        "update_descends",
     ),
     common(
-        *("observation after the reset as next_obs", "envs"),
+        *("observation after the reset as next_obs", "environments/gymnax_envs"),
         'next_obs = encode(info["final_observation"])',
         "next_obs = encode(obs)",
         "next_obs",
+        "common/test_envs",
     ),
-    common(
-        *("trace not cut at truncation", "returns"),
-        "(1 - (terminated | truncated))",
-        "(1 - terminated)",
-        "cut or discounted_sum",
+    algorithm(
+        *("trace not cut at truncation", "a2c"),
+        "done = transitions.terminated | transitions.truncated",
+        "done = transitions.terminated",
+        "probes",
     ),
-    common(
-        *("last value left out of GAE", "returns"),
-        "next_value - value\n",
-        "next_value.at[-1].set(0) - value\n",
-        "discounted_sum or two_steps",
+    algorithm(
+        *("last value left out of GAE", "a2c"),
+        "next_value = values(state.critic_params, next_obs)\n",
+        "next_value = values(state.critic_params, next_obs).at[-1].set(0)\n",
+        "probes",
     ),
     common(
         *("GAE uses the next step's end", "returns"),
-        "decay = gamma * gae_lambda * (1 - (terminated | truncated))",
-        "decay = gamma * gae_lambda * (1 - jax.numpy.roll(terminated | truncated, -1))",
+        "decay = gamma * gae_lambda * (1 - done)",
+        "decay = gamma * gae_lambda * (1 - jax.numpy.roll(done, -1))",
         "cut or discounted_sum",
     ),
     common(
-        *("truncated errors dropped", "returns"),
-        "next_value - value\n",
-        "next_value - value\n    delta *= 1 - truncated\n",
+        *("errors at ends dropped", "returns"),
+        "(td_error, decay), reverse=True",
+        "(td_error * (1 - done), decay), reverse=True",
         "time_limit or two_steps or discounted_sum",
     ),
     common(
-        *("returns run on over the end", "envs"),
-        "running_return=jnp.where(done, 0, total)",
-        "running_return=total",
+        *("returns run on over the end", "environments/batching"),
+        "jnp.where(done, 0, total), episode_return",
+        "total, episode_return",
         "mean_return or agrees",
+        "common/test_envs",
     ),
     common(
-        *("unfinished episodes reported as 0", "envs"),
-        "episode_return=jnp.where(done, total, jnp.nan)",
-        "episode_return=jnp.where(done, total, 0)",
+        *("unfinished episodes reported as 0", "environments/batching"),
+        "episode_return = jnp.where(done, total, jnp.nan)",
+        "episode_return = jnp.where(done, total, 0)",
         "no_episode or mean_return",
+        "common/test_envs",
     ),
     # Critics, actors, targets.
     algorithm(
@@ -108,14 +112,14 @@ MUTANTS = [
     ),
     algorithm(
         *("target network copied at every step", "dqn"),
-        "copy = (step + 1) % config.target_network_frequency == 0",
-        "copy = step >= 0",
+        "is_copy_step = (step + 1) % config.target_network_frequency == 0",
+        "is_copy_step = step >= 0",
         "target_network",
     ),
     algorithm(
         *("target network copied one step late", "dqn"),
-        "copy = (step + 1) % config",
-        "copy = step % config",
+        "is_copy_step = (step + 1) % config",
+        "is_copy_step = step % config",
         "target_network",
     ),
     algorithm(
@@ -126,15 +130,15 @@ MUTANTS = [
     ),
     algorithm(
         *("action not clipped in Q", "td3"),
-        "next_action = jnp.clip(policy(target_actor, next_obs) + noise, -1, 1)",
-        "next_action = policy(target_actor, next_obs) + noise",
-        "td_error",
+        "jnp.clip(action + jnp.clip(noise, -noise_clip, noise_clip), -1, 1)",
+        "action + jnp.clip(noise, -noise_clip, noise_clip)",
+        "smooth",
     ),
     algorithm(
         *("the larger of two values", "td3"),
-        "jnp.min(q(target_critics",
-        "jnp.max(q(target_critics",
-        "td_error",
+        "next_value = jnp.min(next_q_value)",
+        "next_value = jnp.max(next_q_value)",
+        "smaller",
     ),
     algorithm(
         *("temperature's sign", "sac"),
@@ -175,14 +179,14 @@ MUTANTS = [
     ),
     algorithm(
         *("gamma for gamma^n", "n_step_dqn"),
-        "discount *= jnp.where(goes_on, gamma, 1)",
+        "discount *= jnp.where(continues, gamma, 1)",
         "discount *= 1",
         "by_hand or ends_after",
     ),
     algorithm(
         *("n steps over the end of an episode", "n_step_dqn"),
-        "goes_on = ~(terminated | truncated)",
-        "goes_on = ~terminated",
+        "continues = ~(end.terminated | end.truncated)",
+        "continues = ~end.terminated",
         "by_hand or follows",
     ),
     # Replay.
@@ -206,13 +210,13 @@ MUTANTS = [
     ),
     common(
         *("largest priority rounded", "prioritized"),
-        "jnp.maximum(data.max_priority, jnp.max(priority)))",
-        "jnp.round(jnp.maximum(data.max_priority, jnp.max(priority))))",
+        "max_priority = jnp.maximum(buffer_state.max_priority, jnp.max(priority))",
+        "max_priority = jnp.round(jnp.maximum(buffer_state.max_priority, jnp.max(priority)))",
         "largest_priority",
     ),
     common(
         *("priorities of new rows are 1", "prioritized"),
-        "jnp.full(block_size, data.max_priority)",
+        "jnp.full(block_size, max_priority)",
         "jnp.ones(block_size)",
         "largest_priority",
     ),
@@ -262,8 +266,9 @@ MUTANTS = [
     ),
     algorithm(
         *("statistics changed between rollout and loss", "ppo"),
-        "obs = normalizer.apply(params.statistics, recent.obs)",
-        "obs = normalizer.apply(normalizer.add(params.statistics, recent.obs), recent.obs)",
+        "obs = normalizer.apply(params.statistics, transitions.obs)",
+        "statistics = normalizer.add(params.statistics, transitions.obs)\n"
+        "        obs = normalizer.apply(statistics, transitions.obs)",
         "policy_saw",
     ),
     common(
@@ -280,100 +285,102 @@ MUTANTS = [
     ),
     algorithm(
         *("gradient through the target", "dqn"),
-        "return jax.lax.stop_gradient(target) - q",
-        "return target - q",
+        "return jax.lax.stop_gradient(target) - q_value",
+        "return target - q_value",
         "semi_gradient",
     ),
     algorithm(
         *("no gradient through the prediction", "dqn"),
-        "return jax.lax.stop_gradient(target) - q(params, obs)[action]",
-        "return jax.lax.stop_gradient(target - q(params, obs)[action])",
+        "return jax.lax.stop_gradient(target) - q_value",
+        "return jax.lax.stop_gradient(target - q_value)",
         "semi_gradient",
     ),
     algorithm(
         *("the target network chooses the action too", "double_dqn"),
-        "next_action = jnp.argmax(q(params",
-        "next_action = jnp.argmax(q(target_params",
+        "next_action = jnp.argmax(network.apply(params",
+        "next_action = jnp.argmax(network.apply(target_params",
         "theta_chooses",
     ),
     # The harness.
     Mutant(
         "a key used twice",
         "algorithms/dqn.py",
-        "env, explore, state.env, key_rollout, config.train_frequency",
-        "env, explore, state.env, key_sample, config.train_frequency",
+        "env, behaviour_policy, state.env, key_rollout, config.train_frequency",
+        "env, behaviour_policy, state.env, key_sample, config.train_frequency",
         "tests/test_contract.py",
         "key_is_used_twice and dqn",
     ),
     common(
-        *("steps of one environment, not of all", "plan"),
+        *("steps of one environment, not of all", "runner/groups"),
         "return algorithm.initial_steps + update * algorithm.steps_per_update",
         "return algorithm.initial_steps + update",
         "leaves_its_folder",
-        "common_run",
+        "runner/test_runs",
     ),
     common(
-        *("optimizer state not restored", "run"),
-        'checkpoint.restore(shape, saved, "progress/"))',
-        'checkpoint.restore(shape, saved, "progress/"))\n'
-        "                anew = program.begin(*members).state.opt_state\n"
-        "                state = progress.state._replace(opt_state=anew)\n"
-        "                progress = progress._replace(state=state)",
+        *("optimizer state not restored", "runner/loop"),
+        'checkpoint.restore(shapes, restored, "run_state/"))',
+        'checkpoint.restore(shapes, restored, "run_state/"))\n'
+        "        initial = program.init_run(*members).state.rest.opt_state\n"
+        "        state = run_state.state\n"
+        "        state = state._replace(rest=state.rest._replace(opt_state=initial))\n"
+        "        run_state = run_state._replace(state=state)",
         "stopped_in_the_middle",
+        "runner/test_runs",
     ),
     common(
-        *("rows since the checkpoint are written twice", "run"),
-        'file.seek(file.truncate(at["metrics_bytes"]))',
+        *("rows since the checkpoint are written twice", "runner/loop"),
+        'file.seek(file.truncate(position["metrics_bytes"]))',
         "file.seek(0, 2)",
         "same_bits",
-        "common_faults",
+        "runner/test_run_faults",
     ),
     common(
-        *("a damaged checkpoint is not noticed", "checkpoint"),
+        *("a damaged checkpoint is not noticed", "runner/checkpoint"),
         "if digest != _digest(arrays, text):",
         "if False:",
         "digest",
     ),
     common(
-        *("the one before is not kept", "checkpoint"),
+        *("the one before is not kept", "runner/checkpoint"),
         "if previous is not None and path.exists():",
         "if False:",
         "previous_one",
     ),
     common(
-        *("a diverged seed goes on", "algorithm"),
-        "params = jax.vmap(newer_if)(healthy, state.params, progress.state.params)",
+        *("a diverged seed continues", "runner/program"),
+        "params = jax.vmap(select_if)(healthy, state.params, run_state.state.params)",
         "params = state.params",
         "four_seeds and parameter",
-        "common_divergence",
+        "runner/test_divergence",
     ),
     common(
-        *("a diverged seed goes on reporting", "algorithm"),
+        *("a diverged seed continues reporting", "runner/program"),
         "reports = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}",
         "reports = {k: ~jnp.isnan(x) for k, x in metrics.items()}",
         "four_seeds and parameter",
-        "common_divergence",
+        "runner/test_divergence",
     ),
     common(
-        *("a diverged seed is scored", "run"),
-        "scored = (diverged[:, None] < 0) & np.isfinite(returns)",
-        "scored = np.isfinite(returns)",
+        *("a diverged seed is scored", "runner/results"),
+        "has_score = (diverged[:, None] < 0) & np.isfinite(returns)",
+        "has_score = np.isfinite(returns)",
         "no_score",
-        "common_divergence",
+        "runner/test_divergence",
     ),
     common(
-        *("means over what was not reported", "algorithm"),
-        "jnp.where(reports[k], (x - progress.mean[k]) / jnp.maximum(count[k], 1), 0)",
-        "(jnp.nan_to_num(x) - progress.mean[k]) / (step - start + 1)",
+        *("means over what was not reported", "runner/program"),
+        "jnp.where(reports[k], (x - run_state.mean[k]) / jnp.maximum(count[k], 1), 0)",
+        "(jnp.nan_to_num(x) - run_state.mean[k]) / (step - start + 1)",
         "means_over",
-        "common_run",
+        "runner/test_runs",
     ),
     common(
-        *("the batch's first seed is everybody's", "run"),
+        *("all seeds are the batch's first one", "runner/program"),
         "init(jax.random.key(seed))",
         "init(jax.random.key(0 * seed))",
         "groups_and_devices",
-        "common_run",
+        "runner/test_runs",
     ),
 ]
 
@@ -422,7 +429,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def copy_of_the_tree(work: Path) -> Path:
-    """All files of the work tree that git does not ignore."""
+    """Copy all files of the work tree that git does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
     for name in filter(None, done.stdout.split("\0")):
@@ -433,7 +440,7 @@ def copy_of_the_tree(work: Path) -> Path:
 
 
 def planted(tree: Path, mutant: Mutant) -> str:
-    """ "killed" if the tests fail with the bug."""
+    """Run the tests with the bug; return "killed" if they fail."""
     path = tree / mutant.file
     source = path.read_text()
     if source.count(mutant.old) != 1:
@@ -447,7 +454,7 @@ def planted(tree: Path, mutant: Mutant) -> str:
 
 
 def tested(tree: Path, tests: str, keyword: str) -> int:
-    """pytest's exit code: 0 passed, 1 failed, 5 no tests."""
+    """Return pytest's exit code: 0 passed, 1 failed, 5 no tests."""
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     env = {"JAX_COMPILATION_CACHE_DIR": cache, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(

@@ -1,10 +1,10 @@
-"""How far DQN and double DQN overestimate: `python -m benchmarks.overestimation`.
+"""Measure how far DQN and double DQN overestimate: `python -m benchmarks.overestimation`.
 
 On CartPole-v1, with the files' defaults, along training: max_a Q(s, a; θ) of the starts of 100
 episodes, minus the discounted return that the greedy policy then gets from them (van Hasselt et al.
 2016, https://arxiv.org/abs/1509.06461, Figure 3). Every step pays 1, so the return of L steps is
-(1 - γ^L) / (1 - γ); an episode that the time limit cuts counts as one that goes on for ever, as it
-does for the bootstrap.
+(1 - γ^L) / (1 - γ); an episode that the time limit cuts counts as endless, as it does for the
+bootstrap.
 
 The picture is results/overestimation.png, the numbers results/overestimation.csv.
 """
@@ -21,10 +21,10 @@ import numpy as np
 from algorithms import double_dqn, dqn
 from benchmarks.learning import RESULTS, commit, table
 from common.envs import evaluate, make_env
-from common.networks import network_for
-from common.run import start_jax
-from common.runner.program import init_run, run_updates
-from common.runner.report import COLORS, blank_figure, iqm, tidy, write_picture
+from common.networks import make_network
+from common.runner.plots import COLORS, blank_figure, tidy, write_picture
+from common.runner.program import init_run, run_updates, start_jax
+from common.runner.statistics import iqm
 
 EPISODES = 100  # of each seed at each point
 FILES = {"DQN": dqn, "double DQN": double_dqn}
@@ -57,11 +57,11 @@ def main() -> None:
 
 
 def measure(module, num_seeds: int, num_points: int, config=None) -> dict[str, np.ndarray]:
-    """Environment steps [P], and for each seed the predicted and the achieved value, [P, S]."""
+    """Return environment steps [P], and the predicted and achieved values of each seed [P, S]."""
     config = config or module.Config()
     algorithm = module.make(config)
     env = make_env(config.env_id, EPISODES)
-    network = network_for(env, config.hidden_sizes, env.num_actions)
+    network = make_network(env, config.hidden_sizes, env.num_actions)
 
     def look(params, key):
         returns, lengths = evaluate(env, algorithm.act, params, key)
@@ -70,14 +70,14 @@ def measure(module, num_seeds: int, num_points: int, config=None) -> dict[str, n
         return predicted.mean(), discounted(lengths, config.gamma, env.max_steps).mean()
 
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
-    progress = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)
+    run_state = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)
     step = jax.jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
     look, points = jax.jit(jax.vmap(look)), {"steps": [], "predicted": [], "achieved": []}
     stops = np.linspace(0, algorithm.num_updates, num_points + 1).astype(int)
     for start, stop in zip(stops[:-1], stops[1:], strict=True):
-        progress = step(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(True))
-        now = jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000_000 + stop)
-        predicted, achieved = look(progress.state.params, now)
+        run_state = step(run_state, jnp.int32(start), jnp.int32(stop), jnp.bool_(True))
+        look_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1_000_000 + stop)
+        predicted, achieved = look(run_state.state.params, look_keys)
         points["steps"].append(algorithm.initial_steps + stop * algorithm.steps_per_update)
         points["predicted"].append(predicted)
         points["achieved"].append(achieved)
@@ -85,12 +85,12 @@ def measure(module, num_seeds: int, num_points: int, config=None) -> dict[str, n
 
 
 def discounted(lengths, gamma, max_steps) -> jax.Array:
-    """Σ γⁱ of so many steps, and of infinitely many if the time limit cut them."""
+    """Return Σ γⁱ over `lengths` steps, and over infinitely many if the time limit cut them."""
     return (1 - jnp.where(lengths < max_steps, gamma**lengths, 0)) / (1 - gamma)
 
 
 def lines_of(name: str, curve: dict) -> list[dict]:
-    """The mean over seeds of each value, and the interquartile mean of their difference."""
+    """Return the mean over seeds of each value, and the interquartile mean of their difference."""
     bias = map(iqm, curve["predicted"] - curve["achieved"])
     return [
         {
@@ -105,7 +105,7 @@ def lines_of(name: str, curve: dict) -> list[dict]:
 
 
 def draw(curves: dict, num_seeds: int, folder: Path) -> None:
-    """The difference of every seed, thin, and its interquartile mean."""
+    """Draw the difference of every seed, thin, and its interquartile mean."""
     figure = blank_figure(height=4)
     axes = figure.subplots()
     for (name, curve), color in zip(curves.items(), COLORS, strict=False):

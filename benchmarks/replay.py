@@ -1,7 +1,7 @@
-"""What prioritized replay costs beside uniform replay: `python -m benchmarks.replay`.
+"""Compare the cost of prioritized and of uniform replay: `python -m benchmarks.replay`.
 
     replay    each update adds 4 transitions of CartPole's size and draws 64; the prioritized ones
-              renew the priorities of those 64 as well. `sum_tree` is common/prioritized.py;
+              also renew the priorities of those 64. `sum_tree` is common/prioritized.py;
               `cumsum` is the plain way, a running sum over all priorities at each draw.
     update    the whole update of dqn.py and of prioritized_dqn.py, with their defaults
 
@@ -24,7 +24,7 @@ from benchmarks.speed import existing_folder, origin, positive, rows_to_show, wr
 from common.buffers import uniform_buffer
 from common.envs import Transition
 from common.prioritized import prioritized_buffer
-from common.runner.program import run_updates
+from common.runner.program import init_run, run_updates
 from common.runner.threefry import unroll_threefry
 
 CAPACITIES = (1_000, 10_000, 100_000, 1_000_000)
@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.capacities) < 1_000:
         parser.error("--capacities: at least 1,000, what DQN begins with")
-    os.environ.setdefault("NPROC", "1")  # as the harness does
+    os.environ.setdefault("NPROC", "1")  # as the runner does
     unroll_threefry()
     lines = []
     for capacity in arguments.capacities:
@@ -58,8 +58,11 @@ def main() -> None:
 
 
 def race(contestants: dict, seeds: int, rounds: int, seconds: float = 1.0) -> dict[str, float]:
-    """The median microseconds of an update of each, by name. A contestant is a function of keys [S]
-    that makes a carry, and one of carry, start and stop that makes so many updates of it."""
+    """Return the median microseconds of an update of each contestant, by name.
+
+    A contestant is a function from keys [S] to a carry, and one from carry, start and stop to the
+    carry after those updates.
+    """
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     at, times = {}, {name: [] for name in contestants}
     for name, (start, run) in contestants.items():
@@ -80,42 +83,47 @@ def race(contestants: dict, seeds: int, rounds: int, seconds: float = 1.0) -> di
 
 
 def transitions(num_steps: int) -> Transition:
-    """Of CartPole's size, [T, N, ...]."""
+    """Return transitions of CartPole's size, [T, N, ...]."""
     shape = num_steps, BLOCK
     obs, flag = jnp.zeros((*shape, 4)), jnp.zeros(shape, bool)
     return Transition(obs, jnp.zeros(shape, jnp.int32), jnp.ones(shape), obs, flag, flag)
 
 
+def total(batch: Transition) -> jax.Array:
+    """Return the sum over all fields: XLA would leave out the draw of a field that nothing uses."""
+    return sum(jnp.sum(x, dtype=float) for x in batch)
+
+
 def replays(capacity: int) -> dict:
-    """Rings that are full from the start. What an update draws goes into a sum, or it would not be
-    drawn; a priority is a random number."""
+    """Return the contestants: rings that are full from the start, with random priorities."""
     num_blocks = capacity // BLOCK
     uniform = uniform_buffer(BLOCK * num_blocks, BLOCK, BATCH)
     tree = prioritized_buffer(BLOCK * num_blocks, BLOCK, BATCH)
 
-    def with_uniform(data, key, step):
-        data = uniform.add(data, transitions(1), num_blocks + step)
-        return data, uniform.sample(data, key, num_blocks + step + 1).reward.sum()
+    def with_uniform(buffer_state, key, step):
+        buffer_state = uniform.add(buffer_state, transitions(1), num_blocks + step)
+        batch = uniform.sample(buffer_state, key, num_blocks + step + 1)
+        return buffer_state, total(batch)
 
-    def with_tree(data, key, step):
+    def with_tree(buffer_state, key, step):
         key_sample, key_priority = jax.random.split(key)
-        data = tree.add(data, transitions(1), num_blocks + step)
-        batch, index, _ = tree.sample(data, key_sample)
-        data = tree.update(data, index, jax.random.uniform(key_priority, (BATCH,)))
-        return data, batch.reward.sum()
+        buffer_state = tree.add(buffer_state, transitions(1), num_blocks + step)
+        batch, index, _ = tree.sample(buffer_state, key_sample)
+        priority = jax.random.uniform(key_priority, (BATCH,))
+        return tree.update(buffer_state, index, priority), total(batch)
 
-    def with_cumsum(data, key, step):
-        rows, priorities = data
+    def with_cumsum(buffer_state, key, step):
+        ring, priorities = buffer_state
         key_sample, key_priority = jax.random.split(key)
-        rows = uniform.add(rows, transitions(1), num_blocks + step)
+        ring = uniform.add(ring, transitions(1), num_blocks + step)
         start = (num_blocks + step) % num_blocks * BLOCK
         priorities = jax.lax.dynamic_update_slice(priorities, jnp.ones(BLOCK), (start,))
         sums = jnp.cumsum(priorities)
         low = (jnp.arange(BATCH) + jax.random.uniform(key_sample, (BATCH,))) * sums[-1] / BATCH
         index = jnp.minimum(jnp.searchsorted(sums, low, side="right"), BLOCK * num_blocks - 1)
-        reward = jax.tree.map(lambda x: x[index], rows).words.sum()
+        batch = jax.tree.map(lambda x: x[index], ring)
         priorities = priorities.at[index].set(jax.random.uniform(key_priority, (BATCH,)))
-        return (rows, priorities), reward
+        return (ring, priorities), total(batch)
 
     def contestant(init, update):
         def start(keys):
@@ -123,10 +131,10 @@ def replays(capacity: int) -> dict:
 
         def run(carry, first, last):
             def body(step, carry):
-                (data, keys), total = carry
-                now = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-                data, drawn = jax.vmap(update, (0, 0, None))(data, now, step)
-                return (data, keys), total + drawn
+                (buffer_state, keys), sums = carry
+                step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+                buffer_state, drawn = jax.vmap(update, (0, 0, None))(buffer_state, step_keys, step)
+                return (buffer_state, keys), sums + drawn
 
             return jax.lax.fori_loop(first, last, body, carry)
 
@@ -143,14 +151,14 @@ def replays(capacity: int) -> dict:
 
 
 def updates(capacity: int) -> dict:
-    """The loop of the harness, of both files."""
+    """Return the contestants: the runner's loop over updates of both files."""
 
     def contestant(module):
         algorithm = module.make(module.Config(buffer_size=capacity, total_timesteps=10_000_000))
         start = functools.partial(init_run, algorithm.init, algorithm.update)
 
-        def run(progress, first, last):
-            return run_updates(algorithm.update, progress, first, last, jnp.bool_(False))
+        def run(run_state, first, last):
+            return run_updates(algorithm.update, run_state, first, last, jnp.bool_(False))
 
         return start, run
 

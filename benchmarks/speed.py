@@ -1,6 +1,6 @@
-"""Speed against peers: `python -m benchmarks.speed [--work dqn|ppo|td3] [--table equal|...]`.
+"""Race against peers: `python -m benchmarks.speed [--work dqn|ppo|td3] [--table equal|...]`.
 
-Peers come from PyPI, each into a virtual environment of its own under .cache/peers, and train
+Peers come from PyPI, each into its own virtual environment under .cache/peers, and train
 through their public interface (peers/driver.py); PureJaxRL, which is not there, joins with
 `--purejaxrl CLONE` (of https://github.com/luchris429/purejaxrl). Ours is the command that users
 type. Everything is interleaved: round 1 runs every contestant once, then round 2, each run in a
@@ -10,7 +10,7 @@ table.
     equal   the same work, as peers/settings.py spells it for each library
     best    time until the greedy policies of 32 seeds reach IQM 475 on CartPole-v1, each library
             with the DQN or PPO settings that it publishes
-    floor   ours: microseconds of a DQN update, beside those of the arithmetic it cannot do without
+    floor   ours: microseconds of a DQN update, and of the arithmetic that it needs at least
     hangs   ours: short runs of 32 seeds, spread over the cores and on one device in turn, counted
 
 Numbers are medians over rounds; lines go to results/speed_<work>.csv, speed_best_<work>.csv,
@@ -40,11 +40,11 @@ import jax.numpy as jnp
 from algorithms import dqn
 from benchmarks.learning import commit, table
 from benchmarks.peers.settings import ONE_SEED, OURS, OURS_ALONE, WORKS, Work
-from common.buffers import unpack
+from common.algorithm import flag
 from common.envs import make_env
-from common.networks import network_for
-from common.runner.program import flag, init_run, run_updates
-from common.runner.report import iqm
+from common.networks import make_network
+from common.runner.program import init_run, run_updates
+from common.runner.statistics import iqm
 
 ROOT = Path(__file__).parent.parent
 PEERS_FOLDER = ROOT / ".cache" / "peers"
@@ -63,7 +63,7 @@ NUMBERS = ("steps_per_second", "compile_seconds", "peak_mib", "episode_return")
 
 
 class Job(NamedTuple):
-    """One run of one contestant."""
+    """A run of a contestant."""
 
     contestant: str
     work: Work
@@ -141,7 +141,7 @@ def existing_folder(text: str) -> Path:
 
 
 def race_equal(arguments, broken: dict[str, str]) -> list[list]:
-    """Writes the CSV after every round, so that a race that is stopped leaves what it measured."""
+    """Write the CSV after every round, so that a race that is stopped leaves its measurements."""
     work = WORKS[arguments.work]
     settings = work.equal(arguments.steps)
     entries = [
@@ -172,7 +172,7 @@ def race_equal(arguments, broken: dict[str, str]) -> list[list]:
 
 
 def equal_line(runs: list[dict], name: str, seeds: int) -> dict:
-    """Medians of the contestant's runs; one that trains one seed takes more of them in turn, at
+    """Return the medians of a contestant's runs; one that trains one seed takes more in turn, at
     the same steps per second and with one process's memory."""
     measured = 1 if name in ONE_SEED else seeds
     mine = [run for run in runs if (run["contestant"], run["seeds"]) == (name, measured)]
@@ -195,7 +195,7 @@ def equal_line(runs: list[dict], name: str, seeds: int) -> dict:
 
 
 def race_best(arguments, broken: dict[str, str]) -> list[list]:
-    """Where IQM 475 is reached comes from one run with evaluations, the clock from runs without.
+    """Measure where IQM 475 is reached in one run with evaluations, and the rate in runs without.
 
     Seconds to it are its steps at the measured rate, so the random steps at the start count as much
     as others; `seconds_with_compile` adds compiling from an empty cache once.
@@ -254,7 +254,7 @@ def best_line(runs: list[dict], name: str, curve: list) -> dict:
 
 
 def joined(curves: list[list]) -> list:
-    """Curves of single seeds [[steps, [return]], ...] as one, as far as all of them go."""
+    """Join curves of single seeds [[steps, [return]], ...], up to the end of the shortest."""
     return [
         [points[0][0], [x for _, returns in points for x in returns]]
         for points in zip(*curves, strict=False)
@@ -262,12 +262,12 @@ def joined(curves: list[list]) -> list:
 
 
 def steps_to(curve: list, target: float) -> float:
-    """Environment steps of a seed at the first point whose IQM over seeds reaches the target."""
+    """Return a seed's steps at the first point whose IQM over seeds reaches the target."""
     return next((steps for steps, returns in curve if iqm(returns) >= target), math.nan)
 
 
 def race_floor(arguments, broken: dict[str, str]) -> list[list]:
-    """Each number of seeds in a process of its own, on one device."""
+    """Measure each number of seeds in a separate process, on one device."""
     sizes = {1: 2_000, 32: 200}  # seeds, and the updates that are timed at once
     runs = {seeds: [] for seeds in sizes}
     for number in range(arguments.rounds):
@@ -282,7 +282,7 @@ def race_floor(arguments, broken: dict[str, str]) -> list[list]:
 
 
 def race_hangs(arguments, broken: dict[str, str]) -> list[list]:
-    """A round is one run of each kind; a run that is not over in time counts as hung."""
+    """Run both kinds once a round; a run that is not over in time counts as hung."""
     work = WORKS[arguments.work]
     settings, seeds = work.equal(arguments.steps), BEST_SEEDS
     runs = {OURS: [], OURS_ALONE: []}
@@ -311,17 +311,16 @@ def floor_line(runs: list[dict], seeds: int) -> dict:
 
 
 def floor(seeds: int, updates: int) -> None:
-    """Prints, as JSON, microseconds per update of all seeds together: the environment's step alone;
+    """Print, as JSON, microseconds per update of all seeds together: the environment's step alone;
     with it the acting forward pass and the gradient on one fixed batch, without sampling and
-    without an optimiser; and the whole update as the harness runs it."""
+    without an optimiser; and the whole update as the runner performs it."""
     config = dqn.Config(**WORKS["dqn"].equal(100_000)[OURS])
     env = make_env(config.env_id, config.num_envs)
-    network = network_for(env, config.hidden_sizes, env.num_actions)
+    network = make_network(env, config.hidden_sizes, env.num_actions)
     algorithm = dqn.make(config)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
-    progress = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)
-    first = jax.tree.map(lambda x: x[:, : config.batch_size].copy(), progress.state.buffer)
-    batches = jax.vmap(unpack)(first)
+    run_state = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)
+    batches = jax.tree.map(lambda x: x[:, : config.batch_size].copy(), run_state.state.buffer)
 
     def environment(step, carry, key, _):
         state, params = carry
@@ -329,11 +328,16 @@ def floor(seeds: int, updates: int) -> None:
         return env.step(state, action, jax.random.fold_in(key, step))[0], params
 
     def loss(params, batch):
-        # θ⁻ = θ, for what does not change would be computed once for all updates
+        # θ⁻ = θ: XLA would compute the targets of constant params once for all updates.
         target_params = jax.lax.stop_gradient(params)
-        error = jax.vmap(dqn.td_error, (None, None, 0, None, None))
-        errors = error(params, target_params, batch, network.apply, config.gamma)
-        return jnp.mean(jnp.square(errors))
+
+        def error(transition):
+            q_value = network.apply(params, transition.obs)[transition.action]
+            next_value = jnp.max(network.apply(target_params, transition.next_obs))
+            reward, terminated = transition.reward, transition.terminated
+            return dqn.td_error(q_value, reward, next_value, terminated, config.gamma)
+
+        return jnp.mean(jnp.square(jax.vmap(error)(batch)))
 
     def arithmetic(step, carry, key, batch):
         state, params = carry
@@ -350,22 +354,22 @@ def floor(seeds: int, updates: int) -> None:
 
         return jax.jit(run)
 
-    def update(progress, *span):
-        return run_updates(algorithm.update, progress, *span, True)
+    def update(run_state, *span):
+        return run_updates(algorithm.update, run_state, *span, True)
 
-    carry = (progress.state.env, progress.state.params)
+    carry = (run_state.state.env, run_state.state.params)
     result = {
         name: 1e6 / updates * fastest(repeated(body), carry, keys, batches)
         for name, body in (("environment_us", environment), ("arithmetic_us", arithmetic))
     }
     span = jnp.int32(0), jnp.int32(updates)
     update = jax.jit(update, donate_argnums=0)
-    result["update_us"] = 1e6 / updates * fastest(update, progress, *span)
+    result["update_us"] = 1e6 / updates * fastest(update, run_state, *span)
     print(json.dumps(result | {"versions": {"jax": jax.__version__}}))
 
 
 def fastest(function: Callable, carry, *rest) -> float:
-    """Seconds of the fastest of five calls, each on the result of the one before."""
+    """Return the seconds of the fastest of five calls, each on the result of the one before."""
     carry = jax.block_until_ready(function(carry, *rest))
     seconds = []
     for _ in range(5):
@@ -382,7 +386,7 @@ RACES = {"equal": race_equal, "best": race_best, "floor": race_floor, "hangs": r
 
 
 def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str, str]) -> dict:
-    """The run's numbers, its status (ok, failed or hung) and the reason; it raises nothing."""
+    """Return a run's numbers, its status (ok, failed or hung) and the reason; never raise."""
     if job.contestant in broken:
         return {"status": "failed", "reason": broken[job.contestant]}
     if cold:
@@ -402,7 +406,7 @@ def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str,
 
 
 def train_ours(job: Job, environment: dict, timeout: float) -> dict:
-    """The command of a user, and what it leaves in its run folder."""
+    """Run the command that users type; return the results in its run folder."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         words = [
@@ -437,7 +441,7 @@ def train_ours(job: Job, environment: dict, timeout: float) -> dict:
 
 
 def spawn(words: list[str], environment: dict, timeout: float, wants_json: bool = True) -> dict:
-    """Runs a command; what it printed last as JSON, with its status and the reason."""
+    """Run a command; return its last line, which is JSON, with its status and the reason."""
     try:
         done = subprocess.run(
             words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
@@ -456,7 +460,7 @@ def spawn(words: list[str], environment: dict, timeout: float, wants_json: bool 
 
 
 def child_environment(devices: int | None) -> dict[str, str]:
-    """A run's environment; `devices` None leaves their number to the harness."""
+    """Return a run's environment; `devices` None leaves their number to the runner."""
     mine = {k: x for k, x in os.environ.items() if not k.startswith(("JAX_", "XLA_", "NPROC"))}
     mine |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     return mine | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {})
@@ -468,7 +472,7 @@ def column(path: Path, name: str) -> list[float]:
 
 
 def curve_of(path: Path) -> list:
-    """[[steps, greedy return of each seed], ...] of a metrics.csv, where there are evaluations."""
+    """Return [[steps, greedy return of each seed], ...] of a metrics.csv with evaluations."""
     points = {}
     with open(path, newline="") as file:
         for line in csv.DictReader(file):
@@ -492,7 +496,7 @@ def peer_python(peer: str) -> Path:
 
 
 def install(peers: list[str]) -> dict[str, str]:
-    """Builds the virtual environments that are missing; why, for those that cannot be."""
+    """Build the virtual environments that are missing; return the reasons of those that fail."""
     broken = {}
     for peer in peers:
         marker = PEERS_FOLDER / peer / "installed"
@@ -521,7 +525,7 @@ def median(runs: list[dict], name: str) -> float:
 
 
 def outcome(runs: list[dict]) -> dict:
-    """How many runs there were, and what became of those that do not count."""
+    """Return how many runs succeeded, hung and failed, and the reasons."""
     statuses = [run["status"] for run in runs]
     reasons = dict.fromkeys(run["reason"] for run in runs if run["reason"])
     counts = {name: statuses.count(name) for name in ("ok", "hung", "failed")}
@@ -538,7 +542,7 @@ def origin(runs: list[dict]) -> dict:
 
 
 def with_ratios(lines: list[dict], name: str, best: Callable, ratio: Callable) -> None:
-    """On our lines, how many times better than the best peer with as many seeds."""
+    """Set on our lines how many times better they are than the best peer with as many seeds."""
     for line in lines:
         rivals = [
             other[name]
@@ -551,7 +555,7 @@ def with_ratios(lines: list[dict], name: str, best: Callable, ratio: Callable) -
 
 
 def report(number: int, run: dict) -> None:
-    """One line as soon as a run is over."""
+    """Print one line as soon as a run is over."""
     what = f"round {number + 1}  {run['contestant']}, {run['seeds']} seeds"
     numbers = "  ".join(f"{name} {shown(run[name])}" for name in NUMBERS if name in run)
     print(f"{what}: {numbers or run['status'] + ': ' + run['reason']}", flush=True)
@@ -565,13 +569,13 @@ def write(path: Path, lines: list[dict]) -> None:
 
 
 def rows_to_show(lines: list[dict]) -> list[list]:
-    """For the screen; where a line comes from is in the CSV."""
+    """Return a table for the screen, without the machine, versions and commit."""
     names = [name for name in lines[0] if name not in ("machine", "versions", "commit")]
     return [names, *([shown(line[name]) for name in names] for line in lines)]
 
 
 def shown(value, comma: str = ",") -> str:
-    """Four digits are more than these clocks hold; NaN, nothing measured, is left empty."""
+    """Return a number as text with four digits; NaN, nothing measured, is empty."""
     if not isinstance(value, float):
         return str(value)
     if math.isnan(value):

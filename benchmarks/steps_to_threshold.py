@@ -1,12 +1,12 @@
-"""How soon Rainbow and DQN reach their thresholds: `python -m benchmarks.steps_to_threshold`.
+"""Measure how soon Rainbow and DQN learn: `python -m benchmarks.steps_to_threshold`.
 
 Each algorithm's row of an environment in suite.toml is trained with `--eval-every`, so that its
-greedy policy is played at 40 points on the way, 100 episodes of each seed. A seed's steps to the
+greedy policy is played at 40 points of the run, 100 episodes of each seed. A seed's steps to the
 threshold are the environment steps before the first point at which its mean return reaches it; a
 seed that never does counts with the whole run, so that what is printed for it is too few.
 
 The picture is results/steps_to_threshold.png, the numbers results/steps_to_threshold.csv. A run
-that was interrupted goes on.
+that was interrupted is resumed.
 """
 
 import argparse
@@ -21,7 +21,8 @@ from matplotlib.ticker import EngFormatter
 
 from benchmarks.learning import RESULTS, ROOT, command, commit, suite, table, train
 from common.runner.cli import parse
-from common.runner.report import COLORS, bands, blank_figure, summarize, tidy, write_picture
+from common.runner.plots import COLORS, blank_figure, tidy, write_picture
+from common.runner.statistics import bands, summarize
 
 CACHE = ROOT / ".cache" / "steps_to_threshold"
 POINTS = 40
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def with_evaluations(row: dict, seeds: int) -> dict:
-    """The row with so many seeds, and policies played on the way."""
+    """Return the row with that number of seeds and with evaluations during training."""
     config_of = importlib.import_module(f"algorithms.{row['algorithm']}").Config
     config, _ = parse(config_of, "", "", shlex.split(row["flags"]))
     every = f"--eval-every {config.total_timesteps // POINTS}"
@@ -69,7 +70,7 @@ def with_evaluations(row: dict, seeds: int) -> dict:
 
 
 def curves_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Environment steps [P] and the greedy return there [S, P], from a run's metrics.csv."""
+    """Return environment steps [P] and the greedy return there [S, P], from a run's metrics.csv."""
     curves = {}
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
@@ -82,14 +83,14 @@ def curves_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def first_steps(steps, returns, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each seed the steps before its first return at the threshold, and whether there is one."""
+    """Return each seed's steps before its first return at the threshold, and if there is one."""
     reached = returns >= threshold
     ever = reached.any(axis=1)
     return np.where(ever, steps[reached.argmax(axis=1)], steps[-1]), ever
 
 
 def line_of(row: dict, folder: Path, steps, returns) -> dict:
-    """The interquartile mean over seeds, its 95 % interval and the extremes, as a line of CSV."""
+    """Return the interquartile mean over seeds, its 95 % interval and the extremes, for the CSV."""
     first, ever = first_steps(steps, returns, row["threshold"])
     summary = json.loads((folder / "summary.json").read_text())
     return {
@@ -107,7 +108,7 @@ def line_of(row: dict, folder: Path, steps, returns) -> dict:
 
 
 def draw(panels: list, num_seeds: int, folder: Path) -> None:
-    """An environment a panel: the interquartile mean of the greedy return, and its interval."""
+    """Draw a panel for each environment: interquartile mean and interval of the greedy return."""
     figure = blank_figure(height=1 + 2.4 * len(panels))
     for axes, (env_id, threshold, curves) in zip(
         np.ravel(figure.subplots(len(panels), 1)), panels, strict=True

@@ -1,7 +1,7 @@
-"""Tabular algorithms: `python -m benchmarks.tabular [--table throughput|convergence]`.
+"""Measure tabular algorithms: `python -m benchmarks.tabular [--table throughput|convergence]`.
 
     throughput   environment steps per second of Q-learning on the cliff, of 1, 64 and 4096 seeds
-                 together, as the harness runs them: over all devices, and without compiling
+                 together, as the runner trains them: over all devices, and without compiling
     convergence  how near Q-learning, Expected SARSA and Dyna-Q come to Q* with step sizes that fall
                  with the visits: the largest error over all states and actions that can be reached,
                  as a part of the range of Q*; at most .05 is asked for
@@ -26,9 +26,9 @@ from algorithms import q_learning
 from benchmarks.learning import RESULTS, commit, table
 from common.environments.mdp import reachable
 from common.environments.tabular import make_mdp
-from common.run import build, start_jax
 from common.runner.cli import parse
 from common.runner.groups import Job, plan
+from common.runner.program import build, start_jax
 
 SECONDS = 1.0  # that one measurement takes, about
 LIMIT = 0.05  # of the range of Q*
@@ -80,33 +80,35 @@ def main() -> None:
 
 
 def compiled(algorithm, seeds: int, flags: list[str]):
-    """The harness's Program for so many seeds, and its Progress before the first update."""
+    """Return the runner's Program for so many seeds, and its RunState before the first update."""
     words = ["--num-seeds", str(seeds), "--eval-episodes", "0", *flags]
     config, run = parse(algorithm.Config, "benchmarks.tabular", "", words)
     job = Job("", algorithm.make, config, run, [{}], Path())
     (group,) = plan(job)
     program = build(job, [group], group)
-    return program, program.begin(*program.place((group.floats, group.seed)))
+    return program, program.init_run(*program.shard((group.floats, group.seed)))
 
 
-def advanced(program, progress, start: int, stop: int):
-    """The Progress after updates `start` to `stop - 1`, and the seconds they took."""
+def timed_updates(program, run_state, start: int, stop: int):
+    """Return the RunState after updates `start` to `stop - 1`, and the seconds they took."""
     clock = time.perf_counter()
     span = jnp.int32(start), jnp.int32(stop), jnp.bool_(start == 0)
-    progress = jax.block_until_ready(program.advance(progress, *span))
-    return progress, time.perf_counter() - clock
+    run_state = jax.block_until_ready(program.run_updates(run_state, *span))
+    return run_state, time.perf_counter() - clock
 
 
 def throughput(rounds: int) -> list[dict]:
-    programs, progresses, updates, rates = {}, {}, {}, {1: [], 64: [], 4096: []}
+    programs, run_states, updates, rates = {}, {}, {}, {1: [], 64: [], 4096: []}
     for seeds in rates:
-        programs[seeds], progress = compiled(q_learning, seeds, [])
+        programs[seeds], run_state = compiled(q_learning, seeds, [])
         for _ in range(2):  # the first call is not like the others
-            progress, seconds = advanced(programs[seeds], progress, 0, 2)
-        progresses[seeds], updates[seeds] = progress, max(2, round(2 * SECONDS / seconds))
+            run_state, seconds = timed_updates(programs[seeds], run_state, 0, 2)
+        run_states[seeds], updates[seeds] = run_state, max(2, round(2 * SECONDS / seconds))
     for _ in range(rounds):
         for seeds, program in programs.items():
-            progresses[seeds], seconds = advanced(program, progresses[seeds], 0, updates[seeds])
+            run_states[seeds], seconds = timed_updates(
+                program, run_states[seeds], 0, updates[seeds]
+            )
             steps = seeds * updates[seeds] * program.algorithm.steps_per_update
             rates[seeds].append(steps / seconds)
     # Each round's own ratio: what disturbs the machine disturbs its neighbours in time alike.
@@ -134,9 +136,9 @@ def convergence(seeds: int) -> list[dict]:
         }.items():
             words = f"--env-id {env_id} --gamma {gamma} --learning-rate 1 {more}"
             algorithm = importlib.import_module(f"algorithms.{name}")
-            program, progress = compiled(algorithm, seeds, words.split())
-            progress, seconds = advanced(program, progress, 0, program.algorithm.num_updates)
-            params = np.asarray(progress.state.params)[:seeds]
+            program, run_state = compiled(algorithm, seeds, words.split())
+            run_state, seconds = timed_updates(program, run_state, 0, program.algorithm.num_updates)
+            params = np.asarray(run_state.state.params)[:seeds]
             error = errors(params, *optimal_values(env_id, gamma))
             lines.append(
                 {
@@ -155,7 +157,7 @@ def convergence(seeds: int) -> list[dict]:
 
 
 def optimal_values(env_id: str, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Q* [S, A] by value iteration, and which states an action can be taken in, [S]."""
+    """Return Q* [S, A] by value iteration, and which states an action can be taken in, [S]."""
     mdp = make_mdp(env_id)
     q = np.zeros(mdp.P.shape[:2])
     for _ in range(2_000):
@@ -164,7 +166,7 @@ def optimal_values(env_id: str, gamma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def errors(params, q, reached) -> np.ndarray:
-    """The largest error of each seed's table [S, A], as a part of the range of Q*."""
+    """Return the largest error of each seed's table [S, A], as a part of the range of Q*."""
     return np.abs(params - q)[:, reached].max((1, 2)) / np.ptp(q[reached])
 
 

@@ -1,9 +1,9 @@
-"""The variance of REINFORCE's three estimators of the gradient: `python -m benchmarks.variance`.
+"""Measure the variance of REINFORCE's three estimators: `python -m benchmarks.variance`.
 
-On CartPole-v1, of policies that algorithms/reinforce.py had on its way after so many updates, and
+On CartPole-v1, of policies that algorithms/reinforce.py has after some numbers of updates, and
 at γ = 1, where all three have the same mean. Each gradient is of one episode; the same episodes
 serve all three. The variance is E[|g - E g|²], summed over the actor's parameters. The baseline is
-the critic after 100 updates more in which the policy stays.
+the critic after 100 more updates with the policy fixed.
 
 The picture is results/reinforce-variance.png, the numbers results/reinforce_variance.csv.
 """
@@ -23,7 +23,7 @@ import optax
 
 from algorithms import reinforce
 from benchmarks.learning import RESULTS, commit, table
-from common.runner.report import COLORS, blank_figure, tidy, write_picture
+from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 
 CONFIG = reinforce.Config(anneal_lr=False)
 BATCH = 128  # episodes at a time
@@ -59,7 +59,7 @@ def rounded(line: dict) -> dict:
 
 
 def measure(num_episodes, updates=(0, 10, 20, 30), num_fits=100, config=CONFIG) -> list[dict]:
-    """A line for each policy and estimator."""
+    """Return a line for each policy and estimator."""
     lines, keys = [], jax.random.split(jax.random.key(1), num_episodes)
     functions = estimators(config)
     for num_updates, state in zip(updates, policies(config, updates, num_fits), strict=True):
@@ -99,7 +99,8 @@ def cosine(x, y) -> float:
 
 
 def policies(config, updates, num_fits):
-    """States of seed 0 after so many updates, and then `num_fits` more of the critic at γ = 1."""
+    """Yield States of seed 0 after these numbers of updates, each followed by `num_fits` updates of
+    the critic alone at γ = 1."""
     learn = jax.jit(reinforce.make(config).update)
     fit = jax.jit(reinforce.make(dataclasses.replace(config, gamma=1.0)).update)
     state = jax.jit(reinforce.make(config).init)(jax.random.key(0))
@@ -114,9 +115,12 @@ def policies(config, updates, num_fits):
 
 
 def estimators(config) -> dict:
-    """For each estimator, a function from a State and keys to the gradients of an episode for each
-    key, [keys, parameters], and the returns. A gradient is read from the first moment of Adam after
-    its first step, which is a tenth of the loss's gradient, and that is over all steps."""
+    """Return, for each estimator, a function from a State and keys to the gradients of one episode
+    for each key, [keys, parameters], and the returns.
+
+    A gradient is read from the first moment of Adam after its first step, which is a tenth of the
+    gradient of the loss, which divides by all steps.
+    """
 
     def of(name):
         one = dataclasses.replace(config, estimator=name, num_envs=1, num_steps=1, gamma=1.0)
@@ -141,8 +145,8 @@ def estimators(config) -> dict:
 
 
 def draw(lines, folder) -> None:
-    """reinforce-variance.png: the variance of each estimator, and how many episodes take it down to
-    the square of the gradient, which the estimator with the least noise tells."""
+    """Draw the variance of each estimator, and how many episodes reduce it to the square of the
+    gradient, as measured by the estimator with the least noise."""
     figure = blank_figure(height=4)
     left, right = figure.subplots(1, 2)
     of = {name: [line for line in lines if line["estimator"] == name] for name in NAMES}

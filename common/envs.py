@@ -45,7 +45,7 @@ class Env(NamedTuple):
     action_low: Any = None  # bounds of a continuous action  # copied unless actions="discrete"
     action_high: Any = None  # copied unless actions="discrete"
     max_steps: int = 10_000  # time limit of an episode
-    obs_low: Any = None  # bounds of observations, maybe infinite  # copied for obs_low
+    obs_low: Any = None  # bounds of real observations, if all are finite  # copied for obs_low
     obs_high: Any = None  # copied for obs_low
 
 

@@ -8,17 +8,19 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from probes import ALL_PROBES, CONTINUOUS, CONTINUOUS_VALUES, GAMMA, best_actions
 
-from common.buffers import unpack
-from common.environments.tabular import make_mdp
-from common.envs import Transition, make_env
-from common.networks import critic_for, ensemble, network_for
+from common.buffers import uniform_buffer
+from common.environments.tabular import TABULAR, make_mdp
+from common.envs import make_env
+from common.networks import ensemble, make_network, make_q_network
 from common.runner import checkpoint
 from common.runner.program import init_run, run_updates
 
@@ -34,6 +36,11 @@ SMALL = {
     "hidden_sizes": (16,),
     "num_sweeps": 20,
     "num_steps": 20,
+    "steps_per_update": 20,
+    "steps_per_fit": 20,
+    "num_riccati_steps": 20,
+    "num_cem_rounds": 3,
+    "num_rounds": 3,
     "num_starts": 3,
     "num_iterations": 3,
     "num_samples": 16,
@@ -45,8 +52,9 @@ SMALL = {
 
 def small_config(module, **fields):
     """The file's Config at a size that compiles and runs in a moment."""
-    known = {field.name for field in dataclasses.fields(module.Config)}
-    return module.Config(**{k: x for k, x in (SMALL | fields).items() if k in known})
+    known = {field.name: type(field.default) for field in dataclasses.fields(module.Config)}
+    small = {k: x for k, x in SMALL.items() if known.get(k) is type(x)}  # lqr's horizon is a word
+    return module.Config(**small | {k: x for k, x in fields.items() if k in known})
 
 
 def load(name: str):
@@ -66,7 +74,7 @@ def trained(algorithm, seeds, stop: int, start: int = 0, progress=None):
 
 @functools.lru_cache(maxsize=2)
 def programs(algorithm):
-    """`begin` and `advance` of an algorithm as standalone copies jit them."""
+    """`init_run` and `run_updates` of an algorithm, jitted."""
     # Of what conftest.py asks of XLA this makes float64 depend on the batch, by more than 1e-9.
     exact = jax.config.jax_enable_x64 and "fusion_emitters" in os.environ.get("XLA_FLAGS", "")
     jit = functools.partial(
@@ -191,7 +199,7 @@ def check_table_probe(module, name, table=lambda params: params, **fields):
 
 def q_network_values(config, state, obs):
     """max Q of `state.params`, a network with ReLU for two actions."""
-    network = network_for(make_env(config.env_id, 1), config.hidden_sizes, 2)
+    network = make_network(make_env(config.env_id, 1), config.hidden_sizes, 2)
     return network.apply(state.params, obs).max(-1)
 
 
@@ -214,9 +222,9 @@ def check_q_probe(module, name, values_of=q_network_values, **fields):
 
 
 def critic_values(config, state, obs):
-    """V of `state.critic`, a network with tanh."""
-    critic = network_for(make_env(config.env_id, 1), config.hidden_sizes, 1, jnp.tanh)
-    return critic.apply(state.critic, obs)[:, 0]
+    """V of `state.critic_params`, a network with tanh."""
+    critic = make_network(make_env(config.env_id, 1), config.hidden_sizes, 1, jnp.tanh)
+    return critic.apply(state.critic_params, obs)[:, 0]
 
 
 def check_actor_critic_probe(module, name, values_of=critic_values, **fields):
@@ -234,7 +242,7 @@ def check_actor_critic_probe(module, name, values_of=critic_values, **fields):
 
 def twin_critic_values(config, state, obs, action):
     """Q of the first of the two networks `state.critic_params`."""
-    critics = ensemble(critic_for(make_env(config.env_id, 1), config.hidden_sizes), 2)
+    critics = ensemble(make_q_network(make_env(config.env_id, 1), config.hidden_sizes), 2)
     return critics.apply(state.critic_params, obs, action)[0]
 
 
@@ -265,6 +273,116 @@ def check_continuous_probe(module, values_of, expected=lambda state: CONTINUOUS_
             np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=0.1)
 
 
+# One update of deep Q-learning, against the loss and its gradient worked out in the test.
+
+
+class Update(NamedTuple):
+    config: Any
+    algorithm: Any
+    state: Any  # before the update
+    metrics: dict
+    batch: Any  # drawn from the replay [B, ...]
+    gradient: Any
+
+
+def first_update(module, **fields) -> Update:
+    """Update 0 of a State whose networks differ and whose transitions have all kinds of ends."""
+    defaults = {
+        "env_id": "TogetherVector-probe",
+        "total_timesteps": 1_000,
+        "learning_starts": 300,
+        "buffer_size": 500,
+        "batch_size": 64,
+        "hidden_sizes": (16,),
+        "num_envs": 5,
+        "gamma": GAMMA,
+    }
+    config = config_of(module, defaults, **fields)
+    algorithm = module.make(config)
+    init, update = jax.jit(algorithm.init), jax.jit(algorithm.update)
+    state = init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    flags = {"terminated", "truncated"} & set(state.buffer._fields)
+    ends = {flag: jnp.array(rng.random(config.buffer_size) < 0.5) for flag in sorted(flags)}
+    state = state._replace(
+        target_params=init(jax.random.key(1)).params, buffer=state.buffer._replace(**ends)
+    )
+    after, metrics = update(state, jnp.int32(0))
+    buffer = uniform_buffer(config.buffer_size, config.num_envs, config.batch_size)
+    key_sample = jax.random.split(jax.random.fold_in(state.key, 0))[1]
+    batch = buffer.sample(after.buffer, key_sample, config.learning_starts // config.num_envs + 1)
+    gradient = jax.tree.map(lambda mean: mean / (1 - 0.9), after.opt_state[0].mu)  # of Adam
+    return Update(config, algorithm, state, metrics, batch, gradient)
+
+
+def check_td_loss(update, q, next_values):
+    """The loss is the mean of (r + γ (1 - d) V(s') - Q(s, a))² over the batch, where V(s') is
+    `next_values` [B] and Q is `q(params, obs)` [B, A]; its gradient is that of Q(s, a) alone."""
+    batch = update.batch
+    if "truncated" in batch._fields:
+        ends = set(zip(batch.terminated.tolist(), batch.truncated.tolist(), strict=True))
+        assert len(ends) == 4
+    discount = getattr(batch, "discount", update.config.gamma)
+    targets = batch.reward + discount * ~batch.terminated * next_values
+
+    def loss(params):
+        values = jnp.take_along_axis(q(params, batch.obs), batch.action[:, None], axis=-1)
+        return jnp.mean((targets - values[:, 0]) ** 2)
+
+    check_loss(update, loss)
+
+
+def check_loss(update, loss):
+    """The update has the value of `loss(params)` and descends its gradient."""
+    expected, gradient = jax.value_and_grad(loss)(update.state.params)
+    np.testing.assert_allclose(update.metrics["loss"], expected, rtol=1e-5)
+    for got, want in pairs(update.gradient, gradient):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+# One step of a table on the random walk, against its equation.
+
+
+def check_table_steps(module, monkeypatch, next_values, **fields):
+    """Every step moves one entry of the table to Q + α [r + γ (1 - d) V(s') - Q], whichever way it
+    ends: it may terminate, be truncated by a limit of 5 steps, neither or both.
+
+    V(s') is one of `next_values(q, entry, next_obs)`, from the table before the step; an entry is
+    (s, a), or (i, s, a) where there are several tables.
+    """
+    walk = make_mdp("RandomWalk5-tabular")
+    cut = TABULAR["RandomWalk5-tabular"]._replace(max_steps=5)
+    monkeypatch.setitem(TABULAR, "Cut-tabular", cut)
+    defaults = {
+        "env_id": "Cut-tabular",
+        "total_timesteps": 300,
+        "steps_per_update": 1,
+        "learning_rate": 0.25,
+        "gamma": 0.5,
+        "epsilon": 0.8,
+    }
+    algorithm = module.make(config_of(module, defaults, **fields))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    state = state._replace(params=jax.random.normal(jax.random.key(1), state.params.shape))
+    update, time, ends = jax.jit(algorithm.update), 0, set()
+    for step in range(300):
+        before, (state, _) = state, update(state, jnp.int32(step))
+        (entry,) = np.argwhere(np.asarray(state.visits != before.visits))
+        entry, (s, action) = tuple(entry), entry[-2:]
+        next_s = s + [-1, 1][action]
+        terminated, truncated = bool(walk.terminal[next_s]), time == 4
+        ends.add((terminated, truncated))
+        time = 0 if terminated or truncated else time + 1
+
+        q, expected = np.asarray(before.params), np.array(before.params)
+        bootstraps = 0.5 * (not terminated) * np.ravel(next_values(q, entry, next_s))
+        targets = walk.R[s, action, next_s] + bootstraps
+        learned = q[entry] + 0.25 * (targets - q[entry])
+        expected[entry] = learned[np.abs(learned - state.params[entry]).argmin()]
+        np.testing.assert_allclose(state.params, expected, rtol=1e-5, atol=1e-6)
+    assert len(ends) == 4
+
+
 # Tables on the cliff of Sutton & Barto 2018, Example 6.6.
 
 
@@ -279,11 +397,11 @@ def error_on_the_cliff(algorithm, num_seeds, target_epsilon=0.0):
     of the range of the true values, of each seed. True is Q = r + (1 - ε) max Q + ε mean Q with the
     target's ε."""
     q = np.asarray(trained(algorithm, range(num_seeds), algorithm.num_updates).state.params)
-    P, R, *_ = make_mdp("CliffWalking-tabular")
+    mdp = make_mdp("CliffWalking-tabular")
     true = np.zeros(q.shape[1:])
     for _ in range(1_000):
         v = (1 - target_epsilon) * true.max(-1) + target_epsilon * true.mean(-1)
-        true = np.sum(P * (R + v), axis=-1)
+        true = np.sum(mdp.P * (mdp.R + v), axis=-1)
     visited = np.arange(37)  # the rest is the cliff and the goal
     return np.abs(q - true)[:, visited].max((1, 2)) / np.ptp(true[visited])
 
@@ -312,12 +430,6 @@ def parabola(params, obs, action):
     return params[0] * obs - (action - params[1] * obs) ** 2
 
 
-def transition_of_numbers(terminated, truncated):
-    """From s = 2 by a = 1 to s' = 5, with reward 3."""
-    numbers = jnp.float32(2), jnp.float32(1), 3.0, jnp.float32(5)
-    return Transition(*numbers, jnp.array(terminated), jnp.array(truncated))
-
-
 def small_continuous(module, **fields):
     """A Config that fills two thirds of its replay in `init`; the probe's episodes end after 1, 2
     or 8 steps."""
@@ -335,7 +447,7 @@ def small_continuous(module, **fields):
 
 def replayed(state, start, stop):
     """The transitions in those rows of the replay."""
-    return jax.tree.map(lambda x: np.asarray(x)[start:stop], unpack(state.buffer))
+    return jax.tree.map(lambda x: np.asarray(x)[start:stop], state.buffer)
 
 
 def relu_mlp(params, x):
@@ -343,6 +455,51 @@ def relu_mlp(params, x):
     for w, b in params[:-1]:
         x = jnp.maximum(x @ w + b, 0)
     return x @ params[-1][0] + params[-1][1]
+
+
+class ContinuousUpdate(NamedTuple):
+    config: Any
+    before: Any  # State
+    after: Any
+    metrics: dict
+    batch: Any  # drawn from the replay [B, ...]
+    keys: Any  # of the update
+
+
+def first_continuous_update(module, num_keys, which_samples, **fields) -> ContinuousUpdate:
+    """Update 0 of a State whose target networks are other ones and whose transitions have all kinds
+    of ends. It splits its key into `num_keys`, and samples with that number `which_samples`."""
+    config = small_continuous(module, **{"batch_size": 64, "gamma": GAMMA} | fields)
+    algorithm = module.make(config)
+    init = jax.jit(algorithm.init)
+    before = init(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    flags = jnp.array(rng.random((2, len(before.buffer.reward))) < 0.5)
+    before = before._replace(
+        target_params=init(jax.random.key(1)).target_params,
+        buffer=before.buffer._replace(terminated=flags[0], truncated=flags[1]),
+    )
+    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
+    keys = jax.random.split(jax.random.fold_in(before.key, 0), num_keys)
+    buffer = uniform_buffer(config.buffer_size, config.num_envs, config.batch_size)
+    batch = buffer.sample(after.buffer, keys[which_samples], 2_000 // config.num_envs + 1)
+    assert len(set(zip(batch.terminated.tolist(), batch.truncated.tolist(), strict=True))) == 4
+    return ContinuousUpdate(config, before, after, metrics, batch, keys)
+
+
+def check_gradient(opt_state, loss, params):
+    """Adam's first moment, after its first step, is a tenth of the gradient of `loss(params)`."""
+    mean = optax.tree_utils.tree_get(opt_state, "mu")
+    for got, expected in pairs(mean, jax.grad(loss)(params)):
+        np.testing.assert_allclose(10 * got, expected, rtol=1e-4, atol=1e-6)
+
+
+def relu_q(params, obs, action):
+    """Q(s, a) of a multi-layer perceptron, [B], or of two of them, [B, 2]."""
+    x = jnp.concatenate([obs, action], axis=-1)
+    if params[0][0].ndim == 2:
+        return relu_mlp(params, x)[:, 0]
+    return jax.vmap(relu_mlp, (0, None), out_axes=-1)(params, x)[:, 0]
 
 
 def check_targets(states, learned, tau):

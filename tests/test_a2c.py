@@ -8,8 +8,14 @@ import pytest
 from helpers import check_actor_critic_probe, pairs, small_config
 
 from algorithms import a2c, ppo
-from algorithms.a2c import policy_loss, value_loss
+from algorithms.a2c import policy_loss, td_error, value_loss
 from common.envs import rollout
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_by_hand(terminated):
+    error = td_error(1.0, 3.0, 8.0, jnp.array(terminated), 0.5)
+    np.testing.assert_allclose(error, 3 + 0.5 * 8 * (not terminated) - 1)
 
 
 def test_losses_by_hand():

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_q_probe, every_end, relu_mlp, states_of
+from helpers import check_loss, check_q_probe, first_update, relu_mlp, states_of
 
 from algorithms import c51
 from algorithms.c51 import Config, cross_entropy, expected_return, make, project
-from common.buffers import unpack
-from common.envs import Transition, make_env
-from common.networks import network_for
+from common.envs import make_env
+from common.networks import make_network
 
 
 def algorithm_1(support, reward, discount, probabilities):
@@ -90,44 +89,50 @@ def test_expected_return_by_hand():
     np.testing.assert_allclose(expected_return(p, ATOMS), [[0.5, 1.75]])
 
 
-def logits(params, obs):
-    return params[obs]
-
-
-def transition(terminated, truncated):
-    return Transition(jnp.int32(0), jnp.int32(1), 0.5, jnp.int32(1), terminated, truncated)
-
-
-PARAMS = jnp.log(
-    jnp.array([[[0.6, 0.2, 0.2], [0.1, 0.3, 0.6]], [[0.3, 0.3, 0.4], [0.3, 0.3, 0.4]]])
-)
-# At s' the first action has the likeliest single return, 2, the second the greater mean, 1.3.
+LOGITS = jnp.log(jnp.array([0.1, 0.3, 0.6]))  # of the action taken
+# The first action has the likeliest single return, 2, the second the greater mean, 1.3.
 NEXT = jnp.array([[0.5, 0.0, 0.5], [0.0, 0.7, 0.3]])
-TARGET_PARAMS = jnp.log(jnp.stack([jnp.full((2, 3), 1 / 3), NEXT + 1e-9]))
 
 
-@every_end
-def test_loss_is_the_cross_entropy_with_the_projected_target(terminated, truncated, bootstraps):
+def loss(logits, next_probabilities, terminated):
+    """Of a step with reward 0.5 and γ = 0.5."""
+    next_action = jnp.argmax(expected_return(next_probabilities, ATOMS))
+    target = project(ATOMS, 0.5, 0.5 * (1 - terminated), next_probabilities[next_action])
+    return cross_entropy(target, logits)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_loss_is_the_cross_entropy_with_the_projected_target(terminated):
     """The next action has returns 1 and 2, and 0.5 + 0.5 z is then 1 and 1.5; without bootstrap it
     is 0.5. The action taken has probabilities 0.1, 0.3, 0.6."""
-    target = [0, 0.7 + 0.15, 0.15] if bootstraps else [0.5, 0.5, 0]
-    t = transition(jnp.array(terminated), jnp.array(truncated))
-    loss = cross_entropy(PARAMS, TARGET_PARAMS, t, logits, ATOMS, 0.5)
-    np.testing.assert_allclose(loss, -np.sum(target * np.log([0.1, 0.3, 0.6])), rtol=1e-5)
+    target = [0.5, 0.5, 0] if terminated else [0, 0.7 + 0.15, 0.15]
+    got = loss(LOGITS, NEXT, jnp.array(terminated))
+    np.testing.assert_allclose(got, -np.sum(target * np.log([0.1, 0.3, 0.6])), rtol=1e-5)
 
 
 def test_gradient_is_that_of_the_prediction_alone():
     """∂L/∂logits(s, a) = p - m; the target is not differentiated."""
-    t = transition(jnp.array(False), jnp.array(False))
-    gradient, target_gradient = jax.grad(cross_entropy, argnums=(0, 1))(
-        PARAMS, TARGET_PARAMS, t, logits, ATOMS, 0.5
-    )
-    expected = np.zeros((2, 2, 3))
-    expected[0, 1] = np.array([0.1, 0.3, 0.6]) - [0, 0.85, 0.15]
-    np.testing.assert_allclose(gradient, expected, atol=1e-6)
-    np.testing.assert_array_equal(target_gradient, np.zeros((2, 2, 3)))
-    same = jax.grad(lambda params: cross_entropy(params, params, t, logits, ATOMS, 0.5))(PARAMS)
-    assert same[0, 1].any() and not same[0, 0].any() and not same[1].any()
+    gradient, target_gradient = jax.grad(loss, argnums=(0, 1))(LOGITS, NEXT, jnp.array(False))
+    np.testing.assert_allclose(gradient, np.array([0.1, 0.3, 0.6]) - [0, 0.85, 0.15], atol=1e-6)
+    np.testing.assert_array_equal(target_gradient, np.zeros((2, 3)))
+
+
+def test_an_update_descends_the_cross_entropy_of_its_batch():
+    """θ⁻ chooses the next action and gives its distribution, projected by the paper's loop."""
+    update = first_update(c51, num_atoms=11, v_min=-1.0, v_max=3.0)
+    batch, support = update.batch, np.linspace(-1, 3, 11)
+    assert len(set(zip(batch.terminated.tolist(), batch.truncated.tolist(), strict=True))) == 4
+    logits = lambda params, obs: relu_mlp(params, obs).reshape(64, 2, 11)
+    p = np.asarray(jax.nn.softmax(logits(update.state.target_params, batch.next_obs)))
+    p = p[np.arange(64), (p @ support).argmax(-1)]
+    discounts = update.config.gamma * ~np.asarray(batch.terminated)
+    m = jnp.array([algorithm_1(support, *x) for x in zip(batch.reward, discounts, p, strict=True)])
+
+    def expected_loss(params):
+        log_p = jax.nn.log_softmax(logits(params, batch.obs))[jnp.arange(64), batch.action]
+        return -jnp.mean(jnp.sum(m * log_p, axis=-1))
+
+    check_loss(update, expected_loss)
 
 
 def small(**fields):
@@ -167,7 +172,7 @@ def test_value_is_the_expected_return_of_the_action_taken():
     before, after = states_of(algorithm, 1)
     _, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
     values = expected_values(before.params, before.env.obs[0])
-    action = unpack(after.buffer).action[100]  # the first after those of `init`
+    action = after.buffer.action[100]  # the first after those of `init`
     assert np.ptp(values) > 1e-3
     np.testing.assert_allclose(metrics["value"], values[action], rtol=1e-5)
 
@@ -188,7 +193,7 @@ def test_minatar_has_a_distribution_for_each_action():
 
 
 def values_of(config, state, obs):
-    network = network_for(make_env(config.env_id, 1), config.hidden_sizes, 2 * config.num_atoms)
+    network = make_network(make_env(config.env_id, 1), config.hidden_sizes, 2 * config.num_atoms)
     x = network.apply(state.params, obs).reshape(len(obs), 2, config.num_atoms)
     support = np.linspace(config.v_min, config.v_max, config.num_atoms)
     return np.sum(jax.nn.softmax(x) * support, axis=-1).max(-1)

@@ -4,25 +4,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_table_probe, episode_returns, every_end, keys, load, online_return
+from helpers import check_table_probe, check_table_steps, episode_returns, keys, load, online_return
 
 from algorithms import double_q_learning
 from algorithms.double_q_learning import Config, make, td_error
-from common.envs import Transition
-
-Q1 = jnp.array([[7.0, 3.0], [4.0, 5.0]])  # in state 1 it prefers action 1
-Q2 = jnp.array([[0.0, 1.0], [9.0, 6.0]])  # which this table says is worth 6
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    assert td_error(Q1, Q2, t, 0.5) == 2 + bootstraps * 0.5 * 6 - 3
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
+    error = td_error(3.0, 2.0, 6.0, jnp.array(terminated), 0.5)
+    assert error == 2 + 0.5 * 6 * (not terminated) - 3
+
+
+def test_a_step_moves_one_table_to_the_other_ones_value_of_its_best_action(monkeypatch):
+    def next_value(q, entry, obs):
+        return q[1 - entry[0], obs, q[entry[0], obs].argmax()]
+
+    check_table_steps(double_q_learning, monkeypatch, next_value)
 
 
 def test_a_coin_chooses_the_table_that_learns_and_the_other_one_values():
     """One never-ending state, reward 1: Qi ← Qi + α (1 + γ Qj - Qi), one table at a time."""
-    config = Config(env_id="AlwaysTruncated-probe", num_steps=1, total_timesteps=1, gamma=0.5)
+    config = Config(
+        env_id="AlwaysTruncated-probe", steps_per_update=1, total_timesteps=1, gamma=0.5
+    )
     algorithm = make(config)
     state = jax.jit(algorithm.init)(jax.random.key(0))
     tables = jnp.array([[[8.0, 8.0]], [[-4.0, -4.0]]])
@@ -52,7 +57,7 @@ def test_cliff_walking_beside_figure_6_4():
     """The setting of Sutton & Barto 2018, Figure 6.4: ε = .1, α = .5, γ = 1, 500 episodes. The
     online return of the last 100: an independent simulation of 100 runs gave -25.0, with a standard
     deviation of 5.5 a run; the band is three standard errors of 64 seeds and 100 runs together."""
-    algorithm = make(Config(num_steps=1, total_timesteps=25_000))
+    algorithm = make(Config(steps_per_update=1, total_timesteps=25_000))
     online = online_return(episode_returns(algorithm, 64))
     assert -27.7 <= online <= -22.3, online
 
@@ -69,7 +74,7 @@ def test_maximization_bias_as_in_figure_6_5():
         config = module.Config(
             env_id="MaximizationBias-tabular",
             total_timesteps=450,
-            num_steps=1,
+            steps_per_update=1,
             learning_rate=0.1,
         )
         algorithm = module.make(config)

@@ -7,42 +7,49 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_budget, check_q_probe, every_end, pairs, states_of
+from helpers import (
+    check_budget,
+    check_q_probe,
+    check_td_loss,
+    first_update,
+    pairs,
+    relu_mlp,
+    states_of,
+)
 
 from algorithms import dqn
-from algorithms.dqn import Config, epsilon_greedy, linear_decay, make, td_error
-from common.buffers import unpack
-from common.envs import Transition
-
-
-def q(params, obs):
-    return params[obs]
-
-
-def transition(terminated, truncated):
-    return Transition(jnp.int32(0), jnp.int32(1), 2.0, jnp.int32(1), terminated, truncated)
-
+from algorithms.dqn import Config, make, td_error
+from common.exploration import epsilon_greedy, linear_schedule
 
 PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is worth 3
 TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = transition(jnp.array(terminated), jnp.array(truncated))
+def error(params, target_params, terminated=False):
+    """The TD error from state 0 to 1 by action 1, with reward 2 and γ = 0.5."""
+    return td_error(params[0, 1], 2.0, jnp.max(target_params[1]), terminated, 0.5)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(PARAMS, TARGET_PARAMS, t, q, 0.5)
-    assert error == 2 + bootstraps * 0.5 * 40 - 3
+        got = error(PARAMS, TARGET_PARAMS, jnp.array(terminated))
+    assert got == 2 + 0.5 * 40 * (not terminated) - 3
 
 
 def test_gradient_is_semi_gradient():
     """Only Q(s, a; θ) is differentiated: neither the target nor any other entry of θ."""
-    t = transition(jnp.array(False), jnp.array(False))
-    gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(PARAMS, TARGET_PARAMS, t, q, 0.5)
+    gradient, target_gradient = jax.grad(error, argnums=(0, 1))(PARAMS, TARGET_PARAMS)
     np.testing.assert_array_equal(gradient, [[0, -1], [0, 0]])
     np.testing.assert_array_equal(target_gradient, np.zeros((2, 2)))
-    same = jax.grad(lambda params: td_error(params, params, t, q, 0.5))(PARAMS)
+    same = jax.grad(lambda params: error(params, params))(PARAMS)
     np.testing.assert_array_equal(same, [[0, -1], [0, 0]])
+
+
+def test_an_update_descends_the_squared_td_error_of_its_batch():
+    update = first_update(dqn)
+    next_q = relu_mlp(update.state.target_params, update.batch.next_obs)
+    check_td_loss(update, relu_mlp, next_q.max(-1))
 
 
 def test_epsilon_greedy_takes_the_best_action_with_probability_1_minus_epsilon_and_a_share():
@@ -55,7 +62,7 @@ def test_epsilon_greedy_takes_the_best_action_with_probability_1_minus_epsilon_a
 def test_epsilon_falls_linearly_and_then_stays():
     steps = jnp.array([0, 25, 50, 100, 101, 10**6])
     expected = [1.0, 0.775, 0.55, 0.1, 0.1, 0.1]
-    np.testing.assert_allclose(linear_decay(steps, 1.0, 0.1, 100), expected, rtol=1e-6)
+    np.testing.assert_allclose(linear_schedule(steps, 1.0, 0.1, 100), expected, rtol=1e-6)
 
 
 def small(**fields):
@@ -95,7 +102,7 @@ def test_target_network_moves_by_tau():
 def test_replay_holds_the_latest_transitions_in_order_of_writing(states):
     for step, (before, after) in enumerate(pairwise(states)):
         start = (2 + step) % 4 * 10
-        old, new = (np.asarray(unpack(state.buffer).obs) for state in (before, after))
+        old, new = (np.asarray(state.buffer.obs) for state in (before, after))
         written = np.arange(start, start + 10)
         np.testing.assert_array_equal(np.delete(old, written, 0), np.delete(new, written, 0))
         np.testing.assert_array_equal(new[start : start + 5], np.asarray(before.env.obs))
@@ -109,8 +116,10 @@ def test_the_budget_counts_every_environment_step():
 def test_minatar_is_replayed_as_bool_and_seen_by_a_convolution():
     algorithm = make(small(env_id="Breakout-MinAtar", buffer_size=100))
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
-    assert state.buffer.words.shape == (100, 2)  # action and reward
-    assert state.buffer.bytes.shape == (100, 2 * 400 + 2)  # obs, next_obs, terminated, truncated
+    for images in (state.buffer.obs, state.buffer.next_obs):
+        assert images.shape == (100, 10, 10, 4) and images.dtype == bool
+    numbers = jax.tree.leaves(state.buffer._replace(obs=(), next_obs=()))
+    assert [x.dtype for x in numbers] == [jnp.int32, jnp.float32, bool, bool]
     assert state.params[0][0].shape == (9 * 4, 16)  # 16 filters of 3 x 3
     after, _ = jax.jit(algorithm.update)(jax.jit(algorithm.init)(jax.random.key(0)), jnp.int32(0))
     assert np.isfinite(after.params[0][0]).all()

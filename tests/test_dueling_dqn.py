@@ -4,38 +4,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_q_probe, every_end, relu_mlp
+from helpers import check_q_probe, check_td_loss, first_update, relu_mlp
 
 from algorithms import dueling_dqn
-from algorithms.dueling_dqn import Config, dueling, dueling_network_for, make, td_error
-from common.envs import Transition, make_env
-
-
-def q(params, obs):
-    return params[obs]
-
-
-def transition(terminated, truncated):
-    return Transition(jnp.int32(0), jnp.int32(1), 2.0, jnp.int32(1), terminated, truncated)
-
+from algorithms.dueling_dqn import Config, dueling, make, make_dueling_network, td_error
+from common.envs import make_env
 
 PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is worth 3
 TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = transition(jnp.array(terminated), jnp.array(truncated))
+def error(params, target_params, terminated=False):
+    """The TD error from state 0 to 1 by action 1, with reward 2 and γ = 0.5."""
+    return td_error(params[0, 1], 2.0, jnp.max(target_params[1]), terminated, 0.5)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(PARAMS, TARGET_PARAMS, t, q, 0.5)
-    assert error == 2 + 0.5 * 40 * bootstraps - 3
+        got = error(PARAMS, TARGET_PARAMS, jnp.array(terminated))
+    assert got == 2 + 0.5 * 40 * (not terminated) - 3
 
 
 def test_gradient_is_semi_gradient():
-    t = transition(jnp.array(False), jnp.array(False))
-    gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(PARAMS, TARGET_PARAMS, t, q, 0.5)
+    """Only Q(s, a; θ) is differentiated: neither the target nor any other entry of θ."""
+    gradient, target_gradient = jax.grad(error, argnums=(0, 1))(PARAMS, TARGET_PARAMS)
     np.testing.assert_array_equal(gradient, [[0, -1], [0, 0]])
     np.testing.assert_array_equal(target_gradient, np.zeros((2, 2)))
+    same = jax.grad(lambda params: error(params, params))(PARAMS)
+    np.testing.assert_array_equal(same, [[0, -1], [0, 0]])
+
+
+def test_an_update_descends_the_squared_td_error_of_its_batch():
+    update = first_update(dueling_dqn)
+    network = make_dueling_network(make_env(update.config.env_id, 1), update.config.hidden_sizes)
+    next_q = network.apply(update.state.target_params, update.batch.next_obs)
+    check_td_loss(update, network.apply, next_q.max(-1))
 
 
 def test_dueling_by_hand():
@@ -94,7 +98,7 @@ def test_network_is_two_streams_on_shared_layers(env_id, hidden_sizes):
     """The same numbers from V and A as networks of their own, which share all layers but the last
     hidden one."""
     env = make_env(env_id, 5)
-    network = dueling_network_for(env, hidden_sizes)
+    network = make_dueling_network(env, hidden_sizes)
     params = network.init(jax.random.key(1))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
     obs = env.reset(jax.random.key(0)).obs
@@ -114,7 +118,7 @@ def test_network_is_two_streams_on_shared_layers(env_id, hidden_sizes):
 
 def test_every_layer_starts_with_the_scale_of_dense():
     """Weights of variance 1 / inputs, also in the layer that holds both streams."""
-    network = dueling_network_for(make_env("CartPole-v1", 1), (100, 1_000))
+    network = make_dueling_network(make_env("CartPole-v1", 1), (100, 1_000))
     for w, b in network.init(jax.random.key(0)):
         np.testing.assert_allclose(w.std() * np.sqrt(len(w)), 1, atol=0.1)
         assert not b.any()
@@ -122,7 +126,7 @@ def test_every_layer_starts_with_the_scale_of_dense():
 
 def test_the_convolution_learns_from_both_streams():
     env = make_env("Breakout-MinAtar", 3)
-    network = dueling_network_for(env, (8,))
+    network = make_dueling_network(env, (8,))
     params = network.init(jax.random.key(0))
     obs = env.reset(jax.random.key(1)).obs
     of_mean = lambda params: network.apply(params, obs).mean()  # V alone
@@ -157,7 +161,7 @@ def test_minatar_is_learned_through_the_convolution():
 
 
 def values_of(config, state, obs):
-    network = dueling_network_for(make_env(config.env_id, 1), config.hidden_sizes)
+    network = make_dueling_network(make_env(config.env_id, 1), config.hidden_sizes)
     return network.apply(state.params, obs).max(-1)
 
 

@@ -4,19 +4,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_table_probe, error_on_the_cliff, every_end, histories, keys, trained
+from helpers import (
+    check_table_probe,
+    check_table_steps,
+    error_on_the_cliff,
+    histories,
+    keys,
+    trained,
+)
 
 from algorithms import dyna_q
-from algorithms.dyna_q import Config, Model, learn, make, recall, td_error
+from algorithms.dyna_q import Config, Model, make, sample_model, td_error, update_model
 from common.envs import Transition
 
-Q = jnp.array([[7.0, 3.0], [4.0, 5.0]])
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
+    error = td_error(3.0, 2.0, 5.0, jnp.array(terminated), 0.5)
+    assert error == 2 + 0.5 * 5 * (not terminated) - 3
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    assert td_error(Q, t, 0.5) == 2 + bootstraps * 0.5 * 5 - 3
+def test_a_step_moves_q_to_the_best_next_value(monkeypatch):
+    best = lambda q, entry, obs: q[obs].max()
+    check_table_steps(dyna_q, monkeypatch, best, num_planning_steps=0)
 
 
 def empty_model(**fields) -> Model:
@@ -30,7 +40,7 @@ def test_model_remembers_the_last_outcomes_of_all_that_was_tried(plan_untried, n
     random = np.random.default_rng(0)
     model = empty_model(num_outcomes=num_outcomes)
     pairs, outcomes, last = [], {}, {}
-    update = jax.jit(learn, static_argnums=3)
+    update = jax.jit(update_model, static_argnums=3)
     for time in range(200):
         s, a, next_s = random.integers([16, 4, 16])
         reward, terminated = random.normal(), random.random() < 0.3
@@ -56,12 +66,12 @@ def test_model_remembers_the_last_outcomes_of_all_that_was_tried(plan_untried, n
         assert model.last_time[s, a] == last.get((s, a), 0)
 
 
-def test_recall_draws_pairs_and_outcomes_evenly_and_adds_the_bonus():
+def test_sample_model_draws_pairs_and_outcomes_evenly_and_adds_the_bonus():
     model = empty_model(num_outcomes=3)
     for time, (s, a, reward, next_s) in enumerate([(5, 1, 1.0, 6), (5, 1, 2.0, 7), (9, 0, 3.0, 8)]):
         t = Transition(s, a, reward, next_s, next_s == 8, True)
-        model = learn(model, jax.tree.map(jnp.asarray, t), time, False)
-    draw = jax.jit(jax.vmap(recall, (0, None, None, None)))
+        model = update_model(model, jax.tree.map(jnp.asarray, t), time, False)
+    draw = jax.jit(jax.vmap(sample_model, (0, None, None, None)))
     t = draw(jax.random.split(jax.random.key(0), 30_000), model, 5, 0.5)
     assert not t.truncated.any()
     expected = {  # r + κ √τ: (5, 1) was last tried at time 1, (9, 0) at time 2
@@ -81,7 +91,7 @@ def test_a_real_step_is_followed_by_the_planned_ones():
     """Each makes one update; with α = 1 and γ = 1, planning makes the short way known at once."""
     config = Config(
         env_id="TwoStep-probe",
-        num_steps=10,
+        steps_per_update=10,
         total_timesteps=10,
         num_planning_steps=30,
         learning_rate=1.0,
@@ -100,7 +110,7 @@ def test_it_learns_the_values_and_best_actions_of_the_probes(name):
 
 def goals(**fields) -> np.ndarray:
     """Which steps reached the goal, for 30 seeds, [30, T]."""
-    algorithm = make(Config(num_steps=1, gamma=0.95, **fields))
+    algorithm = make(Config(steps_per_update=1, gamma=0.95, **fields))
     return ~np.isnan(histories(algorithm, "episode_return", 30)[1])
 
 

@@ -5,24 +5,29 @@ import numpy as np
 import pytest
 from helpers import (
     check_table_probe,
+    check_table_steps,
     episode_returns,
     error_on_the_cliff,
-    every_end,
     online_return,
 )
 
 from algorithms import expected_sarsa
 from algorithms.expected_sarsa import Config, epsilon_greedy_probabilities, make, td_error
-from common.envs import Transition
 
-Q = jnp.array([[7.0, 3.0], [4.0, 5.0]])
+NEXT_Q = jnp.array([4.0, 5.0])
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    expected = 2 + bootstraps * 0.5 * (0.1 * 4 + 0.9 * 5) - 3
-    np.testing.assert_allclose(td_error(Q, t, 0.2, 0.5), expected, rtol=1e-6)
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
+    next_value = epsilon_greedy_probabilities(NEXT_Q, 0.2) @ NEXT_Q
+    expected = 2 + 0.5 * (0.1 * 4 + 0.9 * 5) * (not terminated) - 3
+    error = td_error(3.0, 2.0, next_value, jnp.array(terminated), 0.5)
+    np.testing.assert_allclose(error, expected, rtol=1e-6)
+
+
+def test_a_step_moves_q_to_the_mean_next_value(monkeypatch):
+    mean = lambda q, entry, obs: 0.9 * q[obs].max() + 0.1 * q[obs].min()  # of two actions
+    check_table_steps(expected_sarsa, monkeypatch, mean, target_epsilon=0.2)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_it_learns_the_values_and_best_actions_of_the_probes(name):
 def test_cliff_walking_as_in_figure_6_4():
     """Sutton & Barto 2018, Figure 6.4: ε = .1, α = .5, γ = 1, 500 episodes. The online return of
     the last 100 is -20.71 ± .7 over 64 seeds: that of the best ε-soft policy is -20.7077."""
-    algorithm = make(Config(num_steps=1, total_timesteps=20_000))
+    algorithm = make(Config(steps_per_update=1, total_timesteps=20_000))
     online = online_return(episode_returns(algorithm, 64))
     assert -21.41 <= online <= -20.01, online
 

@@ -1,5 +1,5 @@
-"""Whatever is typed after `python -m algorithms.<name>`: it is refused in one plain line that names
-the flag, with exit code 2, or it runs; what runs can be traced. No traceback."""
+"""Random command lines of `python -m algorithms.<name>`: each is refused in one plain line, with
+exit code 2, that names the flag, or it runs, and what runs can be traced. No traceback."""
 
 import contextlib
 import dataclasses
@@ -47,12 +47,12 @@ TEXTS = [
 ]
 TEXTS += ["Blackjack-tabular", "/etc", "/", "ö∂\u202e", "a b", "'; ls", "--"]
 NAMES = ["--", "-", "---seed", "--sead", "--löss", "stray", "--learning-rates", "-h2", "--=", "=3"]
-TRACED = 3  # of what is accepted, for each file; the rest is made, which is most of it
-NOT_RUN = {"resume", "imports", "out", "sweep"}  # which read files; other tests have them
+TRACED = 3  # accepted command lines to trace per algorithm; of the others only `make` is called
+NOT_RUN = {"resume", "imports", "out", "sweep"}  # flags about files; other tests have them
 
 
 def values(field):
-    """Half of them what it is anyway, or nearly so, which most often is accepted."""
+    """Return a strategy: half of the values are near the default, and mostly accepted."""
     near = [str(field.default)]
     if field.type in (int, float):
         near += [str(field.type(field.default * x)) for x in (0.75, 0.9, 1)]
@@ -62,6 +62,7 @@ def values(field):
 
 
 def any_value(field):
+    """Return a strategy of values, right and wrong, for a field's type."""
     kind = field.type
     if kind is int:
         return st.sampled_from([*INTS, *TEXTS[:3]])
@@ -73,7 +74,7 @@ def any_value(field):
 
 
 def tokens(field):
-    """A flag as it should be or nearly so, and a value of any kind."""
+    """Return a strategy of a flag, right or nearly so, with a value of any kind."""
     flag = "--" + field.name.replace("_", "-")
     if field.type is bool:
         return st.sampled_from([[flag], ["--no-" + flag[2:]], [flag, "maybe"], [flag + "=1"]])
@@ -86,16 +87,17 @@ def tokens(field):
 
 
 def command_lines(config):
+    """Return a strategy of command lines with one to three flags."""
     fields = [*dataclasses.fields(config), *dataclasses.fields(Run)]
-    some = st.one_of([tokens(field) for field in fields if field.name not in NOT_RUN])
+    known = st.one_of([tokens(field) for field in fields if field.name not in NOT_RUN])
     stray = st.sampled_from(NAMES).map(lambda name: [name])
-    return st.lists(st.one_of(some, some, some, some, stray), min_size=1, max_size=3).map(
+    return st.lists(st.one_of(known, known, known, known, stray), min_size=1, max_size=3).map(
         lambda parts: [token for part in parts for token in part]
     )
 
 
 def called(module, argv, patch, traced):
-    """Exit code and stderr of `main`, which goes as far as to the first compilation."""
+    """Return the exit code, stdout and stderr of `main`, which stops before it compiles."""
 
     def trace(job):
         algorithm = job.make(job.config)

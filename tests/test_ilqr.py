@@ -7,7 +7,17 @@ import pytest
 from helpers import trained
 
 from algorithms import lqr
-from algorithms.ilqr import Config, Plan, backward, boxed_newton, expand, forward, make, simulate
+from algorithms.ilqr import (
+    Config,
+    Expansion,
+    Plan,
+    backward,
+    boxed_newton,
+    expand,
+    forward,
+    make,
+    simulate,
+)
 from common.environments.dynamics import Dynamics, make_dynamics
 from common.environments.linear import LINEAR
 
@@ -37,14 +47,15 @@ def test_one_step_back_by_hand():
     one, zero = jnp.ones((2, 1, 1)), jnp.zeros((2, 1, 1))
     lx, lu = jnp.array([[4.0], [6.0]]), jnp.array([[2.0], [2.0]])
     controls = jnp.ones((2, 1))
-    k, K = backward((one, one, lx, lu, 2 * one, zero, 2 * one), controls, 0.5, -9.0, 9.0)
+    expansions = Expansion(one, one, lx, lu, lxx=2 * one, lux=zero, luu=2 * one)
+    k, K = backward(expansions, controls, 0.5, -9.0, 9.0)
     # last: Q̃_uu = 2.5, Q_u = 2, Q̃_ux = .5: k = -.8, K = -.2, V_x = 6 - .2·2·-.8 - .2·2, V_xx = 2.08
     np.testing.assert_allclose([k[1, 0], K[1, 0, 0]], [-0.8, -0.2], rtol=1e-6)
     Vx, Vxx = 6 + 0.2 * 2 * 0.8 - 0.2 * 2, 2 + 0.2 * 2 * 0.2
     H = 2 + Vxx + 0.5
     np.testing.assert_allclose(k[0, 0], -(2 + Vx) / H, rtol=1e-6)
     np.testing.assert_allclose(K[0, 0, 0], -(Vxx + 0.5) / H, rtol=1e-6)
-    k, K = backward((one, one, lx, lu, 2 * one, zero, 2 * one), controls, 0.5, 0.9, 9.0)
+    k, K = backward(expansions, controls, 0.5, 0.9, 9.0)
     np.testing.assert_allclose(k[1, 0], -0.1, rtol=1e-5)  # at its bound, where nothing feeds back
     assert K[1, 0, 0] == 0
 
@@ -71,7 +82,7 @@ def test_a_plan_is_followed_with_feedback_within_the_bounds():
     dynamics = make_dynamics("DoubleIntegrator-linear")
     plan = Plan(jnp.zeros((2, 2)), jnp.array([[1.0], [1.0]]), jnp.zeros((2, 1, 2)), 0.0)
     k, K = jnp.array([[2.0], [2.0]]), jnp.full((2, 1, 2), -1.0)
-    new = forward(dynamics, plan, k, K, 0.5, -9.0, 1.5)
+    new = forward(dynamics, plan, k, K, 0.5, (-9.0, 1.5))
     # u₀ = 1 + .5·2 → 1.5; x₁ = (0, 1.5); u₁ = 1 + .5·2 - 1.5
     np.testing.assert_allclose(new.controls[:, 0], [1.5, 0.5])
     np.testing.assert_allclose(new.x, [[0, 0], [0, 1.5]])
@@ -93,7 +104,7 @@ def test_on_a_linear_task_one_iteration_finds_the_riccati_gains(monkeypatch):
         state = state._replace(params=Plan(x, controls, state.params.gains, total))
         one, _ = update(state, 0)
         two, _ = update(one, 1)
-        riccati = lqr.make(lqr.Config(env_id, num_steps=known.max_steps, horizon="finite"))
+        riccati = lqr.make(lqr.Config(env_id, num_riccati_steps=known.max_steps, horizon="finite"))
         exact = trained(riccati, [0], known.max_steps).state.params
     one, gains = one.params, np.asarray(one.params.gains)
     exact_gains = np.asarray(exact.gains[0])
@@ -128,7 +139,7 @@ def test_on_pendulum_the_environment_pays_what_the_best_plans_promise():
 def test_feedback_keeps_a_plan_alive_where_there_is_noise():
     """With noise the return is near -E[xᵀPx] less what the noise costs, 3.9 in all (lqr.py); the
     same controls without feedback cost several times that."""
-    algorithm = make(Config(env_id="DoubleIntegrator-linear", num_starts=500, num_guesses=1))
+    algorithm = make(Config(env_id="DoubleIntegrator-linear", num_starts=500, num_initial_plans=1))
     update = jax.jit(algorithm.update)
     state = jax.jit(algorithm.init)(jax.random.key(0))
     for step in range(6):  # from random controls that run away
@@ -140,16 +151,16 @@ def test_feedback_keeps_a_plan_alive_where_there_is_noise():
 
 
 def test_the_picture_shows_state_and_control_of_one_start():
-    from matplotlib.figure import Figure
-
     algorithm = make(Config(env_id="DoubleIntegrator-linear", num_starts=3))
-    figure = Figure()
-    algorithm.picture(algorithm.init(jax.random.key(0)), figure)
-    assert [axis.get_ylabel() for axis in figure.axes] == ["x[0]", "x[1]", "u[0]"]
-    for axis in figure.axes:
-        realised, planned = (line.get_ydata() for line in axis.lines)
-        assert len(realised) == len(planned) == 20
-    assert figure.axes[0].lines[0].get_ydata()[0] == figure.axes[0].lines[1].get_ydata()[0]
+    state = algorithm.init(jax.random.key(0))
+    picture = algorithm.picture(state)
+    assert picture["names"] == ["x[0]", "x[1]", "u[0]"]
+    realised, planned = picture["realised"], picture["planned"]
+    assert realised.shape == (20, 3) and planned.shape == (1, 20, 3)
+    assert picture["start"].tolist() == [0]
+    np.testing.assert_array_equal(realised[0, :2], planned[0, 0, :2])
+    assert not np.array_equal(realised[1:, :2], planned[0, 1:, :2])  # there is noise
+    assert (np.asarray(state.starts.obs) == realised[0, :2]).all(1).sum() == 1
 
 
 def test_environments_that_cannot_be_planned_in_are_refused():

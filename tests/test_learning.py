@@ -2,12 +2,22 @@
 
 import importlib
 import math
+import shlex
 import shutil
 
 import pytest
 
 from benchmarks import learning
-from benchmarks.learning import averages, band, chosen, command, in_words, run_row, suite
+from benchmarks.learning import (
+    averages,
+    band,
+    chosen,
+    command,
+    in_words,
+    lines,
+    run_row,
+    suite,
+)
 from common.runner.cli import parse
 
 ROWS = {name: row for name, row in suite().items() if row["tier"] == "test"}
@@ -76,19 +86,26 @@ def test_rows_that_want_an_accelerator_run_only_when_they_are_asked_for():
 
 
 @pytest.mark.parametrize("flags", ["", "--learning-rate 5e-4 --hidden-sizes 64 64"])
-def test_the_tables_show_the_flags_of_the_run_not_those_of_the_suite(flags, tmp_path, monkeypatch):
+def test_the_table_shows_the_flags_of_the_run_not_those_of_the_suite(flags, tmp_path, monkeypatch):
     (tmp_path / "benchmarks").mkdir()
     shutil.copy(learning.ROOT / "benchmarks" / "suite.toml", tmp_path / "benchmarks")
     monkeypatch.setattr(learning, "ROOT", tmp_path)
     monkeypatch.setattr(learning, "RESULTS", tmp_path)
-    pages = tmp_path / "README.md", tmp_path / "benchmarks" / "README.md"
-    for page in pages:
-        page.write_text("<!-- learning: begin -->old<!-- learning: end -->")
+    page = tmp_path / "benchmarks" / "README.md"
+    page.write_text("<!-- learning: begin -->old<!-- learning: end -->")
     row = suite()["dqn-cartpole"] | {"flags": flags}
     ran = f"python {' '.join(command(row))}"
     line = dict.fromkeys(learning.COLUMNS, "1") | {"row": "dqn-cartpole", "command": ran}
     learning.write_line(line)
     learning.render({"dqn-cartpole": row | {"flags": "--gamma 0.5"}})
-    assert f"| {f'`{flags}`' if flags else 'none'} |" in pages[0].read_text()
-    assert f"`{ran}`" in pages[1].read_text()
-    assert not any("0.5" in page.read_text() for page in pages)
+    assert f"`{ran}`" in page.read_text() and flags in page.read_text()
+    assert "0.5" not in page.read_text() and ">old<" not in page.read_text()
+
+
+@pytest.mark.parametrize("name", lines())
+def test_a_committed_result_is_of_the_training_that_its_row_asks_for(name):
+    """A flag that is renamed must be renamed in learning.csv too."""
+    asked = f"python {shlex.join(command(suite()[name]))}"
+    ran = lines()[name]["command"]
+    training = [words.partition(" --eval-episodes ")[0] for words in (asked, ran)]
+    assert training[0] == training[1]

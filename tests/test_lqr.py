@@ -18,7 +18,7 @@ from algorithms.lqr import (
     riccati,
     step_back,
 )
-from common.environments.linear import LINEAR, System, as_floats, make_system
+from common.environments.linear import LINEAR, System, make_system
 from common.envs import evaluate, make_env
 
 ONE = System(*(jnp.full((1, 1), x) for x in (2.0, 3.0, 5.0, 7.0)), jnp.array([0.0]), jnp.ones(1))
@@ -95,8 +95,9 @@ def test_it_agrees_with_scipy_on_100_random_stabilisable_systems(gamma):
 
 def test_a_finite_horizon_has_the_best_gains_of_each_step():
     """Against least squares over all actions of five steps at once."""
-    state, metrics = solved(horizon="finite", num_steps=5, gamma=0.9)
-    A, B, Q, R, *_ = make_system("DoubleIntegrator-linear")
+    state, metrics = solved(horizon="finite", num_riccati_steps=5, gamma=0.9)
+    system = make_system("DoubleIntegrator-linear")
+    A, B = np.asarray(system.A, float), np.asarray(system.B, float)
     x0, T = np.array([1.0, -2.0]), 5
     # x_t = Aᵗ x₀ + Σ_k A^(t-1-k) B u_k; the weighted residuals are √γᵗ (x_t, u_t).
     power, rows, right = np.linalg.matrix_power, [], []
@@ -132,16 +133,16 @@ def test_the_expected_return_is_what_episodes_give():
 
 def test_least_squares_finds_a_system_without_noise():
     with jax.enable_x64(True):
-        system = as_floats(make_system("Random-linear", jax.random.key(3)))
+        system = make_system("Random-linear", jax.random.key(3))
         quiet = system._replace(noise=jnp.zeros(4))
-        data = explore(quiet, jax.random.key(0), 30, 10, 1.0)
-        model = least_squares(system._replace(A=0 * system.A, B=0 * system.B), *data)
+        x, u, next_x = explore(quiet, jax.random.key(0), 30, 10, 1.0)
+        model = least_squares(system._replace(A=0 * system.A, B=0 * system.B), x, u, next_x)
     np.testing.assert_allclose(model.A, system.A, atol=1e-9)
     np.testing.assert_allclose(model.B, system.B, atol=1e-9)
 
 
 def test_exploration_follows_the_system_and_begins_again():
-    system = as_floats(make_system("DoubleIntegrator-linear"))
+    system = make_system("DoubleIntegrator-linear")
     x, u, next_x = map(np.asarray, explore(system, jax.random.key(0), 2_000, 4, 3.0))
     begins = np.arange(2_000) % 4 == 0
     np.testing.assert_array_equal(x[1:][~begins[1:]], next_x[:-1][~begins[1:]])
@@ -162,7 +163,7 @@ def infinite_cost(system, K):
 @pytest.mark.parametrize("env_id", ["DoubleIntegrator-linear", "Random-linear"])
 def test_the_cost_after_identification_is_within_1_percent_of_the_best(env_id):
     """From 200 noisy transitions, for 16 seeds, in float32; the best is SciPy's."""
-    algorithm = make(Config(env_id=env_id, identify=True))
+    algorithm = make(Config(env_id=env_id, fit_model=True))
     state = trained(algorithm, range(16), algorithm.num_updates).state
     _, metrics = jax.vmap(algorithm.update, (0, None))(state, algorithm.num_updates - 1)
     assert (metrics["cost_ratio"] < 1.01).all()
@@ -170,7 +171,7 @@ def test_the_cost_after_identification_is_within_1_percent_of_the_best(env_id):
     state = jax.tree.map(lambda x: np.asarray(x, float), state)
     for seed in range(16):
         system = System(*(x[seed] for x in state.system))
-        P = scipy.linalg.solve_discrete_are(*system[:4])
+        P = scipy.linalg.solve_discrete_are(system.A, system.B, system.Q, system.R)
         best = np.linalg.solve(system.R + system.B.T @ P @ system.B, system.B.T @ P @ system.A)
         ratio = infinite_cost(system, state.params.gains[seed, 0]) / infinite_cost(system, best)
         assert 1 - 1e-6 < ratio < 1.01
@@ -186,4 +187,4 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="did you mean 'DoubleIntegrator-linear'"):
         make(Config(env_id="DoubleIntegrator-v1"))
     with pytest.raises(ValueError, match="--num-transitions 2: .* 3 unknowns"):
-        make(Config(identify=True, num_transitions=2))
+        make(Config(fit_model=True, num_transitions=2))

@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import every_end, run, trained
-from matplotlib.figure import Figure
 
 from algorithms.mcts import Config, Tree, backup, choose, make, search, uct
-from common.environments.games import decisive, make_game, tic_tac_toe_code, tic_tac_toe_values
-from common.environments.simulators import Simulator, of_env, of_game
+from common.environments.games import (
+    board,
+    decisive,
+    make_game,
+    tic_tac_toe_code,
+    tic_tac_toe_values,
+)
+from common.environments.simulators import Simulator, simulator_of_env, simulator_of_game
 from common.envs import Env, EnvState, Transition
 
 SMALL = Config(num_envs=4, num_simulations=20, rollout_length=9, total_timesteps=400)
@@ -38,12 +43,12 @@ def test_backup_counts_and_adds_on_the_path_only_and_keeps_a_child_that_is_there
     """Three nodes with two actions; the path is (0, 1), (2, 0), and there it has ended."""
     zeros = jnp.zeros((3, 2))
     tree = Tree(child=jnp.array([[0, 2], [0, 0], [0, 0]]), visits=zeros + 1, total=zeros)
-    edge, returns = jnp.array([1, 4, 6]), jnp.array([0.5, -3.0, 9.0])  # 6 is beyond all edges
-    after = backup(tree, edge, returns, new_node=7)
+    path, returns = jnp.array([1, 4, 6]), jnp.array([0.5, -3.0, 9.0])  # 6 is no step
+    after = backup(tree, path, returns, new_node=7)
     np.testing.assert_array_equal(after.visits, [[1, 2], [1, 1], [2, 1]])
     np.testing.assert_array_equal(after.total, [[0, 0.5], [0, 0], [-3, 0]])
     np.testing.assert_array_equal(after.child, [[0, 2], [0, 0], [7, 0]])
-    again = backup(after, edge, returns, new_node=8)
+    again = backup(after, path, returns, new_node=8)
     np.testing.assert_array_equal(again.child, after.child)
 
 
@@ -57,8 +62,8 @@ def chain(length, gamma=1.0):
     return Simulator(step, lambda state: jnp.ones(2, bool), num_actions=2, max_steps=length)
 
 
-def searched(simulator, state, num_simulations, exploration=1.0, rollout_length=0, seed=0):
-    find = lambda key: search(simulator, state, key, num_simulations, exploration, rollout_length)
+def searched(simulator, state, num_simulations, uct_c=1.0, rollout_length=0, seed=0):
+    find = lambda key: search(simulator, state, key, num_simulations, uct_c, rollout_length)
     return jax.tree.map(np.asarray, jax.jit(find)(jax.random.key(seed)))
 
 
@@ -96,7 +101,7 @@ def test_where_an_action_may_lead_to_several_states_its_value_is_their_mean():
         return reward, reward, jnp.where(goes_on, 1.0, 0.0)
 
     noisy = Simulator(step, lambda state: jnp.ones(2, bool), num_actions=2, max_steps=2)
-    tree = searched(noisy, jnp.float32(0), 2_000, exploration=2.0)
+    tree = searched(noisy, jnp.float32(0), 2_000, uct_c=2.0)
     q = tree.total[0] / tree.visits[0]
     np.testing.assert_allclose(q, [2 * 0.4, 0.2], atol=0.12)  # 1.83 / √1900 is a standard error
 
@@ -113,7 +118,9 @@ def test_an_end_of_either_kind_ends_a_simulation(terminated, truncated, bootstra
 
     env = Env(None, step, 1, (), None, 3, (), None, None, 10)
     state = EnvState(jnp.int32(0), jnp.float32(0), jnp.float32(0), jnp.float32(0))
-    after, reward, discount = of_env(env, 0.9).step(state, jnp.int32(1), jax.random.key(0))
+    after, reward, discount = simulator_of_env(env, 0.9).step(
+        state, jnp.int32(1), jax.random.key(0)
+    )
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert reward == 2
     assert discount == pytest.approx(0 if terminated or truncated else 0.9)
@@ -131,10 +138,10 @@ def test_a_tree_is_that_of_mctx_with_the_same_rule_and_the_same_values():
     num_simulations, num_roots = 200, 8
 
     def step(state, action, key):
-        after, reward, discount = of_game(game).step(state, action, key)
+        after, reward, discount = simulator_of_game(game).step(state, action, key)
         return after, reward + jnp.sin(after @ weights), discount
 
-    simulator = of_game(game)._replace(step=step)
+    simulator = simulator_of_game(game)._replace(step=step)
 
     def select(key, tree, node, depth):
         simulation = jnp.sum(tree.children_visits[0])
@@ -198,7 +205,7 @@ def test_values_are_those_of_minimax_on_500_positions_of_tic_tac_toe():
     states = reachable()
     assert len(states) == 4_520
     states = states[np.random.default_rng(0).choice(len(states), 500, replace=False)]
-    simulator = of_game(make_game("TicTacToe-game"))
+    simulator = simulator_of_game(make_game("TicTacToe-game"))
 
     def value(state, key):
         tree = search(simulator, state, key, 4_000, 1.0, 9)
@@ -257,10 +264,11 @@ def test_no_trap_of_the_opening_is_fallen_into(opening):
     """The two first moves after which a reply loses, 200 searches each. Without decisive moves one
     to six in a hundred choose it."""
     game = make_game("TicTacToe-game")
+    simulator = simulator_of_game(decisive(game))
     state = jnp.zeros(9, jnp.int8).at[opening].set(-1)
 
     def reply(key):
-        tree = search(of_game(decisive(game)), state, key, 1_000, Config().exploration, 9)
+        tree = search(simulator, state, key, 1_000, Config().uct_c, 9)
         return jnp.argmax(tree.visits[0])
 
     replies = jax.jit(jax.vmap(reply))(jax.random.split(jax.random.key(2), 200))
@@ -283,33 +291,31 @@ def test_it_beats_a_random_player_and_is_an_even_match_for_itself(opponent, low,
 def test_cartpole_is_balanced_longer_than_by_chance():
     """A random policy lasts 22 steps, and hardly ever 100."""
     fields = {"env_id": "CartPole-v1", "num_simulations": 30, "rollout_length": 20}
-    config = dataclasses.replace(SMALL, **fields, exploration=10.0, total_timesteps=400)
+    config = dataclasses.replace(SMALL, **fields, uct_c=10.0, total_timesteps=400)
     progress = trained(make(config), [0], 100)
     assert progress.count["episode_return"][0] == 0  # none of 4 has fallen within 100 steps
 
 
 @pytest.mark.parametrize("env_id", ["TicTacToe-game", "ConnectFour-game", "CartPole-v1"])
-def test_the_picture_shows_where_the_visits_went(env_id):
+def test_the_picture_shows_the_next_searches(env_id):
+    """They start from the State, which the updates that follow would also search from."""
     algorithm = make(dataclasses.replace(SMALL, env_id=env_id))
     state = jax.jit(algorithm.init)(jax.random.key(0))
-    figure = Figure()
-    algorithm.picture(state, figure)  # before any search, too
-    assert not any(axes.texts for axes in figure.axes)
-    update = jax.jit(algorithm.update)
-    for step in range(2):
-        state, _ = update(state, jnp.int32(step))
-    figure = Figure()
-    algorithm.picture(state, figure)
+    picture = algorithm.picture(state)
+    visits = np.asarray(picture["visits"])
+    np.testing.assert_array_equal(visits.sum(-1), SMALL.num_simulations)
     if env_id == "CartPole-v1":
-        (axes,) = figure.axes
-        assert len(axes.collections) == 2
-    else:
-        assert len(figure.axes) == 6
-        first, second = figure.axes[-2:]
-        assert [text.get_text() in "XO" for text in second.texts].count(True) == 2
-        shares = [int(x.get_text()) for x in first.texts if x.get_text().isdecimal()]
-        assert len(shares) == (9 if env_id == "TicTacToe-game" else 7)
-        assert abs(sum(shares) - 100) < 5
+        assert visits.shape == (60, 2) and set(picture) == {"visits"}
+        return
+    boards = np.asarray(picture["boards"])
+    update = jax.jit(algorithm.update)
+    for i in range(6):
+        np.testing.assert_array_equal(boards[i], board(state.env.state[0]))
+        state, _ = update(state, jnp.int32(algorithm.num_updates + i))
+    assert visits.shape == (6, 9 if env_id == "TicTacToe-game" else 7)
+    assert [np.count_nonzero(cells) for cells in boards[:2]] == [0, 2]
+    legal = boards == 0 if env_id == "TicTacToe-game" else boards[:, :7] == 0
+    assert not visits[~legal].any()
 
 
 @pytest.mark.parametrize(

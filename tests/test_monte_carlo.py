@@ -10,32 +10,30 @@ from probes import GAMMA
 from algorithms import monte_carlo
 from algorithms.monte_carlo import (
     Config,
-    collect,
-    end,
-    epsilon_greedy,
-    linear_decay,
+    add_reward,
+    add_visit,
+    end_episode,
     make,
-    new_episode,
-    step_size,
-    visit,
+    start_episode,
 )
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env
+from common.exploration import epsilon_greedy_ties, linear_schedule, step_size
 
 
 def test_end_of_an_episode_moves_what_was_visited_to_the_returns():
     """0 → 1 → 0 → end with rewards 1, 2, 4 and γ = 1/2: G is 3 and 4 from state 0, 4 from 1."""
     table = jnp.array([8.0, 8.0, 8.0])
-    episode = new_episode(table)
+    episode = start_episode(table)
     for state, reward in ((0, 1.0), (1, 2.0), (0, 4.0)):
-        episode = collect(visit(episode, state, 0.5), reward, 0.5)
+        episode = add_reward(add_visit(episode, state, 0.5), reward, 0.5)
     expected = [((8 + 3) / 2 + 4) / 2, (8 + 4) / 2, 8]
-    np.testing.assert_array_equal(end(table, episode), expected)
+    np.testing.assert_array_equal(end_episode(table, episode), expected)
 
 
 def test_end_of_an_episode_without_visits_changes_nothing():
     table = jnp.array([[1.0, 2.0]])
-    np.testing.assert_array_equal(end(table, new_episode(table)), table)
+    np.testing.assert_array_equal(end_episode(table, start_episode(table)), table)
 
 
 def test_step_size_is_one_over_n_or_constant():
@@ -46,10 +44,10 @@ def test_step_size_is_one_over_n_or_constant():
 def test_epsilon_greedy_and_its_decay():
     keys = jax.random.split(jax.random.key(0), 40_000)
     q_values = jnp.array([1.0, 3.0, 3.0, 0.0])
-    actions = jax.vmap(epsilon_greedy, (0, None, None))(keys, q_values, 0.2)
+    actions = jax.vmap(epsilon_greedy_ties, (0, None, None))(keys, q_values, 0.2)
     np.testing.assert_allclose(np.bincount(actions) / 40_000, [0.05, 0.45, 0.45, 0.05], atol=0.01)
     steps = jnp.array([0, 5, 10, 20])
-    np.testing.assert_allclose(linear_decay(steps, 1.0, 0.5, 10), [1, 0.75, 0.5, 0.5])
+    np.testing.assert_allclose(linear_schedule(steps, 1.0, 0.5, 10), [1, 0.75, 0.5, 0.5])
 
 
 def book(episodes, table, alpha, power, gamma, first_visit):
@@ -71,7 +69,7 @@ def book(episodes, table, alpha, power, gamma, first_visit):
 
 
 @pytest.mark.parametrize(
-    "env_id, num_steps, fields",
+    "env_id, steps_per_update, fields",
     [
         ("RandomWalk5-tabular", 1, {"first_visit": True}),
         ("RandomWalk5-tabular", 40, {"first_visit": False}),
@@ -80,7 +78,7 @@ def book(episodes, table, alpha, power, gamma, first_visit):
         ("Cut-tabular", 1, {"first_visit": False, "control": True, "epsilon_start": 1.0}),
     ],
 )
-def test_it_makes_the_updates_of_the_book(env_id, num_steps, fields, monkeypatch):
+def test_it_makes_the_updates_of_the_book(env_id, steps_per_update, fields, monkeypatch):
     """Episodes that terminate, and some that a limit of 6 steps cuts, whose returns count as they
     are; within an update and over many: V after each update, and the mean of the errors at the
     ends of the episodes in it. Control with ε = 1 plays the uniform policy."""
@@ -88,7 +86,9 @@ def test_it_makes_the_updates_of_the_book(env_id, num_steps, fields, monkeypatch
     monkeypatch.setitem(TABULAR, "Cut-tabular", cut)
     settings = {"learning_rate": 0.3, "gamma": 0.9, "initial_value": 0.5, "epsilon_end": 1.0}
     with jax.enable_x64(True):
-        config = Config(env_id, num_steps=num_steps, total_timesteps=400, **settings | fields)
+        config = Config(
+            env_id, steps_per_update=steps_per_update, total_timesteps=400, **settings | fields
+        )
         tables, errors, rows, done = played(config, seed=3)
     ends = np.flatnonzero(done)
     episodes = episodes_of(rows, ends)
@@ -98,7 +98,7 @@ def test_it_makes_the_updates_of_the_book(env_id, num_steps, fields, monkeypatch
 
     exact = values_of_the_walk(0.9)
     for update, (table, error) in enumerate(zip(tables, errors, strict=True)):
-        before, now = (np.sum(ends < u * num_steps) for u in (update, update + 1))
+        before, now = (np.sum(ends < u * steps_per_update) for u in (update, update + 1))
         np.testing.assert_allclose(table, after[now], rtol=1e-10)
         if before == now or config.control:
             assert np.isnan(error)
@@ -114,14 +114,14 @@ def played(config, seed):
     def update(state, step):
         before = state.env
         state, metrics = algorithm.update(state, step)
-        keys = jax.random.split(jax.random.fold_in(state.key, step), config.num_steps)
+        keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
         return state, (state.params, metrics["rms_error"], replay(before, state.params, keys))
 
     def replay(env_state, table, keys):
         def step(env_state, key):
             key_action, key_env = jax.random.split(key)
             if config.control:  # with ε = 1 the table does not matter
-                action = epsilon_greedy(key_action, table[env_state.obs[0]], 1.0)
+                action = epsilon_greedy_ties(key_action, table[env_state.obs[0]], 1.0)
             else:
                 action = algorithm.act(table, env_state.obs[0], key_action)
             return env.step(env_state, action[None], key_env)

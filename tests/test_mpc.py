@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import check_budget, states_of
-from matplotlib.figure import Figure
 from probes import best_mass_return
 
 from algorithms.mpc import (
@@ -131,10 +130,10 @@ def test_planners_agree_with_a_grid(planner, loss):
 
 @pytest.fixture(scope="module")
 def linear_quadratic():
-    """Of each planner, the returns of 4 episodes that it plans to their ends, and the best ones."""
+    """The returns of 4 episodes that each planner plans to their ends, and the best returns."""
 
     def play(planner):
-        fields = {"num_samples": 512, "num_elites": 32, "num_iterations": 10, "horizon": 20}
+        fields = {"num_samples": 512, "num_elites": 32, "num_rounds": 10, "horizon": 20}
         algorithm = make(
             Config("Mass-linear", 80, 4, planner, init_std=0.2, temperature=0.02, **fields)
         )
@@ -173,13 +172,12 @@ def test_discrete_actions_are_refused():
 
 def test_the_picture_has_what_was_planned_beside_what_came():
     algorithm = make(Config("Mass-linear", 40, 2, num_samples=16, horizon=6))
-    figure = Figure()
-    algorithm.picture(states_of(algorithm, 1)[-1], figure)
-    assert len(figure.axes) == 2
-    for axis in figure.axes:
-        realised, *planned = axis.lines
-        assert len(realised.get_ydata()) == 20 and len(planned) == 4
-        for line in planned:  # begins where the state was
-            t = int(line.get_xdata()[0])
-            np.testing.assert_allclose(line.get_ydata()[0], realised.get_ydata()[t])
-            assert len(line.get_ydata()) == 7
+    state = states_of(algorithm, 1)[-1]
+    picture = algorithm.picture(state)
+    assert picture["names"] == ["obs[0]", "obs[1]"]
+    realised, planned, start = picture["realised"], picture["planned"], picture["start"]
+    assert realised.shape == (20, 2) and planned.shape == (4, 7, 2)
+    np.testing.assert_array_equal(realised[0], state.env.obs[0])
+    assert start.tolist() == [0, 5, 10, 15]
+    for t, plan in zip(start, planned, strict=True):  # begins where the state was
+        np.testing.assert_array_equal(plan[0], realised[t])

@@ -6,20 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_budget, check_q_probe, every_end, pairs, states_of
+from helpers import (
+    check_budget,
+    check_q_probe,
+    check_td_loss,
+    every_end,
+    first_update,
+    pairs,
+    relu_mlp,
+    states_of,
+)
 
 from algorithms import dqn, n_step_dqn
 from algorithms.n_step_dqn import Config, NStep, make, n_step, td_error
-from common.buffers import unpack
 from common.envs import Transition
-
-
-def q(params, obs):
-    return params[obs]
-
 
 PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is worth 3
 TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
+
+
+def error(params, target_params, t):
+    """The TD error of an n-step transition, from tables."""
+    next_value = jnp.max(target_params[t.next_obs])
+    return td_error(params[t.obs, t.action], t.reward, next_value, t.terminated, t.discount)
 
 
 def window(rewards, terminated=(), truncated=()):
@@ -75,19 +84,26 @@ def test_td_error_of_an_episode_that_ends_after_two_of_three_steps(
         truncated=jnp.array([False, truncated, False]),
     )
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(PARAMS, TARGET_PARAMS, n_step(steps, 0.5), q)
+        got = error(PARAMS, TARGET_PARAMS, n_step(steps, 0.5))
     if terminated or truncated:
-        assert error == 2 + 0.5 * 6 + bootstraps * 0.25 * 40 - 3
+        assert got == 2 + 0.5 * 6 + bootstraps * 0.25 * 40 - 3
     else:
-        assert error == 2 + 0.5 * 6 + 0.25 * 8 + 0.125 * 40 - 3
+        assert got == 2 + 0.5 * 6 + 0.25 * 8 + 0.125 * 40 - 3
 
 
 def test_gradient_is_semi_gradient():
     """Only Q(s, a; θ) is differentiated: neither the target nor any other entry of θ."""
     t = NStep(jnp.int32(0), jnp.int32(1), 2.0, jnp.int32(1), jnp.array(False), 0.5)
-    gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(PARAMS, TARGET_PARAMS, t, q)
+    gradient, target_gradient = jax.grad(error, argnums=(0, 1))(PARAMS, TARGET_PARAMS, t)
     np.testing.assert_array_equal(gradient, [[0, -1], [0, 0]])
     np.testing.assert_array_equal(target_gradient, np.zeros((2, 2)))
+
+
+def test_an_update_descends_the_squared_td_error_of_its_batch():
+    update = first_update(n_step_dqn, n_step=3)
+    assert len(np.unique(update.batch.discount)) == 3
+    next_q = relu_mlp(update.state.target_params, update.batch.next_obs)
+    check_td_loss(update, relu_mlp, next_q.max(-1))
 
 
 def by_loop(stream, start, n, gamma):
@@ -122,7 +138,7 @@ def small(module=n_step_dqn, **fields):
 
 
 def assert_rows(data, start, expected):
-    rows = jax.tree.map(lambda x: np.asarray(x)[start : start + len(expected.reward)], unpack(data))
+    rows = jax.tree.map(lambda x: np.asarray(x)[start : start + len(expected.reward)], data)
     for got, want in zip(rows, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
@@ -144,7 +160,7 @@ def test_replay_holds_the_n_step_transitions_of_the_stream(n, train_frequency):
                 start = block_number * train_frequency + t
                 row = (3 + block_number) % 8 * block + 5 * t
                 assert_rows(after.buffer, row, by_loop(stream, start, n, 0.75))
-        rows = unpack(after.buffer)
+        rows = after.buffer
         ends |= set(zip(rows.discount.tolist(), rows.terminated.tolist(), strict=True))
     ends.discard((0.0, False))  # rows that nothing has been written to
     steps_until = {0.75**k for k in range(1, min(n, 8) + 1)}
@@ -157,7 +173,7 @@ def test_init_fills_the_replay_with_the_n_step_transitions_of_the_random_stream(
     n, steps = 4, 60
     start = jax.jit(make(small(n_step=n, learning_starts=5 * steps)).init)(jax.random.key(3))
     one_by_one = dqn.make(small(dqn, learning_starts=5 * (steps + n - 1)))
-    stream = unpack(jax.jit(one_by_one.init)(jax.random.key(3)).buffer)
+    stream = jax.jit(one_by_one.init)(jax.random.key(3)).buffer
     stream = jax.tree.map(
         lambda x: np.asarray(x)[: 5 * (steps + n - 1)].reshape(-1, 5, *x.shape[1:]), stream
     )
@@ -165,7 +181,7 @@ def test_init_fills_the_replay_with_the_n_step_transitions_of_the_random_stream(
         assert_rows(start.buffer, 5 * t, by_loop(stream, t, n, 0.75))
     for pending, last in pairs(start.pending, jax.tree.map(lambda x: x[steps:], stream)):
         np.testing.assert_array_equal(pending, last)
-    assert not unpack(start.buffer).discount[5 * steps :].any()
+    assert not start.buffer.discount[5 * steps :].any()
 
 
 @pytest.mark.parametrize("env_id", ["Together-probe", "CartPole-v1"])
@@ -176,7 +192,8 @@ def test_one_step_is_dqn_bit_for_bit(env_id):
     for a, b in zip(ours, theirs, strict=True):
         for x, y in pairs((a.params, a.target_params, a.env), (b.params, b.target_params, b.env)):
             np.testing.assert_array_equal(x, y)
-        for x, y in zip(unpack(a.buffer)[:5], unpack(b.buffer)[:5], strict=True):
+        for field in ("obs", "action", "reward", "next_obs", "terminated"):
+            x, y = getattr(a.buffer, field), getattr(b.buffer, field)
             np.testing.assert_array_equal(x, y)
 
 

@@ -5,40 +5,54 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from helpers import check_q_probe, every_end, relu_mlp, states_of
+from helpers import check_q_probe, check_td_loss, first_update, relu_mlp, states_of
 
 from algorithms import noisy_dqn
-from algorithms.noisy_dqn import Config, Noisy, factorised_noise, make, noisy, perturb, td_error
-from common.buffers import unpack
-from common.envs import Transition, make_env
-from common.networks import network_for
-
-
-def q(params, obs):
-    return params[obs]
-
-
-def transition(terminated, truncated):
-    return Transition(jnp.int32(0), jnp.int32(1), 2.0, jnp.int32(1), terminated, truncated)
-
+from algorithms.noisy_dqn import (
+    Config,
+    NoisyParams,
+    factorised_noise,
+    make,
+    perturb,
+    td_error,
+    with_noise,
+)
+from common.envs import make_env
+from common.networks import make_network
 
 PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is worth 3
 TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = transition(jnp.array(terminated), jnp.array(truncated))
+def error(params, target_params, terminated=False):
+    """The TD error from state 0 to 1 by action 1, with reward 2 and γ = 0.5."""
+    return td_error(params[0, 1], 2.0, jnp.max(target_params[1]), terminated, 0.5)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(PARAMS, TARGET_PARAMS, t, q, 0.5)
-    assert error == 2 + 0.5 * 40 * bootstraps - 3
+        got = error(PARAMS, TARGET_PARAMS, jnp.array(terminated))
+    assert got == 2 + 0.5 * 40 * (not terminated) - 3
 
 
 def test_gradient_is_semi_gradient():
-    t = transition(jnp.array(False), jnp.array(False))
-    gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(PARAMS, TARGET_PARAMS, t, q, 0.5)
+    """Only Q(s, a; θ) is differentiated: neither the target nor any other entry of θ."""
+    gradient, target_gradient = jax.grad(error, argnums=(0, 1))(PARAMS, TARGET_PARAMS)
     np.testing.assert_array_equal(gradient, [[0, -1], [0, 0]])
     np.testing.assert_array_equal(target_gradient, np.zeros((2, 2)))
+    same = jax.grad(lambda params: error(params, params))(PARAMS)
+    np.testing.assert_array_equal(same, [[0, -1], [0, 0]])
+
+
+def test_an_update_descends_the_squared_td_error_of_its_batch():
+    """With one draw of the noise for θ, another for θ⁻."""
+    update = first_update(noisy_dqn)
+    key_noise = jax.random.split(jax.random.fold_in(update.state.key, 0), 3)[2]
+    key_online, key_target = jax.random.split(key_noise)
+    q = lambda params, obs: relu_mlp(perturb(params, key_online), obs)
+    next_q = relu_mlp(perturb(update.state.target_params, key_target), update.batch.next_obs)
+    check_td_loss(update, q, next_q.max(-1))
 
 
 def noise_of_inputs_and_outputs(num_draws, num_inputs, num_outputs):
@@ -78,7 +92,7 @@ def test_perturbed_layers_are_mu_plus_sigma_times_the_noise():
     x = jax.random.normal(jax.random.key(5), (10,))
     noise = [factorised_noise(x[:5], 2), factorised_noise(x[5:], 3)]
     sigma = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape), LAYERS)
-    layers = perturb(Noisy(LAYERS, sigma), jax.random.key(5))
+    layers = perturb(NoisyParams(LAYERS, sigma), jax.random.key(5))
     x = jnp.array([3.0, -1.0])
     for (w, b), (mu_w, mu_b), (sigma_w, sigma_b), (e_w, e_b) in zip(
         layers, LAYERS, sigma, noise, strict=True
@@ -90,7 +104,7 @@ def test_perturbed_layers_are_mu_plus_sigma_times_the_noise():
 
 def test_without_sigma_there_is_no_noise():
     zero = jax.tree.map(jnp.zeros_like, LAYERS)
-    for got, mu in zip(perturb(Noisy(LAYERS, zero), jax.random.key(0)), LAYERS, strict=True):
+    for got, mu in zip(perturb(NoisyParams(LAYERS, zero), jax.random.key(0)), LAYERS, strict=True):
         np.testing.assert_array_equal(got[0], mu[0])
         np.testing.assert_array_equal(got[1], mu[1])
 
@@ -98,14 +112,14 @@ def test_without_sigma_there_is_no_noise():
 def test_layers_draw_independently_and_those_without_sigma_stay_as_they_are():
     mu = [(jnp.zeros((4, 4)), jnp.zeros(4))] * 3
     one = (jnp.ones((4, 4)), jnp.ones(4))
-    plain, first, second = perturb(Noisy(mu, [one, one]), jax.random.key(0))
+    plain, first, second = perturb(NoisyParams(mu, [one, one]), jax.random.key(0))
     assert not plain[0].any() and not plain[1].any()
     assert (np.abs(first[0] - second[0]) > 1e-3).all()
     assert (np.abs(first[1] - second[1]) > 1e-3).all()
 
 
 def test_the_mean_over_the_noise_is_mu():
-    params = Noisy(LAYERS, jax.tree.map(jnp.ones_like, LAYERS))
+    params = NoisyParams(LAYERS, jax.tree.map(jnp.ones_like, LAYERS))
     drawn = jax.vmap(perturb, (None, 0))(params, jax.random.split(jax.random.key(0), 40_000))
     for got, mu in zip(jax.tree.leaves(drawn), jax.tree.leaves(LAYERS), strict=True):
         np.testing.assert_allclose(got.mean(0), mu, atol=0.02)
@@ -117,8 +131,9 @@ def test_the_mean_over_the_noise_is_mu():
 @pytest.mark.parametrize("env_id, num_plain", [("CartPole-v1", 0), ("Breakout-MinAtar", 1)])
 def test_initial_parameters_are_the_papers(env_id, num_plain):
     """μ ~ U[-1/√p, 1/√p] and σ = σ₀ / √p, weights and bias; a convolution has no noise."""
-    plain = network_for(make_env(env_id, 1), (400, 300), 20)
-    mu, sigma = noisy(plain, 3, 0.5).init(jax.random.key(0))
+    plain = make_network(make_env(env_id, 1), (400, 300), 20)
+    params = with_noise(plain, 3, 0.5).init(jax.random.key(0))
+    mu, sigma = params.mu, params.sigma
     assert len(mu) == num_plain + 3 and len(sigma) == 3
     for (w, b), (sigma_w, sigma_b) in zip(mu[num_plain:], sigma, strict=True):
         bound = 1 / np.sqrt(len(w))
@@ -147,13 +162,13 @@ def actions_taken(**fields):
     """[T, N] in the one state of the probe, by one update."""
     config = small(num_envs=50, train_frequency=40, **fields)
     _, after = states_of(make(config), 1)
-    return np.asarray(unpack(after.buffer).action).reshape(40, 50)
+    return np.asarray(after.buffer.action).reshape(40, 50)
 
 
 def test_every_environment_draws_at_every_step():
     """With σ far above μ, the two actions are equally likely and those of one step, or of one
     environment, have nothing in common. Noise for all environments or all steps would show."""
-    actions = actions_taken(sigma_zero=100.0)
+    actions = actions_taken(sigma_init=100.0)
     assert abs(actions.mean() - 0.5) < 0.05
     assert abs(actions.mean(0) - 0.5).max() < 0.35 and abs(actions.mean(1) - 0.5).max() < 0.35
     for x in (actions, actions.T):
@@ -162,7 +177,7 @@ def test_every_environment_draws_at_every_step():
 
 
 def test_without_noise_it_explores_nothing():
-    assert len(np.unique(actions_taken(sigma_zero=0.0))) == 1
+    assert len(np.unique(actions_taken(sigma_init=0.0))) == 1
 
 
 def test_a_gradient_step_draws_once_for_each_network(monkeypatch):
@@ -210,16 +225,16 @@ def test_sigma_learns():
     x = jnp.array([3.0, -1.0])
     key = jax.random.key(0)
     out = lambda params: relu_mlp(perturb(params, key), x)[1]
-    of_mu, of_sigma = jax.jit(jax.grad(out))(Noisy(LAYERS, sigma))
+    of_mu, of_sigma = jax.jit(jax.grad(out))(NoisyParams(LAYERS, sigma))
     zero = jax.tree.map(jnp.zeros_like, LAYERS)
-    noise = perturb(Noisy(zero, sigma), key)
+    noise = perturb(NoisyParams(zero, sigma), key)
     for d_mu, d_sigma, e in zip(*map(jax.tree.leaves, (of_mu, of_sigma, noise)), strict=True):
         np.testing.assert_allclose(d_sigma, d_mu * e, rtol=1e-5, atol=1e-6)
     assert any(x.any() for x in jax.tree.leaves(of_sigma))
 
 
 def test_the_final_policy_has_no_noise():
-    algorithm = make(small(env_id="CartPole-v1", sigma_zero=100.0))
+    algorithm = make(small(env_id="CartPole-v1", sigma_init=100.0))
     params = jax.jit(algorithm.init)(jax.random.key(3)).params
     obs = jax.random.normal(jax.random.key(4), (40, 4))
     expected = relu_mlp(params.mu, obs).argmax(-1)
@@ -238,7 +253,7 @@ def test_minatar_has_noise_behind_its_convolution():
 
 
 def values_of(config, state, obs):
-    network = network_for(make_env(config.env_id, 1), config.hidden_sizes, 2)
+    network = make_network(make_env(config.env_id, 1), config.hidden_sizes, 2)
     return network.apply(state.params.mu, obs).max(-1)
 
 

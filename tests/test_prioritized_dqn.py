@@ -4,33 +4,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_q_probe, every_end, relu_mlp, states_of
+from helpers import check_q_probe, relu_mlp, states_of
 
 from algorithms import prioritized_dqn
 from algorithms.prioritized_dqn import Config, importance_weights, make, priority, td_error
-from common.buffers import unpack
-from common.envs import Transition
 from common.prioritized import prioritized_buffer
-
-
-def q(params, obs):
-    return params[obs]
-
-
-def transition(terminated, truncated):
-    return Transition(jnp.int32(0), jnp.int32(1), 2.0, jnp.int32(1), terminated, truncated)
-
 
 PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is worth 3
 TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = transition(jnp.array(terminated), jnp.array(truncated))
+def error(params, target_params, terminated=False):
+    """The TD error from state 0 to 1 by action 1, with reward 2 and γ = 0.5."""
+    return td_error(params[0, 1], 2.0, jnp.max(target_params[1]), terminated, 0.5)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(PARAMS, TARGET_PARAMS, t, q, 0.5)
-    assert error == 2 + bootstraps * 0.5 * 40 - 3
+        got = error(PARAMS, TARGET_PARAMS, jnp.array(terminated))
+    assert got == 2 + 0.5 * 40 * (not terminated) - 3
+
+
+def test_gradient_is_semi_gradient():
+    """Only Q(s, a; θ) is differentiated: neither the target nor any other entry of θ."""
+    gradient, target_gradient = jax.grad(error, argnums=(0, 1))(PARAMS, TARGET_PARAMS)
+    np.testing.assert_array_equal(gradient, [[0, -1], [0, 0]])
+    np.testing.assert_array_equal(target_gradient, np.zeros((2, 2)))
+    same = jax.grad(lambda params: error(params, params))(PARAMS)
+    np.testing.assert_array_equal(same, [[0, -1], [0, 0]])
 
 
 def test_priority_by_hand():
@@ -75,18 +77,11 @@ def drawn(config, before, step):
     buffer = prioritized_buffer(config.buffer_size, config.num_envs, config.batch_size)
     algorithm = make(config)
     after, metrics = jax.jit(algorithm.update)(before, jnp.int32(step))
-    block = jax.tree.map(
-        lambda x: x[None],
-        Transition(
-            *(
-                np.asarray(x)[(num := (20 + step) * 5 % 500) : num + 5]
-                for x in unpack(after.buffer.rows)
-            )
-        ),
-    )
-    data = buffer.add(before.buffer, block, 20 + step)
+    start = (20 + step) * 5 % 500
+    block = jax.tree.map(lambda x: x[None, start : start + 5], after.buffer.transitions)
+    buffer_state = buffer.add(before.buffer, block, 20 + step)
     key_sample = jax.random.split(jax.random.fold_in(before.key, step))[1]
-    return buffer.sample(data, key_sample), data, after, metrics
+    return buffer.sample(buffer_state, key_sample), buffer_state, after, metrics
 
 
 @pytest.mark.parametrize("step", [0, 90, 179])
@@ -95,19 +90,19 @@ def test_an_update_weights_the_loss_and_renews_the_priorities(step):
     config = small()
     algorithm = make(config)
     assert algorithm.num_updates == 180
-    progress = jax.jit(
+    run = jax.jit(
         lambda key: jax.lax.fori_loop(
             0, step, lambda i, state: algorithm.update(state, i)[0], algorithm.init(key)
         )
     )
-    before = progress(jax.random.key(0))
-    sample, data, after, metrics = drawn(config, before, step)
+    before = run(jax.random.key(0))
+    sample, buffer_state, after, metrics = drawn(config, before, step)
     t = sample.transitions
     next_values = relu_mlp(before.target_params, t.next_obs).max(-1)
     values = relu_mlp(before.params, t.obs)[np.arange(16), t.action]
     errors = np.asarray(t.reward + 0.99 * ~t.terminated * next_values - values, np.float64)
 
-    leaves = np.asarray(data.sums[0], np.float64)
+    leaves = np.asarray(buffer_state.sum_tree[0], np.float64)
     probability = leaves[sample.index] / leaves.sum()
     beta = 0.3 + 0.7 * step / 180
     weights = (500 * probability) ** -beta
@@ -115,14 +110,14 @@ def test_an_update_weights_the_loss_and_renews_the_priorities(step):
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
 
     leaves[sample.index] = (np.abs(errors) + 0.01) ** 0.7
-    np.testing.assert_allclose(after.buffer.sums[0], leaves, rtol=1e-3)
+    np.testing.assert_allclose(after.buffer.sum_tree[0], leaves, rtol=1e-3)
     largest = max(before.buffer.max_priority, leaves[sample.index].max())
     np.testing.assert_allclose(after.buffer.max_priority, largest, rtol=1e-3)
 
 
 def test_alpha_0_draws_uniformly_and_weights_nothing():
     states = states_of(make(small(prioritized_replay_alpha=0.0)), 30)
-    leaves = np.asarray(states[-1].buffer.sums[0])
+    leaves = np.asarray(states[-1].buffer.sum_tree[0])
     np.testing.assert_array_equal(leaves, np.arange(len(leaves)) < 100 + 30 * 5)
     sample, *_ = drawn(small(prioritized_replay_alpha=0.0), states[-1], 30)
     np.testing.assert_allclose(importance_weights(sample.probability, 1.0), np.ones(16), rtol=1e-6)

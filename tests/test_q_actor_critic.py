@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_actor_critic_probe, check_mean, every_end, keys, pairs
+from helpers import check_actor_critic_probe, check_mean, keys, pairs
 from probes import Probe
 
 from algorithms import q_actor_critic
-from algorithms.q_actor_critic import Config, make, policy_loss, q_network, td_error, value_loss
+from algorithms.q_actor_critic import Config, make, policy_loss, td_error, value_loss
 from common.envs import make_env, rollout
+from common.networks import make_q_network
 
 # From 0, eight steps to an end that comes with the time limit; from 9, one step; 11 never ends.
 ENDS = {
@@ -42,11 +43,16 @@ def gradients(algorithm, state):
     return jax.tree.map(lambda x: 10 * x, (moments, of_critic))
 
 
-@every_end
-def test_td_error_by_hand(terminated, truncated, bootstraps):
-    """The clock is not even an argument."""
-    error = td_error(3.0, 1.0, 8.0, jnp.array(terminated), 0.5)
-    np.testing.assert_allclose(error, 3 + 0.5 * 8 * bootstraps - 1)
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_by_hand(terminated):
+    error = td_error(1.0, 3.0, 8.0, jnp.array(terminated), 0.5)
+    np.testing.assert_allclose(error, 3 + 0.5 * 8 * (not terminated) - 1)
+
+
+def test_gradient_is_semi_gradient():
+    arguments = jnp.array([1.0, 3.0, 8.0])  # Q(s, a), r, Q(s', a')
+    gradient = jax.grad(lambda x: td_error(x[0], x[1], x[2], False, 0.5))(arguments)
+    np.testing.assert_array_equal(gradient, [-1, 0, 0])
 
 
 def test_losses_by_hand():
@@ -70,7 +76,7 @@ def test_the_critic_follows_the_semi_gradient_of_sarsa_whatever_ends_an_episode(
         x, y, z = generator.normal(size=12), generator.normal(size=2), 0.3
         actor = [(jnp.asarray(100.0 * np.eye(2)[best]), jnp.zeros(2))]
         critic = [(jnp.asarray(np.append(x, y)[:, None]), jnp.array([z]))]
-        state = state._replace(params=state.params._replace(actor=actor), critic=critic)
+        state = state._replace(params=state.params._replace(actor=actor), critic_params=critic)
         _, ((weights, bias),) = gradients(algorithm, state)
 
         env = make_env("Ends-probe", 9)
@@ -126,7 +132,7 @@ def policy_gradients(config, actor, critic, num_seeds):
 
     def one(key):
         state = algorithm.init(key)
-        state = state._replace(params=state.params._replace(actor=actor), critic=critic)
+        state = state._replace(params=state.params._replace(actor=actor), critic_params=critic)
         return jax.tree.map(jnp.negative, gradients(algorithm, state)[0])
 
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(keys(*range(num_seeds))))
@@ -163,14 +169,14 @@ def test_actor_and_critic_have_learning_rates_of_their_own(env_id):
     after, _ = jax.jit(algorithm.update)(before, jnp.int32(0))
     moved = lambda x, y: max(float(jnp.abs(a - b).max()) for a, b in pairs(x, y))
     np.testing.assert_allclose(moved(before.params, after.params), 1e-3, rtol=0.05)
-    np.testing.assert_allclose(moved(before.critic, after.critic), 1e-2, rtol=0.05)
+    np.testing.assert_allclose(moved(before.critic_params, after.critic_params), 1e-2, rtol=0.05)
 
 
 def values_of(config, state, obs):
     """Q(s, a) of the action that the policy prefers."""
     actions = jax.vmap(make(config).act, (None, 0, None))(state.params, obs, jax.random.key(0))
-    q = q_network(make_env(config.env_id, 1), config.hidden_sizes)
-    return q.apply(state.critic, obs, actions)
+    q = make_q_network(make_env(config.env_id, 1), config.hidden_sizes)
+    return q.apply(state.critic_params, obs, actions)
 
 
 @pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])

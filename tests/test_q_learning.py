@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import (
     check_table_probe,
+    check_table_steps,
     error_on_the_cliff,
-    every_end,
     histories,
     keys,
     online_return,
@@ -15,30 +15,35 @@ from helpers import (
 )
 
 from algorithms import q_learning
-from algorithms.q_learning import Config, epsilon_greedy, make, step_size, td_error
-from common.envs import Transition, evaluate, make_env
+from algorithms.q_learning import Config, make, td_error
+from common.envs import evaluate, make_env
+from common.exploration import epsilon_greedy_ties, step_size
 
-Q = jnp.array([[7.0, 3.0], [4.0, 5.0]])
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
+    error = td_error(3.0, 2.0, 5.0, jnp.array(terminated), 0.5)
+    assert error == 2 + 0.5 * 5 * (not terminated) - 3
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = Transition(0, 1, 2.0, 1, jnp.array(terminated), jnp.array(truncated))
-    assert td_error(Q, t, 0.5) == 2 + bootstraps * 0.5 * 5 - 3
+def test_a_step_moves_q_to_the_best_next_value(monkeypatch):
+    check_table_steps(q_learning, monkeypatch, lambda q, entry, obs: q[obs].max())
 
 
 def test_epsilon_greedy_splits_ties_evenly():
     keys = jax.random.split(jax.random.key(0), 40_000)
     q_values = jnp.array([1.0, 3.0, 3.0, 0.0])
-    actions = jax.vmap(epsilon_greedy, (0, None, None))(keys, q_values, 0.2)
+    actions = jax.vmap(epsilon_greedy_ties, (0, None, None))(keys, q_values, 0.2)
     np.testing.assert_allclose(np.bincount(actions) / 40_000, [0.05, 0.45, 0.45, 0.05], atol=0.01)
 
 
 def test_epsilon_greedy_explores_evenly():
     keys = jax.random.split(jax.random.key(0), 40_000)
-    actions = jax.vmap(epsilon_greedy, (0, None, None))(keys, jnp.array([2.0, 1.0, 0.0]), 1.0)
+    actions = jax.vmap(epsilon_greedy_ties, (0, None, None))(keys, jnp.array([2.0, 1.0, 0.0]), 1.0)
     np.testing.assert_allclose(np.bincount(actions) / 40_000, [1 / 3] * 3, atol=0.01)
-    assert not jax.vmap(epsilon_greedy, (0, None, None))(keys, jnp.array([2.0, 1.0]), 0.0).any()
+    assert not jax.vmap(epsilon_greedy_ties, (0, None, None))(
+        keys, jnp.array([2.0, 1.0]), 0.0
+    ).any()
 
 
 def test_step_size_falls_with_the_visits():
@@ -48,7 +53,7 @@ def test_step_size_falls_with_the_visits():
 
 
 def test_one_step_changes_one_entry_by_alpha_times_the_error():
-    algorithm = make(Config(num_steps=1, total_timesteps=1, learning_rate=0.25))
+    algorithm = make(Config(steps_per_update=1, total_timesteps=1, learning_rate=0.25))
     before = jax.jit(algorithm.init)(jax.random.key(0))
     q = before.params.at[:].set(-8.0)
     after, metrics = jax.jit(algorithm.update)(before._replace(params=q), jnp.int32(0))
@@ -69,7 +74,7 @@ def test_cliff_walking_as_in_figure_6_4():
     """Sutton & Barto 2018, Figure 6.4: ε = .1, α = .5, γ = 1, 500 episodes. The online return of
     the last 100 lies in [-53, -47] over 64 seeds (an independent simulation of 100 runs gave
     -50.2; the exact ε-greedy return of Q* is -50.8), and the greedy path is optimal, -13."""
-    algorithm = make(Config(num_steps=1, total_timesteps=25_000))
+    algorithm = make(Config(steps_per_update=1, total_timesteps=25_000))
     states, returns = histories(algorithm, "episode_return", 64)
     online = online_return([x[~np.isnan(x)] for x in returns])
     assert -53 <= online <= -47, online

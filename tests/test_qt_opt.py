@@ -9,48 +9,69 @@ import pytest
 from helpers import (
     check_budget,
     check_continuous_probe,
+    check_gradient,
     check_targets,
-    every_end,
+    first_continuous_update,
     parabola,
+    relu_q,
     replayed,
     small_continuous,
     states_of,
     trained,
-    transition_of_numbers,
 )
 
 from algorithms import qt_opt
 from algorithms.qt_opt import Config, cross_entropy_method, make, td_error
 from common.buffers import uniform_buffer
 from common.envs import make_env
-from common.networks import critic_for
+from common.networks import make_q_network
 
 PARAMS, TARGET_PARAMS = jnp.array([1.0, 0.25]), jnp.array([2.0, 0.4])
 VALUE = 1 * 2 - (1 - 0.25 * 2) ** 2  # Q(s, a; φ)
 NEXT_VALUE = 2 * 5 - (3 - 0.4 * 5) ** 2  # Q(s', a*; φ⁻), a* = 3
 
 
-@every_end
-def test_td_error_bootstraps_unless_terminated(terminated, truncated, bootstraps):
-    t = transition_of_numbers(terminated, truncated)
+def error(params, target_params, terminated=False):
+    """The TD error from s = 2 by a = 1 to s' = 5, with reward 3, γ = 0.5 and a* = 3."""
+    next_value = parabola(target_params, 5.0, 3.0)
+    return td_error(parabola(params, 2.0, 1.0), 3.0, next_value, terminated, 0.5)
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_td_error_bootstraps_unless_terminated(terminated):
     with jax.numpy_rank_promotion("raise"):
-        error = td_error(PARAMS, TARGET_PARAMS, t, jnp.float32(3), parabola, 0.5)
-    np.testing.assert_allclose(error, 3 + bootstraps * 0.5 * NEXT_VALUE - VALUE, rtol=1e-6)
+        got = error(PARAMS, TARGET_PARAMS, jnp.array(terminated))
+    np.testing.assert_allclose(got, 3 + 0.5 * NEXT_VALUE * (not terminated) - VALUE, rtol=1e-6)
 
 
 def test_gradient_is_semi_gradient():
-    t = transition_of_numbers(False, False)
-    gradient, target_gradient = jax.grad(td_error, argnums=(0, 1))(
-        PARAMS, TARGET_PARAMS, t, jnp.float32(3), parabola, 0.5
-    )
+    gradient, target_gradient = jax.grad(error, argnums=(0, 1))(PARAMS, TARGET_PARAMS)
     np.testing.assert_allclose(gradient, [-2, -2 * (1 - 0.25 * 2) * 2], rtol=1e-6)
     assert not target_gradient.any()
+
+
+def test_an_update_descends_the_squared_td_error_of_its_batch():
+    """With the search's actions, for all kinds of ends, and with the gradient of Q(s, a; φ)."""
+    update = first_continuous_update(qt_opt, num_keys=3, which_samples=1)
+    config, before, after, metrics, batch, keys = update
+
+    def best_action(obs, key):
+        value = lambda action: relu_q(before.target_params, obs[None], action[None])[0]
+        fields = config.num_samples, config.num_elites, config.num_cem_rounds
+        return cross_entropy_method(key, value, 1, *fields)
+
+    next_action = jax.vmap(best_action)(batch.next_obs, jax.random.split(keys[2], 64))
+    next_value = relu_q(before.target_params, batch.next_obs, next_action)
+    targets = batch.reward + config.gamma * ~batch.terminated * next_value
+    loss = lambda params: jnp.mean((targets - relu_q(params, batch.obs, batch.action)) ** 2)
+    np.testing.assert_allclose(metrics["loss"], loss(before.params), rtol=1e-4)
+    check_gradient(after.opt_state, loss, before.params)
 
 
 BEST = np.array([0.3, -0.7])
 
 
-def found(num_samples=64, num_elites=6, num_iterations=4, num_searches=1_000, best=BEST):
+def found(num_samples=64, num_elites=6, num_rounds=4, num_searches=1_000, best=BEST):
     """What so many searches for the top of a bowl find, [searches, 2]."""
     search = partial(
         cross_entropy_method,
@@ -58,14 +79,14 @@ def found(num_samples=64, num_elites=6, num_iterations=4, num_searches=1_000, be
         num_actions=2,
         num_samples=num_samples,
         num_elites=num_elites,
-        num_iterations=num_iterations,
+        num_rounds=num_rounds,
     )
     return np.asarray(jax.vmap(search)(jax.random.split(jax.random.key(0), num_searches)))
 
 
-def test_each_iteration_of_the_search_comes_nearer():
+def test_each_round_of_the_search_comes_nearer():
     """The first one's error is that of the best of 64 normal actions."""
-    errors = [np.square(found(num_iterations=n) - BEST).sum(-1).mean() for n in (1, 2, 4)]
+    errors = [np.square(found(num_rounds=n) - BEST).sum(-1).mean() for n in (1, 2, 4)]
     drawn = np.random.default_rng(0).normal(size=(4_000, 64, 2)).clip(-1, 1)
     nearest = np.square(drawn - BEST).sum(-1).min(-1).mean()
     np.testing.assert_allclose(errors[0], nearest, rtol=0.3)
@@ -73,7 +94,7 @@ def test_each_iteration_of_the_search_comes_nearer():
     assert np.mean(np.abs(found() - BEST) < 0.15) > 0.98
 
 
-def test_one_iteration_is_random_search():
+def test_one_round_is_random_search():
     """Each of 4 normal actions lies beyond 0.5 of the best one, 0, with probability exp(-1/8)."""
     distance = np.sqrt(np.square(found(4, 1, 1, 4_000, np.zeros(2))).sum(-1))
     np.testing.assert_allclose(np.mean(distance > 0.5), np.exp(-4 / 8), atol=0.03)
@@ -116,7 +137,7 @@ def test_the_target_searches_in_the_target_network(states):
     of the online network are the worst ones for it."""
     config = small_continuous(qt_opt, **FIELDS)
     algorithm = make(config)
-    critic = critic_for(make_env(config.env_id, 1), config.hidden_sizes)
+    critic = make_q_network(make_env(config.env_id, 1), config.hidden_sizes)
     *hidden, (weights, bias) = states[0].params
     other = [*hidden, (-3 * weights, -3 * bias)]
     before = states[0]._replace(target_params=other)
@@ -143,7 +164,7 @@ def test_the_budget_counts_every_environment_step():
 
 
 def values_of(config, state, obs, action):
-    return critic_for(make_env(config.env_id, 1), config.hidden_sizes).apply(
+    return make_q_network(make_env(config.env_id, 1), config.hidden_sizes).apply(
         state.params, obs, action
     )
 
@@ -158,7 +179,7 @@ def test_the_search_agrees_with_a_grid_on_the_learned_q_of_pendulum():
     config = Config(total_timesteps=3_000, learning_starts=1_000, buffer_size=3_000)
     algorithm = make(config)
     state = jax.tree.map(lambda x: x[0], trained(algorithm, [0], algorithm.num_updates).state)
-    critic = critic_for(make_env("Pendulum-v1", 1), config.hidden_sizes)
+    critic = make_q_network(make_env("Pendulum-v1", 1), config.hidden_sizes)
     obs = jnp.asarray(replayed(state, 2_800, 3_000).obs)
     grid = jnp.linspace(-1, 1, 2_001)[:, None]
     values = jax.vmap(

@@ -9,9 +9,18 @@ import pytest
 from helpers import ROOT, check_budget, check_q_probe, every_end, small_config, states_of
 
 from algorithms import noisy_dqn, rainbow
-from algorithms.rainbow import Config, cross_entropy, dueling, make, n_step, perturb
-from common.buffers import unpack
+from algorithms.rainbow import (
+    Config,
+    cross_entropy,
+    dueling,
+    expected_return,
+    make,
+    n_step,
+    perturb,
+    project,
+)
 from common.envs import Transition, make_env
+from common.networks import mlp
 from common.prioritized import prioritized_buffer
 
 SIX = ["double_dqn", "dueling_dqn", "n_step_dqn", "prioritized_dqn", "noisy_dqn", "c51"]
@@ -28,7 +37,7 @@ def test_what_the_six_define_it_has_letter_by_letter():
     """But for those in which several of them meet."""
     known = {text for name in SIX for text in definitions(name).values()}
     own = {name for name, text in definitions("rainbow").items() if text not in known}
-    meet = {"Config", "State", "dueling", "dueling_network_for", "cross_entropy", "make"}
+    meet = {"Config", "State", "dueling", "make_dueling_network", "make"}
     assert own == meet
 
 
@@ -46,10 +55,6 @@ def test_dueling_by_hand():
         np.testing.assert_array_equal(dueling(value, advantage), [[3, -1, 1], [-1, 5, 5]])
 
 
-def logits(params, obs):
-    return params[obs]
-
-
 ATOMS = jnp.array([0.0, 1.0, 2.0])
 # At s' = 1 θ prefers the second action (mean 1.5 to 1), θ⁻ the first (2 to 1.3).
 PARAMS = jnp.log(
@@ -58,6 +63,14 @@ PARAMS = jnp.log(
 TARGET_PARAMS = jnp.log(
     jnp.array([[[0.4, 0.3, 0.3], [0.4, 0.3, 0.3]], [[0.0, 0.0, 1.0], [0.0, 0.7, 0.3]]]) + 1e-9
 )
+
+
+def loss(params, target_params, t):
+    """Of an n-step transition, from tables of logits."""
+    next_action = jnp.argmax(expected_return(jax.nn.softmax(params[t.next_obs]), ATOMS))
+    next_probabilities = jax.nn.softmax(target_params[t.next_obs, next_action])
+    target = project(ATOMS, t.reward, t.discount * (1 - t.terminated), next_probabilities)
+    return cross_entropy(target, params[t.obs, t.action])
 
 
 @every_end
@@ -79,15 +92,13 @@ def test_loss_is_double_distributional_and_of_n_steps(terminated, truncated, boo
         target = [0, 0.7 + 0.3 * 0.75, 0.3 * 0.25]
     else:
         target = [0.25, 0.75, 0]
-    loss = cross_entropy(PARAMS, TARGET_PARAMS, n_step(steps, 0.5), logits, ATOMS)
-    np.testing.assert_allclose(loss, -np.sum(target * np.log([0.1, 0.3, 0.6])), rtol=1e-5)
+    got = loss(PARAMS, TARGET_PARAMS, n_step(steps, 0.5))
+    np.testing.assert_allclose(got, -np.sum(target * np.log([0.1, 0.3, 0.6])), rtol=1e-5)
 
 
 def test_gradient_is_that_of_the_prediction_alone():
     t = rainbow.NStep(jnp.int32(0), jnp.int32(1), 0.5, jnp.int32(1), jnp.array(False), 0.5)
-    gradient, target_gradient = jax.grad(cross_entropy, argnums=(0, 1))(
-        PARAMS, TARGET_PARAMS, t, logits, ATOMS
-    )
+    gradient, target_gradient = jax.grad(loss, argnums=(0, 1))(PARAMS, TARGET_PARAMS, t)
     expected = np.zeros((2, 2, 3))
     expected[0, 1] = np.array([0.1, 0.3, 0.6]) - [0, 0.85, 0.15]
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
@@ -127,10 +138,11 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
     after, metrics = jax.jit(algorithm.update)(before, jnp.int32(step))
     buffer = prioritized_buffer(150, 5, 16)
     start = (20 + step) * 5 % 150
-    block = jax.tree.map(lambda x: x[None, start : start + 5], unpack(after.buffer.rows))
-    data = buffer.add(before.buffer, block, 20 + step)
+    block = jax.tree.map(lambda x: x[None, start : start + 5], after.buffer.transitions)
+    buffer_state = buffer.add(before.buffer, block, 20 + step)
     _, key_sample, key_noise = jax.random.split(jax.random.fold_in(before.key, step), 3)
-    t, index, _ = buffer.sample(data, key_sample)
+    sample = buffer.sample(buffer_state, key_sample)
+    t, index = sample.transitions, sample.index
     online, target = (
         perturb(params, key)
         for params, key in zip(
@@ -151,7 +163,7 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
         m[i, low + 1] += next_p[i, j] * (position[i, j] - low)
     errors = -(m * log_p).sum(-1)
 
-    leaves = np.asarray(data.sums[0], np.float64)
+    leaves = np.asarray(buffer_state.sum_tree[0], np.float64)
     beta = config.prioritized_replay_beta
     beta += (1 - beta) * step / algorithm.num_updates
     weights = (150 * leaves[index] / leaves.sum()) ** -beta
@@ -159,7 +171,7 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
         metrics["loss"], np.mean(weights / weights.max() * errors), rtol=1e-4
     )
     leaves[index] = (errors + 0.01) ** config.prioritized_replay_alpha
-    np.testing.assert_allclose(after.buffer.sums[0], leaves, rtol=1e-4)
+    np.testing.assert_allclose(after.buffer.sum_tree[0], leaves, rtol=1e-4)
 
 
 def test_every_layer_is_noisy_and_the_final_policy_is_not():
@@ -185,6 +197,20 @@ def test_minatar_has_a_distribution_for_each_action():
 
 
 @pytest.mark.parametrize("module", [rainbow, noisy_dqn])
+def test_scaled_observations_show_the_network_the_bounds_as_minus_one_and_one(module):
+    low, high = np.float32([-1.2, -0.07]), np.float32([0.6, 0.07])
+    network = mlp([2, 8, 3])
+    params = network.init(jax.random.key(0))
+    obs = np.stack([low, high, (low + high) / 2, [0.6, -0.07]])
+    expected = network.apply(params, np.float32([[-1, -1], [1, 1], [0, 0], [1, -1]]))
+    scaled = module.with_scaled_obs(make_env("MountainCar-v0", 1), network)
+    np.testing.assert_allclose(scaled.apply(params, obs), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(scaled.init(jax.random.key(0))[0][0], params[0][0])
+    with pytest.raises(ValueError, match="finite bounds"):
+        module.with_scaled_obs(make_env("CartPole-v1", 1), network)
+
+
+@pytest.mark.parametrize("module", [rainbow, noisy_dqn])
 def test_scaled_observations_are_what_the_network_sees(module):
     """`make` runs while it is traced, as in a sweep."""
     fields = {"env_id": "MountainCar-v0", "v_min": -100.0, "v_max": 0.0}
@@ -203,7 +229,7 @@ def test_scaled_observations_are_what_the_network_sees(module):
 
 def values_of(config, state, obs):
     env = make_env(config.env_id, 1)
-    network = rainbow.dueling_network_for(env, config.hidden_sizes, config.num_atoms)
+    network = rainbow.make_dueling_network(env, config.hidden_sizes, config.num_atoms)
     support = np.linspace(config.v_min, config.v_max, config.num_atoms)
     p = jax.nn.softmax(network.apply(state.params.mu, obs))
     return np.sum(p * support, axis=-1).max(-1)

@@ -11,8 +11,19 @@ from helpers import check_actor_critic_probe, check_mean, keys, pairs
 from probes import Probe
 
 from algorithms import reinforce
-from algorithms.reinforce import ESTIMATORS, Config, episode_start, make, policy_loss, value_loss
+from algorithms.reinforce import (
+    ESTIMATORS,
+    Config,
+    episode_return,
+    episode_start,
+    make,
+    policy_loss,
+    reward_to_go,
+    td_error,
+    value_loss,
+)
 from common.envs import make_env, rollout
+from common.returns import gae
 
 # Episodes of 1 to 4 steps: in each state the actions lead to different states, and so does the
 # chance where an episode starts. No clock runs out. Rewards are positive: with both signs a reward
@@ -41,7 +52,7 @@ def policy_gradients(config, actor, critic, num_seeds):
     opt_state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), start.opt_state)
 
     def one(key):
-        state = start._replace(key=key, params=actor, critic=critic, opt_state=opt_state)
+        state = start._replace(key=key, params=actor, critic_params=critic, opt_state=opt_state)
         state, _ = algorithm.update(state, jnp.int32(0))
         moment = optax.tree_utils.tree_get(state.opt_state.inner_states["actor"], "mu")[0]
         return jax.tree.map(lambda x: -10 * algorithm.steps_per_update * x, moment)
@@ -159,27 +170,32 @@ VALUE = np.arange(7) / 10
 NEXT_VALUE = np.array([0.1, 101, 0.3, 103, 104, 0.6, 106])  # beyond an end that of no other step
 TERMINATED = np.array([0, 1, 0, 0, 1, 0, 0], bool)  # episodes: 0-1, 2-3, 4 (both flags), 5-6
 TRUNCATED = np.array([0, 0, 0, 1, 1, 0, 0], bool)
-FLAGS = TERMINATED, TRUNCATED
+DONE = jnp.array(TERMINATED | TRUNCATED)
+
+
+def estimate(estimator, reward):
+    """Ψ [T] at γ = 1/2."""
+    if estimator == "baseline":
+        error = td_error(VALUE, reward, NEXT_VALUE, TERMINATED, 0.5)
+        return gae(error, DONE, 0.5, 1.0)
+    return {"return": episode_return, "reward_to_go": reward_to_go}[estimator](reward, DONE, 0.5)
 
 
 def test_estimators_by_hand():
     """γ = 1/2; the episode of steps 5 and 6 has no end, so V of its last observation ends it where
     there is a V."""
-    estimate = lambda name: np.asarray(
-        ESTIMATORS[name](jnp.array(REWARD), VALUE, NEXT_VALUE, *map(jnp.array, FLAGS), 0.5)
-    )
     to_go = np.array([1 + 1, 2, 4 + 4, 8, 16, 32 + 32, 64])
-    np.testing.assert_allclose(estimate("reward_to_go"), to_go)
-    np.testing.assert_allclose(estimate("return"), to_go[[0, 0, 2, 2, 4, 5, 5]])
-    on = np.array([0, 0, 103 / 4, 103 / 2, 0, 106 / 4, 106 / 2])  # steps 0, 1: d = 1; 4: both
-    np.testing.assert_allclose(estimate("baseline"), to_go + on - VALUE, rtol=1e-6)
+    np.testing.assert_allclose(estimate("reward_to_go", jnp.array(REWARD)), to_go)
+    np.testing.assert_allclose(estimate("return", jnp.array(REWARD)), to_go[[0, 0, 2, 2, 4, 5, 5]])
+    later = np.array([0, 0, 103 / 4, 103 / 2, 0, 106 / 4, 106 / 2])  # steps 0, 1: d = 1; 4: both
+    expected = to_go + later - VALUE
+    np.testing.assert_allclose(estimate("baseline", jnp.array(REWARD)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_nothing_crosses_the_end_of_an_episode(estimator):
     """∂Ψ_t/∂r_k is not 0 only within an episode, and for k < t only in the whole return."""
-    arguments = VALUE, NEXT_VALUE, *map(jnp.array, FLAGS), 0.5
-    depends = jax.jacobian(ESTIMATORS[estimator])(jnp.array(REWARD), *arguments) != 0
+    depends = jax.jacobian(lambda reward: estimate(estimator, reward))(jnp.array(REWARD)) != 0
     episode = np.array([0, 0, 1, 1, 2, 3, 3])
     within = episode[:, None] == episode
     np.testing.assert_array_equal(depends, within if estimator == "return" else np.triu(within))
@@ -208,8 +224,10 @@ def test_episodes_that_count_end_in_the_window_even_at_the_time_limit(env_id, li
     # CartPole is kept up by a force against the pole's lean and fall.
     gains = jnp.array([0.1, 0.5, 1.0, 1.0])
     play = lambda obs, key: jnp.zeros(1, int) if obs.ndim == 1 else (obs @ gains > 0).astype(int)
-    _, recent, _ = rollout(env, play, env.reset(jax.random.key(0)), jax.random.key(1), 2 * limit)
-    (ends,) = np.nonzero(recent.terminated[:, 0] | recent.truncated[:, 0])
+    _, transitions, _ = rollout(
+        env, play, env.reset(jax.random.key(0)), jax.random.key(1), 2 * limit
+    )
+    (ends,) = np.nonzero(transitions.terminated[:, 0] | transitions.truncated[:, 0])
     np.testing.assert_array_equal(ends, [limit - 1, 2 * limit - 1])
 
 

@@ -9,8 +9,11 @@ import pytest
 from helpers import (
     check_budget,
     check_continuous_probe,
+    check_gradient,
     check_targets,
+    first_continuous_update,
     relu_mlp,
+    relu_q,
     replayed,
     small_continuous,
     states_of,
@@ -27,11 +30,13 @@ from algorithms.sac import (
     td_error,
     temperature_loss,
 )
-from common.envs import Transition
+
+CRITICS, PARAMS, NOISE, ALPHA = jnp.array([[1.0, 0.25], [3.0, 0.5]]), 0.1, 0.25, 0.3
+VALUES = np.array([1 * 2 - (0.5 - 0.25 * 2) ** 2, 3 * 2 - (0.5 - 0.5 * 2) ** 2])  # Q(s, a; φᵢ)
 
 
 def q(params, obs, action):
-    """c0 obs - (a - c1 obs)² of two critics, for numbers."""
+    """c0 obs - (a - c1 obs)² of two critics, for numbers; [2]."""
     return params[:, 0] * obs - (action - params[:, 1] * obs) ** 2
 
 
@@ -40,35 +45,26 @@ def policy(params, obs, noise):
     return params * obs + noise, 10 * noise
 
 
-def transition(terminated, truncated):
-    return Transition(jnp.float32(2), jnp.float32(0.5), 3.0, jnp.float32(5), terminated, truncated)
-
-
-CRITICS, PARAMS, NOISE, ALPHA = jnp.array([[1.0, 0.25], [3.0, 0.5]]), 0.1, 0.25, 0.3
-VALUES = np.array([1 * 2 - (0.5 - 0.25 * 2) ** 2, 3 * 2 - (0.5 - 0.5 * 2) ** 2])  # Q(s, a; φᵢ)
+def errors(critic_params, target_params, params, alpha, terminated=False):
+    """The TD errors [2] from s = 2 by a = 0.5 to s' = 5, with reward 3 and γ = 0.5."""
+    next_action, log_prob = policy(params, 5.0, NOISE)
+    next_value = jnp.min(q(target_params, 5.0, next_action)) - alpha * log_prob
+    return td_error(q(critic_params, 2.0, 0.5), 3.0, next_value, terminated, 0.5)
 
 
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize("terminated", [False, True])
-@pytest.mark.parametrize("truncated", [False, True])
-def test_td_error_has_the_smaller_value_and_the_entropy_unless_terminated(
-    order, terminated, truncated
-):
+def test_td_error_has_the_value_and_the_entropy_unless_terminated(order, terminated):
     """a' = 0.1 x 5 + 0.25 = 0.75, ln π = 2.5; the values of a' are 8.4375 and 4.4375."""
     targets = jnp.array([[2.0, 0.4], [1.0, 0.3]])[::order]
-    t = transition(jnp.array(terminated), jnp.array(truncated))
-    with jax.numpy_rank_promotion("raise"):
-        errors = td_error(CRITICS, targets, PARAMS, ALPHA, t, NOISE, q, policy, 0.5)
+    got = errors(CRITICS, targets, PARAMS, ALPHA, jnp.array(terminated))
     target = 3 + 0.5 * (not terminated) * (5 - (0.75 - 1.5) ** 2 - 0.3 * 2.5)
-    np.testing.assert_allclose(errors, target - VALUES, rtol=1e-5)
+    np.testing.assert_allclose(got, target - VALUES, rtol=1e-5)
 
 
 def test_gradient_is_semi_gradient_and_each_critic_has_its_own():
-    t = transition(jnp.array(False), jnp.array(False))
     targets = jnp.array([[2.0, 0.4], [1.0, 0.3]])
-    jacobian, *others = jax.jacobian(td_error, argnums=(0, 1, 2, 3))(
-        CRITICS, targets, PARAMS, ALPHA, t, NOISE, q, policy, 0.5
-    )
+    jacobian, *others = jax.jacobian(errors, argnums=(0, 1, 2, 3))(CRITICS, targets, PARAMS, ALPHA)
     np.testing.assert_allclose(jacobian[0], [[-2, 0], [0, 0]], atol=1e-6)
     np.testing.assert_allclose(jacobian[1], [[0, 0], [-2, 2]], atol=1e-6)  # -2 (a - c1 s) s
     assert not any(x.any() for x in others)
@@ -76,10 +72,72 @@ def test_gradient_is_semi_gradient_and_each_critic_has_its_own():
 
 def test_policy_loss_is_entropy_at_its_temperature_less_the_smaller_value():
     """a = 0.1 x 2 + 0.25 = 0.45: Q is 2 - 0.05² and 6 - 0.55², and ∂Q₁/∂θ = -2 (a - 0.5) s."""
-    loss, log_prob = policy_loss(PARAMS, CRITICS, ALPHA, 2.0, NOISE, q, policy)
-    np.testing.assert_allclose([loss, log_prob], [0.3 * 2.5 - (2 - 0.05**2), 2.5], rtol=1e-6)
-    gradient = jax.grad(policy_loss, has_aux=True)(PARAMS, CRITICS, ALPHA, 2.0, NOISE, q, policy)[0]
-    np.testing.assert_allclose(gradient, -0.2, rtol=1e-5)
+
+    def loss(params):
+        action, log_prob = policy(params, 2.0, NOISE)
+        return policy_loss(jnp.min(q(CRITICS, 2.0, action)), log_prob, ALPHA)
+
+    np.testing.assert_allclose(loss(PARAMS), 0.3 * 2.5 - (2 - 0.05**2), rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(loss)(PARAMS), -0.2, rtol=1e-5)
+
+
+# One update, against its losses and their gradients worked out with other formulas.
+
+
+def sampled(params, obs, noise):
+    """tanh(m + σ ε) and its log-probability, with tanh' = 4 / (eˣ + e⁻ˣ)²."""
+    mean, log_std = jnp.split(relu_mlp(params, obs), 2, axis=-1)
+    x = mean + jnp.exp(log_std) * noise
+    log_slope = 2 * (jnp.log(2) - jnp.logaddexp(x, -x))
+    log_prob = -(noise**2) / 2 - jnp.log(2 * jnp.pi) / 2 - log_std - log_slope
+    return jnp.tanh(x), log_prob.sum(-1)
+
+
+@pytest.fixture(scope="module")
+def first_update():
+    return first_continuous_update(sac, num_keys=4, which_samples=2, alpha=0.4)
+
+
+def policy_noises(update):
+    """ε of the actor's actions and of the next actions, [2, B, A]."""
+    return jax.random.normal(update.keys[3], (2, *update.batch.action.shape))
+
+
+def test_both_critics_learn_the_smaller_value_and_the_entropy(first_update):
+    """With the squared errors of their batch, for all kinds of ends. Either critic is the smaller
+    one somewhere."""
+    config, before, after, metrics, batch, _ = first_update
+    next_action, log_prob = sampled(before.params, batch.next_obs, policy_noises(first_update)[1])
+    next_values = np.asarray(relu_q(before.target_params, batch.next_obs, next_action))
+    assert set(next_values.argmin(-1)) == {0, 1}
+    soft_values = next_values.min(-1) - 0.4 * log_prob
+    targets = batch.reward + config.gamma * ~batch.terminated * soft_values
+
+    def loss(params):
+        errors = targets[:, None] - relu_q(params, batch.obs, batch.action)
+        return jnp.mean(jnp.sum(errors**2, axis=-1))
+
+    np.testing.assert_allclose(metrics["loss"], loss(before.critic_params), rtol=1e-5)
+    check_gradient(after.critic_opt_state, loss, before.critic_params)
+
+
+def test_the_actor_ascends_the_smaller_value_and_the_entropy(first_update):
+    """Of the critics after their step, in the same batch."""
+    _, before, after, _, batch, _ = first_update
+
+    def loss(params):
+        action, log_prob = sampled(params, batch.obs, policy_noises(first_update)[0])
+        return jnp.mean(0.4 * log_prob - relu_q(after.critic_params, batch.obs, action).min(-1))
+
+    check_gradient(after.opt_state, loss, before.params)
+
+
+def test_the_temperature_follows_the_entropy_of_the_batch(first_update):
+    _, before, after, metrics, batch, _ = first_update
+    _, log_prob = sampled(before.params, batch.obs, policy_noises(first_update)[0])
+    loss = lambda log_alpha: -jnp.exp(log_alpha) * (log_prob.mean() - 1)
+    check_gradient(after.alpha_opt_state, loss, before.log_alpha)
+    np.testing.assert_allclose(metrics["entropy"], -log_prob.mean(), rtol=1e-4)
 
 
 def test_temperature_falls_when_entropy_is_above_the_target_and_rises_below():
@@ -119,14 +177,14 @@ def test_density_of_actions_integrates_to_1_and_multiplies_over_components():
 
 def test_noise_is_standard_normal_with_the_memory_that_is_asked_for():
     def step(x, key):
-        x = correlated_noise(key, x, 0.2)
+        x = correlated_noise(key, x, 0.8)
         return x, x
 
     first, *keys = jax.random.split(jax.random.key(0), 101)
     x = np.asarray(jax.lax.scan(step, jax.random.normal(first, (5_000,)), jnp.stack(keys))[1])
     np.testing.assert_allclose([x[0].std(), x[-1].std(), x.std()], 1, atol=0.03)
     np.testing.assert_allclose((x[1:] * x[:-1]).mean(), 0.8, atol=0.01)
-    independent = correlated_noise(first, jnp.full(5, 100.0), 1.0)
+    independent = correlated_noise(first, jnp.full(5, 100.0), 0.0)
     np.testing.assert_allclose(independent, jax.random.normal(first, (5,)), rtol=1e-5)
 
 
@@ -156,9 +214,9 @@ def test_behaviour_is_a_sample_of_the_policy(states):
     """5 steps an update, after 2,000 at random: arctanh a = m + σ ε."""
     noise = []
     for step, (before, after) in enumerate(pairwise(states)):
-        recent = replayed(after, 2_000 + 5 * step, 2_005 + 5 * step)
-        mean, log_std = np.split(relu_mlp(before.params, recent.obs), 2, axis=-1)
-        noise.append((np.arctanh(recent.action) - mean) / np.exp(log_std))
+        transitions = replayed(after, 2_000 + 5 * step, 2_005 + 5 * step)
+        mean, log_std = np.split(relu_mlp(before.params, transitions.obs), 2, axis=-1)
+        noise.append((np.arctanh(transitions.action) - mean) / np.exp(log_std))
     np.testing.assert_allclose(noise, [state.noise for state in states[1:]], atol=1e-3)
     assert len(np.unique(noise)) == 30
     np.testing.assert_allclose(np.std(noise), 1, rtol=0.35)

@@ -15,7 +15,7 @@ from algorithms.td_lambda import (
     make,
     n_step_return,
 )
-from common.environments.mdp import given_policy, policy_values, reachable
+from common.environments.mdp import load_policy, policy_values, visited_states
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import Transition, make_env, rollout
 
@@ -27,6 +27,12 @@ def window(terminated, truncated):
     states = jnp.arange(4)
     flags = jnp.array(terminated, bool), jnp.array(truncated, bool)
     return Transition(states[:-1], states[:-1], jnp.array([1.0, 2.0, 4.0]), states[1:], *flags)
+
+
+def return_of(steps, gamma):
+    """The n-step return with the values V."""
+    next_value = V[steps.next_obs]
+    return n_step_return(steps.reward, next_value, steps.terminated, steps.truncated, gamma)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +50,13 @@ def window(terminated, truncated):
     ],
 )
 def test_n_step_return_is_cut_where_the_episode_ends(terminated, truncated, expected):
-    assert n_step_return(V, window(terminated, truncated), 0.5) == expected
+    assert return_of(window(terminated, truncated), 0.5) == expected
 
 
 def test_return_of_one_step_is_the_target_of_td_0():
     one = jax.tree.map(lambda x: x[:1], window([0, 0, 0], [0, 0, 0]))
-    assert n_step_return(V, one, 0.5) == 1 + 20 / 2
-    assert n_step_return(V, one, 0.0) == 1
+    assert return_of(one, 0.5) == 1 + 20 / 2
+    assert return_of(one, 0.0) == 1
 
 
 def test_trace_decays_by_gamma_lambda_and_adds_one_where_it_is():
@@ -75,12 +81,9 @@ def test_exact_values_of_the_walk_and_of_the_small_grid():
 def test_states_that_the_policy_never_reaches_are_not_scored():
     walk = make_mdp("RandomWalk5-tabular")
     right = np.eye(2)[np.ones(7, int)]
-
-    def visited(policy):
-        return reachable(np.einsum("sa,sat->st", policy, walk.P), walk.start > 0) & ~walk.terminal
-
-    np.testing.assert_array_equal(np.flatnonzero(visited(right)), [3, 4, 5])
-    np.testing.assert_array_equal(np.flatnonzero(visited(right / 2 + 0.25)), range(1, 6))
+    np.testing.assert_array_equal(np.flatnonzero(visited_states(walk, right)), [3, 4, 5])
+    both = visited_states(walk, right / 2 + 0.25)
+    np.testing.assert_array_equal(np.flatnonzero(both), range(1, 6))
 
 
 def book_td_lambda(episodes, v, alpha, gamma, decay):
@@ -118,21 +121,21 @@ def played(algorithm, config, seed):
 
     def update(state, step):
         key = jax.random.fold_in(state.key, step)
-        steps = rollout(env, choose, state.env, key, config.num_steps)[1]
+        steps = rollout(env, choose, state.env, key, config.steps_per_update)[1]
         state, metrics = algorithm.update(state, step)
         return state, (state.params, metrics["rms_error"], jax.tree.map(lambda x: x[:, 0], steps))
 
     def run(key):
         state = algorithm.init(key)
-        return state.recent, jax.lax.scan(update, state, jnp.arange(algorithm.num_updates))[1]
+        return state.pending, jax.lax.scan(update, state, jnp.arange(algorithm.num_updates))[1]
 
-    recent, (v, rms_error, steps) = jax.jit(run)(jax.random.key(seed))
-    steps = jax.tree.map(lambda x, y: np.append(x, y.reshape(-1)), recent, steps)
+    pending, (v, rms_error, steps) = jax.jit(run)(jax.random.key(seed))
+    steps = jax.tree.map(lambda x, y: np.append(x, y.reshape(-1)), pending, steps)
     return np.asarray(v), np.asarray(rms_error), steps
 
 
 @pytest.mark.parametrize(
-    "num_steps, method",
+    "steps_per_update, method",
     [
         (1, {"n_step": 1, "td_lambda": 0.0}),
         (1, {"n_step": 4}),
@@ -142,14 +145,16 @@ def played(algorithm, config, seed):
     ],
 )
 @pytest.mark.parametrize("env_id", ["RandomWalk5-tabular", "Cut-tabular"])
-def test_it_makes_the_updates_of_the_book(env_id, num_steps, method, monkeypatch):
+def test_it_makes_the_updates_of_the_book(env_id, steps_per_update, method, monkeypatch):
     """Episodes that terminate, and some of the same walk that a limit of 6 steps cuts."""
     monkeypatch.setitem(
         TABULAR, "Cut-tabular", TABULAR["RandomWalk5-tabular"]._replace(max_steps=6)
     )
     settings = {"learning_rate": 0.2, "gamma": 0.9, "initial_value": 0.5}
     with jax.enable_x64(True):
-        config = Config(env_id, num_steps=num_steps, total_timesteps=400, **settings, **method)
+        config = Config(
+            env_id, steps_per_update=steps_per_update, total_timesteps=400, **settings, **method
+        )
         v, rms_error, steps = played(make(config), config, seed=3)
 
     done = steps.terminated | steps.truncated
@@ -165,11 +170,11 @@ def test_it_makes_the_updates_of_the_book(env_id, num_steps, method, monkeypatch
     errors = np.array(expected) - values_of_the_walk(0.9)
     rms = np.sqrt(np.mean(errors[:, 1:-1] ** 2, axis=-1))
     for update in range(len(v)):
-        first = update * num_steps
-        ended = (first <= ends) & (ends < first + num_steps)
+        first = update * steps_per_update
+        ended = (first <= ends) & (ends < first + steps_per_update)
         if ended.any():
             np.testing.assert_allclose(rms_error[update], rms[ended].mean(), rtol=1e-12)
-            if num_steps == 1:
+            if steps_per_update == 1:
                 np.testing.assert_allclose(v[update], np.array(expected)[ended][0], rtol=1e-12)
         else:
             assert np.isnan(rms_error[update])
@@ -234,7 +239,7 @@ def test_a_policy_that_is_none_is_refused_in_one_line(table, complaint, tmp_path
 def test_n_steps_and_traces_are_not_mixed():
     with pytest.raises(ValueError, match="--n-step 2 --td-lambda 0.5"):
         Config(n_step=2, td_lambda=0.5)
-    assert given_policy("uniform", 2, 4).tolist() == [[0.25] * 4] * 2
+    assert load_policy("uniform", 2, 4).tolist() == [[0.25] * 4] * 2
 
 
 def first_ten(config, settings, num_seeds=128):
@@ -259,7 +264,7 @@ def test_n_step_td_as_in_figure_7_2():
     expected = {2: (0.6, 0.282), 4: (0.4, 0.262), 8: (0.3, 0.280), 16: (0.1, 0.323)}
     errors = {}
     for n, (learning_rate, error) in expected.items():
-        config = Config(num_steps=1, total_timesteps=2_600, n_step=n)
+        config = Config(steps_per_update=1, total_timesteps=2_600, n_step=n)
         errors[n] = first_ten(config, {"learning_rate": [learning_rate]})[0]
         assert abs(errors[n] - error) < 0.018, errors
     assert min(errors, key=errors.get) == 4
@@ -269,5 +274,5 @@ def test_td_lambda_as_in_figure_12_6():
     """The same walk with accumulating traces; λ = 0 is n = 1 (.346). The numbers are from the same
     simulation."""
     settings = {"td_lambda": [0.0, 0.4, 0.8, 0.9], "learning_rate": [0.8, 0.7, 0.3, 0.2]}
-    errors = first_ten(Config(num_steps=1, total_timesteps=2_600), settings)
+    errors = first_ten(Config(steps_per_update=1, total_timesteps=2_600), settings)
     np.testing.assert_allclose(errors, [0.348, 0.269, 0.272, 0.291], atol=0.018)

@@ -1,9 +1,9 @@
-"""Trains a peer through its public interface: `python driver.py PEER REQUEST` prints one JSON line.
+"""Train a peer through its public interface: `python driver.py PEER REQUEST` prints one JSON line.
 
 It runs inside the peer's own virtual environment, so it imports nothing of this repository. The
 request is JSON: `algorithm`, the peer's class; `env_id`; `settings` in the peer's own words;
-`seeds`, `first_seed`; and `eval_every`, the environment steps between greedy evaluations on the
-way, 0 for none; and for PureJaxRL `folder`, a clone.
+`seeds`, `first_seed`; and `eval_every`, the environment steps between greedy evaluations, 0 for
+none; and for PureJaxRL `folder`, a clone.
 """
 
 import importlib
@@ -36,8 +36,10 @@ def main() -> None:
 
 
 def rejax(request: dict) -> dict:
-    """All seeds in one vmapped program, compiled ahead of time; its evaluation during training,
-    which costs more than training itself, only runs where the request asks for it."""
+    """Train all seeds in one vmapped program, compiled ahead of time.
+
+    Evaluation during training costs more than training, and runs only if the request asks for it.
+    """
     import jax
     import jax.numpy as jnp
     import rejax
@@ -72,7 +74,7 @@ def rejax(request: dict) -> dict:
 
 
 def purejaxrl(request: dict) -> dict:
-    """The files of a clone, as they are but for what they import and never use here, a network of
+    """Run the files of a clone, as they are but for unused imports, a network of
     the agreed size, and `jax.tree_map`, which JAX has since renamed. It has no evaluation, so its
     final policy is played here, and its curve is that of training."""
     import jax
@@ -110,7 +112,7 @@ def purejaxrl(request: dict) -> dict:
 
 
 class Categorical:
-    """What PureJaxRL uses of distrax, which does not import with today's packages."""
+    """The part of distrax that PureJaxRL uses; distrax does not import with today's packages."""
 
     def __init__(self, logits):
         self.logits = logits
@@ -136,7 +138,7 @@ class Categorical:
 
 
 def q_network(sizes):
-    """The class that takes the place of PureJaxRL's network."""
+    """Return the class that replaces PureJaxRL's network."""
     import flax.linen as nn
 
     class QNetwork(nn.Module):
@@ -152,7 +154,7 @@ def q_network(sizes):
 
 
 def purejaxrl_returns(module, env_id, params, keys):
-    """Of EPISODES greedy episodes of each seed, [S, EPISODES]."""
+    """Return the returns of EPISODES greedy episodes of each seed, [S, EPISODES]."""
     import gymnax
     import jax
     import jax.numpy as jnp
@@ -182,8 +184,8 @@ def purejaxrl_returns(module, env_id, params, keys):
 
 
 def purejaxrl_curve(metrics: dict, steps: int, every: int) -> list:
-    """[[steps, training return of each seed], ...]: the mean over environments of the last episode
-    that each had ended by then."""
+    """Return [[steps, training return of each seed], ...]: the mean over environments of the last
+    episode that each had ended by then."""
     returns = metrics.get("returns", metrics.get("returned_episode_returns"))
     if returns.ndim > 2:  # [S, updates, T, N]
         returns = returns[:, :, -1].mean(-1)
@@ -206,8 +208,8 @@ def sbx(request: dict) -> dict:
 
 
 def one_seed(kind: type, request: dict) -> dict:
-    """One seed: what takes longer before everything is settled than after it counts as compiling,
-    and evaluation on the way is left out of the seconds."""
+    """Train one seed: extra time before SETTLED steps, compared with later, counts as compiling,
+    and evaluation during training is left out of the seconds."""
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy
 

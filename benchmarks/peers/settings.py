@@ -23,9 +23,12 @@ def by_contestant(ours: dict, rejax: dict, stable: dict, **others: dict) -> dict
 
 
 def dqn_equal(steps: int) -> dict[str, dict]:
-    """10 environments, a batch of 128, one gradient step per 10 environment steps, ReLU, Adam
-    2.5e-4, a buffer of 10,000, target copies every 50 gradient steps (500 environment steps),
-    epsilon from 1 to 0.05 over half the run, 1,000 random steps first."""
+    """Return settings for the same DQN.
+
+    10 environments, a batch of 128, one gradient step per 10 environment steps, ReLU, Adam 2.5e-4,
+    a buffer of 10,000, target copies every 50 gradient steps (500 environment steps), epsilon from
+    1 to 0.05 over half the run, 1,000 random steps first.
+    """
     shared = {"total_timesteps": steps, "num_envs": 10, "buffer_size": 10_000, "batch_size": 128}
     shared |= {"learning_rate": 2.5e-4, "gamma": 0.99, "exploration_fraction": 0.5}
     ours = {"train_frequency": 1, "learning_starts": 1_000, "target_network_frequency": 50}
@@ -45,9 +48,11 @@ def dqn_equal(steps: int) -> dict[str, dict]:
 
 
 def dqn_best() -> dict[str, dict]:
-    """What each library publishes for CartPole-v1: ours are dqn.py's defaults, rejax's those of its
-    configs/gymnax/cartpole.yaml, PureJaxRL's those of its dqn.py, and for the other two those of RL
-    Baselines3 Zoo."""
+    """Return what each library publishes for CartPole-v1.
+
+    dqn.py's defaults for ours, rejax's configs/gymnax/cartpole.yaml, PureJaxRL's dqn.py, and RL
+    Baselines3 Zoo for the other two.
+    """
     rejax = {"agent": "DuelingQNetwork", "agent_kwargs": {"activation": "swish"}, "num_envs": 10}
     rejax |= {"buffer_size": 50_000, "fill_buffer": 5_000, "batch_size": 100, "max_grad_norm": 10}
     rejax |= {"learning_rate": 1e-3, "num_epochs": 5, "total_timesteps": 100_000, "polyak": 0.98}
@@ -65,9 +70,12 @@ def dqn_best() -> dict[str, dict]:
 
 
 def ppo_equal(steps: int) -> dict[str, dict]:
-    """4 environments x 128 steps, 4 epochs of 4 minibatches, tanh, Adam 2.5e-4, gamma 0.99, lambda
-    0.95, clipping at 0.2, entropy 0.01, gradients clipped to norm 0.5; nothing annealed, because
-    rejax cannot."""
+    """Return settings for the same PPO.
+
+    4 environments x 128 steps, 4 epochs of 4 minibatches, tanh, Adam 2.5e-4, gamma 0.99, lambda
+    0.95, clipping at 0.2, entropy 0.01, gradients clipped to norm 0.5; nothing is annealed, because
+    rejax cannot.
+    """
     shared = {"total_timesteps": steps, "learning_rate": 2.5e-4, "gamma": 0.99}
     shared |= {"gae_lambda": 0.95, "vf_coef": 0.5, "ent_coef": 0.01, "max_grad_norm": 0.5}
     ours = {"num_envs": 4, "num_steps": 128, "update_epochs": 4, "num_minibatches": 4}
@@ -81,7 +89,7 @@ def ppo_equal(steps: int) -> dict[str, dict]:
 
 
 def purejaxrl_ppo(steps: int) -> dict:
-    """What is at the end of its ppo.py."""
+    """Return the settings at the end of its ppo.py."""
     pure = {"TOTAL_TIMESTEPS": steps, "NUM_ENVS": 4, "NUM_STEPS": 128, "LR": 2.5e-4, "GAMMA": 0.99}
     pure |= {"UPDATE_EPOCHS": 4, "NUM_MINIBATCHES": 4, "GAE_LAMBDA": 0.95, "CLIP_EPS": 0.2}
     pure |= {"ENT_COEF": 0.01, "VF_COEF": 0.5, "MAX_GRAD_NORM": 0.5, "ANNEAL_LR": True}
@@ -89,8 +97,10 @@ def purejaxrl_ppo(steps: int) -> dict:
 
 
 def ppo_best() -> dict[str, dict]:
-    """What each library publishes for CartPole-v1: ours are ppo.py's defaults, the others' from
-    where `dqn_best` has them. The Zoo's two linear schedules stay at their means."""
+    """Return what each library publishes for CartPole-v1, from the same places as `dqn_best`.
+
+    The Zoo's two linear schedules are replaced by their means.
+    """
     rejax = {"agent_kwargs": {"activation": "tanh"}, "num_envs": 5, "num_steps": 100}
     rejax |= {"num_epochs": 5, "num_minibatches": 5, "learning_rate": 7.5e-4, "gamma": 0.99}
     rejax |= {"max_grad_norm": 0.5, "total_timesteps": 100_000, "gae_lambda": 0.95}
@@ -102,8 +112,11 @@ def ppo_best() -> dict[str, dict]:
 
 
 def td3_equal(steps: int) -> dict[str, dict]:
-    """One environment, one critic step of 100 transitions for each of its steps, an actor step for
-    every other, ReLU, Adam 1e-3, gamma 0.98, noise 0.1, 1,000 random steps first."""
+    """Return settings for the same TD3.
+
+    One environment, one critic step of 100 transitions for each of its steps, an actor step for
+    every other, ReLU, Adam 1e-3, gamma 0.98, noise 0.1, 1,000 random steps first.
+    """
     shared = {"total_timesteps": steps, "num_envs": 1, "learning_rate": 1e-3, "gamma": 0.98}
     shared |= {"buffer_size": 20_000, "batch_size": 100}
     ours = {"learning_starts": 1_000, "tau": 0.005, "policy_frequency": 2, "policy_noise": 0.2}

@@ -48,8 +48,8 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
         return encode(obs), inner, jnp.asarray(reward), terminated, truncated, next_obs
 
     fields = {"max_steps": int(getattr(params, "max_steps_in_episode", 10_000))}
-    if not is_scaled:  # copied for obs_low
-        fields |= {"obs_low": obs_low, "obs_high": obs_high}
+    if jnp.issubdtype(obs.dtype, jnp.floating):  # copied for obs_low
+        fields |= finite_bounds(obs_low, obs_high)
     if isinstance(obs_space, spaces.Discrete):
         fields["num_states"] = int(obs_space.n)
     if isinstance(action_space, spaces.Discrete):
@@ -59,6 +59,14 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
         fields["action_low"] = np.broadcast_to(action_space.low, shape)
         fields["action_high"] = np.broadcast_to(action_space.high, shape)
     return batch_env(reset, step, num_envs, obs_shape=obs.shape, **fields)
+
+
+def finite_bounds(low: Any, high: Any) -> dict[str, np.ndarray]:
+    """Return Env's `obs_low` and `obs_high`; nothing if they are not finite or leave no room."""
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    with np.errstate(over="ignore"):  # the largest floats stand for infinity
+        span = high - low
+    return {"obs_low": low, "obs_high": high} if np.all(np.isfinite(span) & (span > 0)) else {}
 
 
 def suggestion(env_id: str) -> str:

@@ -1,27 +1,28 @@
-"""Pytrees on disk: one `.npz`, written so that it is there whole or not at all."""
+"""Pytrees on disk: one `.npz` file, which exists whole or not at all."""
 
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-FORMAT = 1  # of the files; raised when their meaning changes
+FORMAT = 2  # of the files; increased when their meaning changes
 
 
 class CheckpointError(Exception):
-    """The file cannot be used; the message says why and what to do."""
+    """Raised when a file cannot be used; the message says why and what to do."""
 
 
 def save(path: Path, tree: Any, header: dict, previous: Path | None = None) -> None:
-    """Writes the leaves of `tree` under their path names, `header` (JSON) and a SHA-256 of both.
+    """Write the leaves of `tree` under their path names, `header` (JSON) and a SHA-256 of both.
 
-    The file is written beside `path`, synced and renamed: a crash at any moment leaves the old
-    file or the new one. The old one becomes `previous`, if that is given; between the two renames
-    it is there alone. OSError if the disk refuses.
+    The file is written under a temporary name, synced and renamed: a crash at any moment leaves
+    the old file or the new one. The old one becomes `previous` if that is given; between the two
+    renames it is the only one. OSError if the disk refuses.
     """
     arrays = named_arrays(tree)
     text = json.dumps({"format": FORMAT, **header})
@@ -34,7 +35,7 @@ def save(path: Path, tree: Any, header: dict, previous: Path | None = None) -> N
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
-    """The arrays by name, and the header. CheckpointError if a bit of the file is wrong."""
+    """Return the arrays by name, and the header. CheckpointError if a bit of the file is wrong."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -46,7 +47,7 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise CheckpointError(f"{path} does not exist") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a flipped bit in an archive can raise nearly anything
+    except Exception as error:  # a flipped bit in an archive can raise almost anything
         raise CheckpointError(f"{path} is damaged and cannot be read") from error
     if version != FORMAT:
         raise CheckpointError(
@@ -59,7 +60,7 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 def restore(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
-    """The tree `like` (arrays or their shapes) with the values saved under its path names.
+    """Return the tree `like` (of arrays or shapes) with the values saved under its path names.
 
     CheckpointError if a name, shape or dtype differs: nothing is cast.
     """
@@ -68,11 +69,11 @@ def restore(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
         value = arrays.get(prefix + name)
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         expected = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
-        found = None if value is None else (value.shape, str(value.dtype))
+        stored = None if value is None else (value.shape, str(value.dtype))
         wanted = (expected.shape, str(_stored_dtype(expected.dtype)))
-        if found != wanted:
+        if stored != wanted:
             raise CheckpointError(
-                f"the checkpoint's {prefix + name} is {found}, this program expects {wanted}: "
+                f"the checkpoint's {prefix + name} is {stored}, this program expects {wanted}: "
                 "resume with the versions and the machine settings that wrote it"
             )
         leaves.append(jax.random.wrap_key_data(value) if is_key else value.view(expected.dtype))
@@ -80,13 +81,13 @@ def restore(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
 
 
 def named_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves as NumPy arrays by path name; keys as their data."""
+    """Return the leaves as NumPy arrays by path name; of keys, their data."""
     return {name: _to_numpy(leaf) for name, leaf in _named(tree)}
 
 
-def write_atomically(path: Path, write, previous: Path | None = None) -> None:
-    """Calls `write(file)` on a new file that then takes the place of `path`, which becomes
-    `previous`."""
+def write_atomically(path: Path, write: Callable, previous: Path | None = None) -> None:
+    """Call `write(file)` on a new file that then replaces `path`, which becomes `previous` if that
+    is given. OSError if the disk refuses; the old file is then unchanged."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -106,18 +107,21 @@ def write_atomically(path: Path, write, previous: Path | None = None) -> None:
         os.close(folder)
 
 
-def _named(tree):
+def _named(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the path name and the value of each leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
 
 
-def _stored_dtype(dtype) -> np.dtype:
-    """NumPy's file format knows no bfloat16 and the like; their bits are stored as integers."""
+def _stored_dtype(dtype: Any) -> np.dtype:
+    """Return the dtype in the file: integers of the same size for those that NumPy's format does
+    not have, such as bfloat16."""
     dtype = np.dtype(dtype)
     return np.dtype(f"u{dtype.itemsize}") if dtype.kind == "V" else dtype
 
 
-def _to_numpy(leaf) -> np.ndarray:
+def _to_numpy(leaf: Any) -> np.ndarray:
+    """Return an array, or a key's data, as it is stored."""
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.ascontiguousarray(leaf)
@@ -125,6 +129,7 @@ def _to_numpy(leaf) -> np.ndarray:
 
 
 def _digest(arrays: dict[str, np.ndarray], text: str) -> bytes:
+    """Return the SHA-256 of the header's text and of all names, shapes, dtypes and bytes."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         array = arrays[name]

@@ -1,4 +1,4 @@
-"""The command line: an algorithm's Config, the run's own flags, and one plain line when wrong."""
+"""The command line: an algorithm's Config, the run's own flags, and errors in one plain line."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import sys
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -16,16 +17,18 @@ from common.algorithm import flag, require
 
 @dataclasses.dataclass(frozen=True)
 class Run:
+    """Flags that every algorithm has."""
+
     seed: int = 0  # the first seed; seed k starts from jax.random.key(k)
     num_seeds: int = 1  # seeds, all trained in parallel
-    seeds_at_once: int = 0  # at most so many of them at a time, to save memory; 0: all
+    seeds_at_once: int = 0  # most seeds that train at the same time, to save memory; 0: all
     sweep: tuple[str, ...] = ()  # a grid x seeds: learning_rate=1e-4,3e-4 gamma=0.9,0.99
     eval_episodes: int = 100  # episodes of the final policy, per seed; 0: none
-    eval_every: int = 0  # environment steps between greedy evaluations on the way; 0: none
+    eval_every: int = 0  # environment steps between greedy evaluations during training; 0: none
     log_points: int = 100  # rows of metrics.csv per seed
     out: str = ""  # the run's folder; else runs/<algorithm>-<environment>-<time>
     checkpoint_every: float = 60.0  # seconds
-    resume: str = ""  # the folder of an interrupted run: go on where its checkpoint stands
+    resume: str = ""  # the folder of an interrupted run: continue from its checkpoint
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules to load first
     quiet: bool = False  # print nothing but errors
 
@@ -46,13 +49,13 @@ class Run:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    """Ends the program with one line on stderr."""
+    """End the program with an exit code and one line on stderr."""
     warn(message)
     sys.exit(code)
 
 
 def warn(message: str) -> None:
-    """One line on stderr, of less than 200 characters."""
+    """Print one line of at most 200 characters on stderr."""
     program = sys.modules["__main__"].__spec__
     line = f"{program.name.rpartition('.')[2]}: " if program else ""
     line += " ".join(message.split())
@@ -60,7 +63,7 @@ def warn(message: str) -> None:
 
 
 def parse(Config: type, program: str, description: str, argv: list[str]) -> tuple[Any, Run]:
-    """The Config and the Run that the arguments describe; exits with 2 if they are wrong."""
+    """Return the Config and the Run of the arguments; exit with code 2 if they are wrong."""
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -70,7 +73,7 @@ def parse(Config: type, program: str, description: str, argv: list[str]) -> tupl
     types = {flag(field.name): field.type for field in dataclasses.fields(Config)}
     types |= {flag(field.name): field.type for field in dataclasses.fields(Run)}
     types["--import"] = types.pop("--imports")
-    argv = _whole_numbers(argv, types)
+    argv = _expand_exponents(argv, types)
     _refuse_unknown_flags(argv, types)
     box = io.StringIO()
     try:
@@ -78,13 +81,13 @@ def parse(Config: type, program: str, description: str, argv: list[str]) -> tupl
             arguments = tyro.cli(Arguments, prog=program, description=description, args=argv)
     except SystemExit as stop:
         if stop.code:
-            fail(2, _one_line(box.getvalue()) + " (--help lists the flags)")
+            fail(2, (_one_line(box.getvalue()) or "wrong flags") + " (--help lists the flags)")
         raise
     return arguments.config, arguments.run
 
 
 def settings(sweep: tuple[str, ...], config: Any) -> list[dict[str, Any]]:
-    """Every combination of the swept values, as the fields to replace: [{}] without a sweep.
+    """Return the fields to replace for every combination of swept values; [{}] without a sweep.
 
     ValueError for a field that does not exist, a value of the wrong type, or one that Config
     refuses.
@@ -99,10 +102,10 @@ def settings(sweep: tuple[str, ...], config: Any) -> list[dict[str, Any]]:
         if name not in types:
             raise ValueError(f"--sweep {name}: no such field{_did_you_mean(name, types)}")
         if name in grid:
-            raise ValueError(f"--sweep {name}: named twice; put all its values behind one =")
+            raise ValueError(f"--sweep {name}: named twice; put all its values after one =")
         grid[name] = [_value(name, types[name], text) for text in values.split(",")]
         if len(set(grid[name])) < len(grid[name]):
-            raise ValueError(f"--sweep {item}: a value stands there twice; write each once")
+            raise ValueError(f"--sweep {item}: a value is there twice; write each once")
     combinations = [
         dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
     ]
@@ -111,8 +114,8 @@ def settings(sweep: tuple[str, ...], config: Any) -> list[dict[str, Any]]:
     return combinations
 
 
-def _value(name, kind, text):
-    """The text of one swept value as a value of the field's type."""
+def _value(name: str, kind: Any, text: str) -> Any:
+    """Return one swept value as the field's type; ValueError if it is of another."""
     if get_origin(kind) is Literal:
         choices = {str(choice): choice for choice in get_args(kind)}
         if text not in choices:
@@ -123,34 +126,35 @@ def _value(name, kind, text):
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
-        return kind(_whole(text) if kind is int else text)
+        return kind(_expand_exponent(text) if kind is int else text)
     except (ValueError, KeyError):
         raise ValueError(f"--sweep {name}: {text!r} is not of type {kind.__name__}") from None
 
 
-def _whole(text: str) -> str:
-    """1e6 as 1000000, anything else as it is."""
+def _expand_exponent(text: str) -> str:
+    """Return 1e6 as 1000000, and anything else as it is."""
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE]\+?\d+", text) and float(text).is_integer():
         return str(int(float(text)))
     return text
 
 
-def _whole_numbers(argv, types):
-    """Accepts 1e6 where a flag takes an int, as people write step counts."""
-    result, kind = [], None
+def _expand_exponents(argv: list[str], types: dict[str, Any]) -> list[str]:
+    """Return the arguments with 1e6 as 1000000 where a flag takes integers: people write numbers of
+    steps so, and tyro refuses it."""
+    result, takes_int = [], False
     for token in argv:
-        if token.startswith("--"):
-            name, equals, value = token.partition("=")
-            kind = types.get(flag(name[2:]))
-            takes_int = kind is int or (get_origin(kind) is tuple and get_args(kind)[0] is int)
-            result.append(f"{name}={_whole(value)}" if equals and takes_int else token)
-        else:
-            takes_int = kind is int or (get_origin(kind) is tuple and get_args(kind)[0] is int)
-            result.append(_whole(token) if takes_int else token)
+        if not token.startswith("--"):
+            result.append(_expand_exponent(token) if takes_int else token)
+            continue
+        name, equals, value = token.partition("=")
+        kind = types.get(flag(name[2:]))
+        takes_int = kind is int or (get_origin(kind) is tuple and get_args(kind)[0] is int)
+        result.append(f"{name}={_expand_exponent(value)}" if equals and takes_int else token)
     return result
 
 
-def _refuse_unknown_flags(argv, types):
+def _refuse_unknown_flags(argv: list[str], types: dict[str, Any]) -> None:
+    """Exit with code 2 at a flag that does not exist, or that is true or false and has a value."""
     known = {
         *types,
         "--help",
@@ -164,15 +168,20 @@ def _refuse_unknown_flags(argv, types):
             fail(2, f"{name} takes no value; leave out the = (--help lists the flags)")
 
 
-def _did_you_mean(name, known) -> str:
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint at the known name that is most like `name`, if one is."""
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _one_line(box: str) -> str:
-    """What tyro says in the first part of its box, which is drawn with "-" if not in UTF-8."""
+    """Return the message in the first part of the box that tyro draws around an error.
+
+    tyro has no public way to get at a message: `console_outputs=False` drops it, and its hook
+    `tyro._errors.on_parse_error` is private and new. The box is drawn with "-" if not in UTF-8.
+    """
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     is_text = lambda line: bool(line.strip("─╰╯-"))
     inside = itertools.dropwhile(lambda line: not is_text(line), lines)
-    text = " ".join(itertools.takewhile(is_text, inside))
-    return re.sub(r"^Error parsing (config|run): ", "", text)
+    message = " ".join(itertools.takewhile(is_text, inside))
+    return re.sub(r"^Error parsing (config|run): ", "", message)

@@ -5,16 +5,19 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import jax
 
 from common.runner.cli import Run
 from common.runner.groups import Group, Job, steps_after
+from common.runner.program import RunState
 
 
-def say(run: Run, *lines: str) -> None:
-    """Prints, unless the run is quiet. If nobody reads any more, as behind `| head`, it goes on."""
+def print_line(run: Run, *lines: str) -> None:
+    """Print lines, unless the run is quiet; nothing at all once the reader has gone (`| head`)."""
     if run.quiet:
         return
     try:
@@ -24,7 +27,7 @@ def say(run: Run, *lines: str) -> None:
 
 
 def title(job: Job, groups: list[Group]) -> str:
-    """What is about to be trained, and the memory of the largest group's State."""
+    """Return what will be trained, in one line, with the memory of the largest group's State."""
     num_devices = min(len(jax.devices()), max(len(group.seed) for group in groups))
     algorithm = job.make(groups[0].config)
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
@@ -43,8 +46,8 @@ def title(job: Job, groups: list[Group]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def results(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
-    """The last lines: returns over seeds, the ranking of a sweep, who diverged, where it all is."""
+def summary_lines(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
+    """Return the last lines: a sweep's ranking, returns over seeds, diverged seeds, the folder."""
     lines = []
     if job.run.sweep and ranking[0]["iqm"] is not None:
         width = max(len(row["setting"]) for row in ranking)
@@ -59,26 +62,30 @@ def results(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
     if summary["evaluation"] and summary["evaluation"]["iqm"] is not None:
         episodes = f"greedy policy, {job.run.eval_episodes} episodes:"
         lines.append(f"{episodes:28} {spread_text(summary['evaluation'])}   {seeds}")
-    bad = summary["diverged_seeds"]
-    if bad:
-        who = ", ".join(f"seed {x['seed']} at update {x['update']}" for x in bad[:5])
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    diverged = summary["diverged_seeds"]
+    if diverged:
+        first = ", ".join(f"seed {x['seed']} at update {x['update']}" for x in diverged[:5])
+        more = f" and {len(diverged) - 5} more" if len(diverged) > 5 else ""
         total = len(job.grid) * job.run.num_seeds
-        lines.append(f"{len(bad)}/{total} seeds diverged: {who}{more}; they have no score")
+        lines.append(f"{len(diverged)}/{total} seeds diverged: {first}{more}; they have no score")
     files = sorted(path.name for path in job.folder.iterdir() if not path.name.startswith("."))
     return [*lines, f"{job.folder}/  {'  '.join(files)}"]
 
 
-def spread_text(x: dict) -> str:
+def spread_text(x: dict[str, Any]) -> str:
+    """Return IQM, interval and extremes, as `summarize` has them, as text."""
     if x["iqm"] is None:
         return "diverged"
     return "IQM {iqm:.4g} [{low:.4g}, {high:.4g}]   min {min:.4g}   max {max:.4g}".format(**x)
 
 
 @contextlib.contextmanager
-def display(job: Job, groups: list[Group]):
-    """`show(group's index, updates made, seconds, Progress)`: a bar on a terminal, else a line
-    at every tenth of the run, but not two in a second, and every 15 seconds."""
+def display(job: Job, groups: list[Group]) -> Iterator[Callable]:
+    """Yield `show(group's index, updates so far, seconds, RunState)`, which shows the progress.
+
+    On a terminal it is a bar; otherwise a line at every tenth of the run, but at most one per
+    second, and at least every 15 seconds.
+    """
     algorithms = [job.make(group.config) for group in groups]
     work = [
         a.num_updates * a.steps_per_update * len(g.seed)
@@ -86,9 +93,9 @@ def display(job: Job, groups: list[Group]):
     ]
     last_tenth, last_time = 0, -math.inf
 
-    def figures(index, update, seconds, progress):
+    def figures(index: int, update: int, seconds: float, run_state: RunState):
         done = sum(work[:index]) + work[index] * update / algorithms[index].num_updates
-        mean, count = jax.device_get((progress.mean, progress.count))
+        mean, count = jax.device_get((run_state.mean, run_state.count))
         ended = mean["episode_return"][count["episode_return"] > 0]
         return done, {
             "steps": metric_prefix(done) + "steps",
@@ -100,10 +107,10 @@ def display(job: Job, groups: list[Group]):
     def line(*state):
         nonlocal last_tenth, last_time
         done, texts = figures(*state)
-        tenth, now = int(10 * done / sum(work)), time.monotonic()
-        if tenth > last_tenth and (now > last_time + 1 or tenth == 10) or now > last_time + 15:
-            last_tenth, last_time = tenth, now
-            say(job.run, f"{100 * done / sum(work):3.0f} %  {'  '.join(texts.values())}")
+        tenth, clock = int(10 * done / sum(work)), time.monotonic()
+        if tenth > last_tenth and (clock > last_time + 1 or tenth == 10) or clock > last_time + 15:
+            last_tenth, last_time = tenth, clock
+            print_line(job.run, f"{100 * done / sum(work):3.0f} %  {'  '.join(texts.values())}")
 
     if job.run.quiet:
         yield lambda *state: None
@@ -125,7 +132,7 @@ def display(job: Job, groups: list[Group]):
 
 
 def metric_prefix(x: float) -> str:
-    """1234567 as '1.23 M '."""
+    """Return a number with three digits and a metric prefix: 1234567 as '1.23 M '."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if x >= size:
             return f"{x / size:.3g} {letter} "

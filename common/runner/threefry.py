@@ -1,22 +1,30 @@
-"""Random bits that compile and run faster on a CPU."""
+"""Random bits that compile and run faster on a CPU.
 
-from jax.extend.mlir import ir
-from jax.extend.mlir.dialects import func
-from jax.extend.mlir.dialects import stablehlo as hlo
-from jax.extend.random import threefry2x32_p
-from jax.interpreters import mlir
+The only file that uses internals of JAX, which may change in any release: if they do, JAX's own
+rule stays in place and one line warns about it.
+"""
+
+import sys
+from typing import Any
+
+import jax
+import numpy as np
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 
 
-def threefry2x32(shape, key0, key1, x0, x1):
-    """Threefry-2x32 with 20 rounds, on uint32 (Salmon et al. 2011, Parallel random numbers: as easy
-    as 1, 2, 3, https://doi.org/10.1145/2063384.2063405), as operations of XLA; two words [*shape]
-    of four that are broadcast to it.
+def threefry2x32(shape: tuple[int, ...], key0: Any, key1: Any, x0: Any, x1: Any) -> tuple:
+    """Return two words [*shape] of Threefry-2x32 with 20 rounds, as operations of XLA.
 
-    (JAX would take a hundred times as long to trace and lower them, for every draw.)
+    The key and the counter are two uint32 words each, MLIR values that are broadcast to `shape`
+    (Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3,
+    https://doi.org/10.1145/2063384.2063405). JAX would take a hundred times as long to trace and
+    lower these operations, for every draw.
     """
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo as hlo
+
     uint32 = ir.IntegerType.get_unsigned(32)
 
     def full(number, shape=shape):
@@ -40,9 +48,15 @@ def threefry2x32(shape, key0, key1, x0, x1):
     return x0, x1
 
 
-def lower(context, *operands):
-    """Calls `threefry2x32` as a function that stays one. XLA of jaxlib 0.11 does not come to an end
-    with several draws that it has fused, each the key of the next."""
+def lower(context: Any, *operands: Any) -> list:
+    """Lower a draw to a call of a function `threefry2x32` that XLA does not inline.
+
+    XLA of jaxlib 0.11 does not finish compiling several inlined draws where each is the key of the
+    next.
+    """
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import func
+
     shape = context.avals_out[0].shape
     words = ir.RankedTensorType.get(shape, ir.IntegerType.get_unsigned(32))
     function = func.FuncOp(
@@ -55,15 +69,42 @@ def lower(context, *operands):
     with ir.InsertionPoint(function.add_entry_block()):
         func.ReturnOp(threefry2x32(shape, *function.arguments))
     call = func.CallOp([words, words], ir.FlatSymbolRefAttr.get(name.value), operands)
-    stay = ir.DictAttr.get({"inlineable": ir.StringAttr.get("false")})
-    call.attributes["mhlo.frontend_attributes"] = stay
+    not_inlined = ir.DictAttr.get({"inlineable": ir.StringAttr.get("false")})
+    call.attributes["mhlo.frontend_attributes"] = not_inlined
     return call.results
 
 
-def unroll_threefry() -> None:
-    """Has JAX compile its generator for CPUs as straight-line code, as it does for other devices.
+def try_lowering() -> None:
+    """Lower one draw by `lower`, in a program of its own; raise what JAX or MLIR raises."""
+    from jax.extend.core import Primitive
+    from jax.interpreters import mlir
 
-    Its own choice for CPUs is a loop, in which XLA fuses nothing: every draw is then hundreds of
-    small operations, more than the forward pass of a small network. The bits are the same.
+    trial = Primitive("threefry2x32_trial")
+    trial.multiple_results = True
+    trial.def_abstract_eval(lambda *words: (words[0], words[0]))
+    mlir.register_lowering(trial, lower, platform="cpu")
+    words = [jax.ShapeDtypeStruct((2,), np.uint32)] * 4
+    jax.jit(trial.bind).trace(*words).lower(lowering_platforms=("cpu",))
+
+
+def unroll_threefry() -> None:
+    """Make JAX compile its random number generator for CPUs as straight-line code, as it does for
+    other devices.
+
+    JAX's own rule for CPUs is a loop, in which XLA fuses nothing: every draw is then hundreds of
+    small operations, more than the forward pass of a small network. The bits are the same. Call
+    this after settings that JAX reads when it looks for devices, such as the number of CPU devices.
     """
-    mlir.register_lowering(threefry2x32_p, lower, platform="cpu")
+    try:
+        from jax.extend.random import threefry2x32_p
+        from jax.interpreters import mlir
+
+        try_lowering()
+        mlir.register_lowering(threefry2x32_p, lower, platform="cpu")
+    except Exception as error:  # internals that change can raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        print(
+            f"warning: random numbers will be slower on CPUs: JAX {jax.__version__} has other "
+            f"internals ({reason[:80]})",
+            file=sys.stderr,
+        )

@@ -1,45 +1,40 @@
-"""What would break in an environment: `python -m common.check_env my_module:MyEnv-v0`.
+"""Find what would break in an environment: `python -m common.check_env my_module:MyEnv-v0`.
 
-Imports `my_module`, which must call `gymnax.register("MyEnv-v0", ...)`; the module may be left out.
-What is not gymnax's, `Hopper-brax`, `CliffWalking-tabular`, `DoubleIntegrator-linear` or
-`CartPole-v1-history4`, is played as the algorithms do.
-Prints one line for each problem, and a note for what the algorithms can live with. Exit code 0 if
-there is no problem, 1 if there is one, 2 if there is no such environment.
+Imports `my_module`, which must call `gymnax.register("MyEnv-v0", ...)`. Without a module it checks
+an id that is known: one of gymnax's, Hopper-brax, CliffWalking-tabular, CartPole-v1-history4, ...
+Prints one line for each problem, and a note for what does no harm. Exit code 0 if there is no
+problem, 1 if there is one, 2 if there is no such environment.
 """
 
 import importlib
-import re
 import sys
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnax.environments import environment, spaces
 
 from common.environments.games import make_game
-from common.envs import make_env, rollout
+from common.envs import Env, make_env, rollout, with_unit_actions
+from common.exploration import random_policy
 from common.runner.cli import fail
 
-NUM_ENVS, MAX_STEPS = 8, 1_000  # of the episodes that are played, at random
+NUM_ENVS, MAX_STEPS = 8, 1_000  # of the random episodes
 
 
-class Checked(NamedTuple):
-    """An environment, and what its functions return by their shapes and types alone."""
-
-    env: Any
-    params: Any
-    obs_space: Any
-    action_space: Any
-    obs: Any = None
-    state: Any = None
+class Note(str):
+    """A finding that does no harm; all others are problems."""
 
 
 class Problem(Exception):  # noqa: N818
-    """What makes all further checks meaningless."""
+    """A problem that leaves nothing else to check."""
 
 
 def main() -> None:
+    """Check the environment that the command line names, and print the result."""
     arguments = sys.argv[1:]
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__)
@@ -58,43 +53,32 @@ def main() -> None:
         print(f"problem: {line}")
     for line in notes:
         print(f"note: {line}")
-    print(f"{env_id}: {len(problems)} problems" if problems else f"{env_id} works: {about(env_id)}")
+    result = f": {len(problems)} problems" if problems else f" works: {describe(env_id)}"
+    print(f"{env_id}{result}")
     sys.exit(1 if problems else 0)
 
 
 def check(env_id: str) -> tuple[list[str], list[str]]:
-    """The problems and the notes, one line each. ValueError if there is no such environment."""
-    import gymnax
-
-    problems, notes = [], []
-    if env_id.endswith("-game") and env_id not in gymnax.registered_envs:
+    """Return the problems and the notes, one line each; ValueError if there is no such id."""
+    if is_game(env_id):
         make_game(env_id)
         return [], ["a game for two players; algorithms/mcts.py plays it, the others do not"]
-    kinds = "-brax|-history|-tabular$|-linear$"
-    if env_id not in gymnax.registered_envs and re.search(kinds, env_id):
-        try:
-            of_batches(env_id, problems)
-        except Problem as problem:
-            problems.append(str(problem))
-        return problems, notes
-    if env_id not in gymnax.registered_envs:
-        make_env(env_id, 1)  # says so, with the nearest id
+    problems, notes = [], []
+    is_gymnax = env_id in gymnax.registered_envs
     try:
-        checked = of_spaces(env_id, problems)
-        checked = of_types(checked, problems, notes)
-        if not problems:
-            of_episodes(checked, problems, notes)
-        if not problems:
-            as_the_algorithms_do(env_id)
+        for check_part in [check_gymnax_env, check_env] if is_gymnax else [check_env]:
+            for line in check_part(env_id):
+                (notes if isinstance(line, Note) else problems).append(line)
+            if problems:
+                break
     except Problem as problem:
         problems.append(str(problem))
     return problems, notes
 
 
-def about(env_id: str) -> str:
-    import gymnax
-
-    if env_id.endswith("-game") and env_id not in gymnax.registered_envs:
+def describe(env_id: str) -> str:
+    """Return the actions, the observations and the time limit in one line."""
+    if is_game(env_id):
         game = make_game(env_id)
         size = " x ".join(map(str, game.shape))
         return f"{game.num_actions} actions, a board of {size}, at most {game.max_steps} moves"
@@ -102,330 +86,225 @@ def about(env_id: str) -> str:
     actions = f"{env.num_actions} actions"
     if env.num_actions is None:
         actions = f"continuous actions of shape {env.action_shape}"
-    seen = f"observations of shape {env.obs_shape}"
+    observations = f"observations of shape {env.obs_shape}"
     if env.num_states is not None:
-        seen = f"{env.num_states} numbered states"
-    return f"{actions}, {seen}, episodes of at most {env.max_steps} steps"
+        observations = f"{env.num_states} numbered states"
+    return f"{actions}, {observations}, episodes of at most {env.max_steps} steps"
 
 
-def of_spaces(env_id: str, problems: list[str]) -> Checked:
-    """The environment, if it can be made and has spaces that an algorithm can use."""
-    import gymnax
-    from gymnax.environments import spaces
+def is_game(env_id: str) -> bool:
+    """Return whether the id is that of a game, and not one that a user registered with gymnax."""
+    return env_id.endswith("-game") and env_id not in gymnax.registered_envs
 
+
+def check_gymnax_env(env_id: str) -> Iterator[str]:
+    """Check the spaces of an environment of gymnax, and what its functions return; run nothing.
+
+    `make_env` would hide these problems, or fail with an error that does not name them.
+    """
     env, params = attempt("gymnax.make", gymnax.make, env_id)
     obs_space = attempt("observation_space(params)", env.observation_space, params)
     action_space = attempt("action_space(params)", env.action_space, params)
-    if isinstance(action_space, spaces.Box):
-        shape = tuple(action_space.shape)
-        try:
-            low, high = (np.broadcast_to(x, shape) for x in (action_space.low, action_space.high))
-        except ValueError:
-            raise Problem(f"the action space's bounds do not have its shape {shape}") from None
-        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-            problems.append("the action space needs finite bounds with low < high in every axis")
-        if len(shape) != 1:
-            problems.append(f"actions of shape {shape}: they must have one axis, as in (1,)")
-    elif not isinstance(action_space, spaces.Discrete):
-        raise Problem(f"the action space is {kind(action_space)}: it must be Discrete or Box")
-    if not isinstance(obs_space, spaces.Box | spaces.Discrete):
-        raise Problem(f"the observation space is {kind(obs_space)}: it must be Box or Discrete")
+    yield from check_spaces(obs_space, action_space)
     limit = getattr(params, "max_steps_in_episode", None)
-    if limit is not None and not (np.ndim(limit) == 0 and 1 <= limit < np.inf):
-        raise Problem(f"max_steps_in_episode is {limit}: it must be a whole number above 0")
-    return Checked(env, params, obs_space, action_space)
-
-
-def of_types(checked: Checked, problems: list[str], notes: list[str]) -> Checked:
-    """Shapes and dtypes of all that `reset` and `step` return; nothing is computed."""
-    env, params, obs_space, action_space, *_ = checked
-    key, action = jax.random.key(0), jax.eval_shape(action_space.sample, jax.random.key(0))
-    first = shapes("reset", lambda key: env.reset(key, params), key)
-    if not (isinstance(first, tuple) and len(first) == 2):
-        raise Problem("reset must return two values: observation, state")
-    obs, state = first
-    if not isinstance(obs, jax.ShapeDtypeStruct):
-        raise Problem(f"the observation is a {kind(obs)}: it must be one array")
-    if tuple(obs.shape) != tuple(obs_space.shape):
-        problems.append(f"observations have shape {obs.shape}, their space {obs_space.shape}")
-    numbered = not hasattr(obs_space, "low")
-    if numbered and not jnp.issubdtype(obs.dtype, jnp.integer):
-        problems.append(f"the observation is {obs.dtype}: a Discrete space needs an integer")
-    if not numbered and obs.dtype != obs_space.dtype:
-        notes.append(f"observations are {obs.dtype}, their space says {np.dtype(obs_space.dtype)}")
-    if any(x.weak_type for x in jax.tree.leaves((obs, state))):
-        names = ", ".join(name for name, x in named(state) if x.weak_type) or "the observation"
-        notes.append(f"weakly typed after reset: {names}; write jnp.int32(0), not 0")
-
-    if hasattr(env, "step_env"):  # of which the inherited `step` is made
-        inner = lambda key, state, action: env.step_env(key, state, action, params)
-        after = shapes("step_env", inner, key, state, action)
-        if isinstance(after, tuple) and len(after) == 5:
-            problems.extend(changes("the observation", obs, after[0]))
-            problems.extend(changes("the state", state, after[1]))
-            problems.extend(flags(("reward", after[2]), ("terminated", after[3])))
-            if problems:
-                return checked
-    outer = lambda key, state, action: env.step(key, state, action, params)
-    after = shapes("step", outer, key, state, action)
-    if not (isinstance(after, tuple) and len(after) == 6):
-        number = len(after) if isinstance(after, tuple) else 1
-        raise Problem(
-            f"step returns {number} values, not six: "
-            "observation, state, reward, terminated, truncated, info"
-        )
-    obs_after, state_after, reward, terminated, truncated, info = after
-    problems.extend(changes("the observation", obs, obs_after))
-    problems.extend(changes("the state", state, state_after))
-    named_flags = (("reward", reward), ("terminated", terminated), ("truncated", truncated))
-    problems.extend(flags(*named_flags))
-    if not isinstance(info, dict) or "final_observation" not in info:
-        problems.append('info has no "final_observation", the observation before the reset')
-    else:
-        problems.extend(changes('info["final_observation"]', obs, info["final_observation"]))
-    if not problems and reward.dtype != jnp.float32:
-        notes.append(f"rewards are {reward.dtype}, and are made float32")
-    with jax.debug_key_reuse(True):
-        for name, function, arguments in (
-            ("reset", lambda key: env.reset(key, params), (key,)),
-            ("step", outer, (key, state, action)),
-        ):
-            try:
-                jax.make_jaxpr(function)(*arguments)
-            except jax.errors.KeyReuseError:
-                problems.append(f"{name} uses a random key twice; split it first")
-    return checked._replace(obs=obs, state=state)
-
-
-def of_episodes(checked: Checked, problems: list[str], notes: list[str]) -> None:
-    """Plays random episodes, and looks at the numbers."""
-    env, params, obs_space, action_space, *_ = checked
-    limit = getattr(params, "max_steps_in_episode", None)
-    num_steps = int(min(MAX_STEPS, (limit or MAX_STEPS) + 1))
-
-    def play(key):
-        key_reset, key_steps = jax.random.split(key)
-        obs, state = env.reset(key_reset, params)
-
-        def one(carry, key):
-            obs, state = carry
-            key_action, key_step = jax.random.split(key)
-            action = action_space.sample(key_action)
-            step = env.step(key_step, state, action, params)
-            new = strong(step[0], obs), strong(step[1], state)
-            final = step[5]["final_observation"]
-            before = final
-            if type(env).step is not base_step():
-                before = base_step()(env, key_step, state, action, params)[5]["final_observation"]
-            return new, (step[0], final, before, *(jnp.asarray(x) for x in step[2:5]))
-
-        return obs, jax.lax.scan(one, (obs, state), jax.random.split(key_steps, num_steps))[1]
-
-    keys = jax.random.split(jax.random.key(0), NUM_ENVS)
-    # Steps are few: time goes into compiling, not into what the optimizer could save.
-    play = jax.jit(jax.vmap(play), compiler_options={"xla_backend_optimization_level": 0})
-    played = attempt("playing it", play, keys)
-    start, (obs, final, before, reward, terminated, truncated) = jax.tree.map(np.asarray, played)
-    done = terminated | truncated
-    for name, x in (
-        ("the observation after reset", start),
-        ("an observation", final),
-        ("a reward", reward),
-    ):
-        if not np.isfinite(x).all():
-            problems.append(f"{name} is NaN or infinite")
     if limit is None:
-        notes.append("params have no max_steps_in_episode: evaluation stops after 10,000 steps")
-    elif limit < MAX_STEPS and not done.any(axis=1).all():
-        problems.append(
-            f"an episode goes on beyond max_steps_in_episode = {limit}: "
-            "step_env must return state.time + 1"
-        )
-    if not hasattr(obs_space, "low") and (
-        min(start.min(), final.min()) < 0 or max(start.max(), final.max()) >= obs_space.n
-    ):
-        problems.append(f"a state's number is not below the {obs_space.n} of the Discrete space")
-    ends = done & ~np.isnan(np.asarray(final, float)).reshape(*done.shape, -1).any(-1)
-    same = (final[ends] == obs[ends]).all()
-    if ends.any() and same and (before[ends] != final[ends]).any():
-        problems.append('info["final_observation"] is the observation after the reset, not before')
+        yield Note("params have no max_steps_in_episode: evaluation stops after 10,000 steps")
+    elif not (np.ndim(limit) == 0 and 1 <= limit < np.inf):
+        raise Problem(f"max_steps_in_episode is {limit}: it must be a whole number above 0")
+    start = attempt("reset", jax.eval_shape, lambda key: env.reset(key, params), jax.random.key(0))
+    if not (isinstance(start, tuple) and len(start) == 2):
+        raise Problem("reset must return two values: observation, state")
+    obs, state = start
+    yield from check_reset(obs, state, obs_space)
+    action = jax.eval_shape(action_space.sample, jax.random.key(0))
+    yield from check_step(env, params, obs, state, action)
 
 
-def as_the_algorithms_do(env_id: str) -> None:
-    """A few steps through `make_env`, as every algorithm takes them."""
+def check_spaces(obs_space: Any, action_space: Any) -> Iterator[str]:
+    """Check that algorithms can use both spaces."""
+    for name, space in (("action", action_space), ("observation", obs_space)):
+        if not isinstance(space, spaces.Box | spaces.Discrete):
+            kind = type(space).__name__
+            raise Problem(f"the {name} space is {kind}: it must be Discrete or Box")
+    if isinstance(action_space, spaces.Box):
+        shape, bounds = tuple(action_space.shape), (action_space.low, action_space.high)
+        bounds = attempt("the action space", lambda: [np.broadcast_to(x, shape) for x in bounds])
+        if not np.isfinite(bounds).all() or (bounds[0] >= bounds[1]).any():
+            yield "the action space needs finite bounds with low < high in every axis"
+        if len(shape) != 1:
+            yield f"actions of shape {shape}: they must have one axis, as in (1,)"
 
-    env = attempt("make_env", make_env, env_id, 2)
 
-    def play(key):
-        if env.num_actions is None:
-            policy = lambda obs, key: jnp.broadcast_to(env.action_low, (2, *env.action_shape))
+def check_reset(obs: Any, state: Any, obs_space: Any) -> Iterator[str]:
+    """Check shapes and dtypes of what `reset` returns."""
+    if not isinstance(obs, jax.ShapeDtypeStruct):
+        raise Problem(f"the observation is a {type(obs).__name__}: it must be one array")
+    if tuple(obs.shape) != tuple(obs_space.shape):
+        yield f"observations have shape {obs.shape}, their space {obs_space.shape}"
+    if isinstance(obs_space, spaces.Discrete):
+        if not jnp.issubdtype(obs.dtype, jnp.integer):
+            yield f"the observation is {obs.dtype}: a Discrete space needs an integer"
+    elif obs.dtype != obs_space.dtype:
+        yield Note(f"observations are {obs.dtype}, their space says {np.dtype(obs_space.dtype)}")
+    leaves = [("the observation", obs), *name_leaves(state)]
+    weak = ", ".join(name for name, x in leaves if x.weak_type)
+    if weak:
+        yield Note(f"weakly typed after reset: {weak}; write jnp.int32(0), not 0")
+
+
+def check_step(env: Any, params: Any, obs: Any, state: Any, action: Any) -> Iterator[str]:
+    """Check shapes and dtypes of what `step` returns; of `step_env`, if `step` is gymnax's own."""
+    names = ["observation", "state", "reward", "terminated", "truncated", "info"]
+    function, wanted = "step", "six"
+    if type(env).step is environment.Environment.step:
+        function, wanted = "step_env", "five"
+        names.remove("truncated")
+    step = lambda key, state, action: getattr(env, function)(key, state, action, params)
+    values = attempt(function, jax.eval_shape, step, jax.random.key(0), state, action)
+    number = len(values) if isinstance(values, tuple) else 1
+    if number != len(names):
+        raise Problem(f"{function} returns {number} values, not {wanted}: {', '.join(names)}")
+    next_obs, next_state, reward, *flags, info = values
+    yield from compare("the observation", obs, next_obs)
+    yield from compare("the state", state, next_state)
+    yield from check_scalars(dict(zip(names[2:-1], [reward, *flags], strict=True)))
+    if getattr(reward, "dtype", jnp.float32) != jnp.float32:
+        yield Note(f"rewards are {reward.dtype}, and are made float32")
+    if function == "step":
+        if not isinstance(info, dict) or "final_observation" not in info:
+            yield 'info has no "final_observation", the observation before the reset'
         else:
-            policy = lambda obs, key: jnp.zeros(2, int)
-        return rollout(env, policy, env.reset(key), key, 2)
-
-    shapes("rollout", play, jax.random.key(0))
+            yield from compare('info["final_observation"]', obs, info["final_observation"])
 
 
-def of_batches(env_id: str, problems: list[str]) -> None:
-    """What `make_env` gives for an id of Brax, a tabular MDP, a linear system or a history: its
-    types, and then, if they are right, its numbers."""
+def check_env(env_id: str) -> Iterator[str]:
+    """Check what `make_env` returns: random keys, shapes and dtypes, then random episodes."""
     try:
         env = make_env(env_id, NUM_ENVS)
-    except ValueError:  # there is none, or it is refused
+    except ValueError:  # there is no such environment, or it is not supported
         raise
     except Exception as error:
-        raise Problem(f"make_env fails with {type(error).__name__}: {first_line(error)}") from None
-    key = jax.random.key(0)
-    action = jax.eval_shape(lambda key: any_action(env, key), key)
-    with jax.debug_key_reuse(True):
-        state = traced("reset", env.reset, key)
-        after, step = traced("step", env.step, state, action, key)
-    problems.extend(changes("the state", state, after))
-    for name in ("obs", "next_obs"):
-        x = getattr(step, name)
+        raise Problem(f"make_env fails with {summarize(error)}") from None
+    env = with_unit_actions(env) if env.num_actions is None else env
+    policy, key = random_policy(env), jax.random.key(0)
+    with jax.debug_key_reuse(True):  # which looks at jaxprs, so `eval_shape` will not do
+        trace = lambda function: jax.make_jaxpr(function, return_shape=True)
+        _, state = attempt("reset", trace(env.reset), key)
+        action = jax.eval_shape(policy, state.obs, key)
+        _, (after, step) = attempt("step", trace(env.step), state, action, key)
+    problems = [*compare("the state", state, after)]
+    for name, x in (("obs", step.obs), ("next_obs", step.next_obs)):
         if x.shape != (NUM_ENVS, *env.obs_shape):
-            problems.append(f"{name} has shape {x.shape[1:]}, not the {env.obs_shape} that is said")
-        wanted = jnp.integer if env.num_states is not None else jnp.floating
-        if not jnp.issubdtype(x.dtype, wanted):
-            problems.append(f"{name} is {x.dtype}: it must be {wanted.__name__}")
-    for name in ("reward", "terminated", "truncated"):
-        x = getattr(step, name)
-        one = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        problems.extend(flags((name, one)))
-    if not problems:
-        of_numbers(env, problems)
+            problems.append(f"{name} has shape {x.shape[1:]}, not obs_shape {env.obs_shape}")
+        is_integer = jnp.issubdtype(x.dtype, jnp.integer)
+        if is_integer != (env.num_states is not None):
+            wanted = "real or bool" if is_integer else "an integer"
+            problems.append(f"{name} is {x.dtype}: it must be {wanted}")
+    scalars = {"reward": step.reward, "terminated": step.terminated, "truncated": step.truncated}
+    problems += check_scalars(scalars, shape=(NUM_ENVS,))
+    yield from problems or check_episodes(env_id, env, policy)
 
 
-def traced(what: str, function, *arguments):
-    """The shapes and types that the function returns, once it was traced in full."""
-    return attempt(what, jax.make_jaxpr(function, return_shape=True), *arguments)[1]
-
-
-def any_action(env, key):
-    """A random action for each environment."""
-    if env.num_actions is not None:
-        return jax.random.randint(key, (env.num_envs,), 0, env.num_actions)
-    shape = env.num_envs, *env.action_shape
-    return jax.random.uniform(key, shape, minval=env.action_low, maxval=env.action_high)
-
-
-def of_numbers(env, problems: list[str]) -> None:
-    """Plays random episodes: numbers are finite, time limits hold, and the last observation of an
-    episode is the one before the reset."""
+def check_episodes(env_id: str, env: Env, policy: Callable) -> Iterator[str]:
+    """Play: numbers are finite, time limits hold, and `next_obs` is before the reset."""
 
     def play(key):
-        key_reset, key_steps = jax.random.split(key)
+        key_reset, key_rollout = jax.random.split(key)
+        num_steps = min(MAX_STEPS, env.max_steps) + 1
+        return rollout(env, policy, env.reset(key_reset), key_rollout, num_steps)[1]
 
-        def one(state, key):
-            key_action, key_step = jax.random.split(key)
-            state, step = env.step(state, any_action(env, key_action), key_step)
-            return state, (state.obs, step)
-
-        start, keys = env.reset(key_reset), jax.random.split(key_steps, num_steps)
-        return start.obs, jax.lax.scan(one, start, keys)[1]
-
-    num_steps = min(MAX_STEPS, env.max_steps + 1)
+    # Most of the time goes into compiling, so XLA's optimizations are turned off.
     play = jax.jit(play, compiler_options={"xla_backend_optimization_level": 0})
-    played = attempt("playing it", play, jax.random.key(0))
-    start, (seen, step) = jax.tree.map(np.asarray, played)
+    steps = jax.tree.map(np.asarray, attempt("playing it", play, jax.random.key(0)))
+    problems = []
     for name, x in (
-        ("the observation after reset", start),
-        ("an observation", step.next_obs),
-        ("a reward", step.reward),
+        ("the observation after reset", steps.obs[0]),
+        ("an observation", steps.next_obs),
+        ("a reward", steps.reward),
     ):
         if not np.isfinite(x).all():
             problems.append(f"{name} is NaN or infinite")
-    numbers = np.concatenate([start.ravel(), step.next_obs.ravel()])
-    if env.num_states is not None and (numbers.min() < 0 or numbers.max() >= env.num_states):
-        problems.append(f"a state's number is not below the {env.num_states} of the states")
+    obs = np.concatenate([steps.obs[:1], steps.next_obs])
+    if env.num_states is not None and (obs.min() < 0 or obs.max() >= env.num_states):
+        problems.append(f"a state's number is not below the {env.num_states} of the Discrete space")
     if problems:
+        yield from problems
         return
-    done = step.terminated | step.truncated
-    same = (seen == step.next_obs).reshape(*done.shape, -1).all(-1)
-    if not same[~done].all():
-        problems.append("next_obs is not what is seen next, within an episode")
-    if done.any() and same[done].all():
-        problems.append("next_obs is the observation after the reset, not before")
-    length = np.zeros(env.num_envs, int)
-    late = early = False
-    for ended, cut in zip(done, step.truncated, strict=True):
+
+    is_gymnax = env_id in gymnax.registered_envs
+    next_obs, limit = "next_obs", f"the limit of {env.max_steps} steps"
+    if is_gymnax:
+        next_obs, limit = 'info["final_observation"]', f"max_steps_in_episode = {env.max_steps}"
+        limit += ": step_env must return state.time + 1"
+    done = steps.terminated | steps.truncated
+    ends = done[:-1]
+    is_same = (steps.obs[1:] == steps.next_obs[:-1]).reshape(*ends.shape, -1).all(-1)
+    if not is_same[~ends].all():
+        yield f"{next_obs} is not what is seen next, within an episode"
+    if ends.any() and is_same[ends].all() and (obs != obs[0, 0]).any():
+        yield f"{next_obs} is the observation after the reset, not before"
+    length = np.zeros(NUM_ENVS, int)
+    is_late = is_early = False
+    for ended, truncated in zip(done, steps.truncated, strict=True):
         length += 1
-        late |= (~ended & (length >= env.max_steps)).any()
-        early |= (cut & (length < env.max_steps)).any()
+        is_late |= (~ended & (length >= env.max_steps)).any()
+        is_early |= (truncated & (length < env.max_steps)).any()
         length[ended] = 0
-    if late:
-        problems.append(f"an episode goes on beyond the limit of {env.max_steps} steps")
-    if early:
-        problems.append(f"an episode is cut off before the limit of {env.max_steps} steps")
+    if is_late:
+        yield f"an episode goes on beyond {limit}"
+    if is_early and not is_gymnax:  # whose `is_truncated` may have other reasons
+        yield f"an episode is cut off before {limit}"
 
 
-def base_step():
-    from gymnax.environments.environment import Environment
-
-    return Environment.step
-
-
-def strong(tree, like):
-    return jax.tree.map(lambda x, y: jax.lax.convert_element_type(x, y.dtype), tree, like)
-
-
-def attempt(what: str, function, *arguments):
-    """What the function returns; a Problem with one line if it raises."""
+def attempt(what: str, function: Callable, *arguments: Any) -> Any:
+    """Call the function; raise a Problem of one line if it raises."""
     try:
         return function(*arguments)
     except NotImplementedError:
-        raise Problem(f"{what} is not implemented") from None
+        problem = f"{what} is not implemented"
     except jax.errors.KeyReuseError:
-        raise Problem(f"{what} uses a random key twice; split it first") from None
+        problem = f"{what} uses a random key twice; split it first"
     except jax.errors.TracerBoolConversionError:
-        raise Problem(
-            f"{what} cannot be compiled: Python's if, and, or of a traced value; use jnp.where"
-        ) from None
+        reason = "Python's if, and, or of a traced value; use jnp.where"
+        problem = f"{what} cannot be compiled: {reason}"
     except Exception as error:  # whatever the author's code raises
-        raise Problem(f"{what} fails with {type(error).__name__}: {first_line(error)}") from None
+        problem = f"{what} fails with {summarize(error)}"
+    raise Problem(problem)
 
 
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")[:120]
+def summarize(error: Exception) -> str:
+    """Return the type of an error and the beginning of its first line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:120]}"
 
 
-def shapes(what: str, function, *arguments):
-    """The shapes and types that the function returns; None of what is not an array."""
-    return attempt(what, jax.eval_shape, function, *arguments)
-
-
-def changes(what: str, old, new) -> Iterator[str]:
-    """In what shape, type or structure `step` differs from `reset`."""
+def compare(what: str, old: Any, new: Any) -> Iterator[str]:
+    """Yield each difference in structure, shape or dtype between what `reset` and `step` return."""
     if jax.tree.structure(old) != jax.tree.structure(new):
         yield f"{what} of step has another structure than that of reset"
         return
-    for (name, x), (_, y) in zip(named(old), named(new), strict=True):
+    for (name, x), (_, y) in zip(name_leaves(old), name_leaves(new), strict=True):
         if (x.shape, x.dtype) != (y.shape, y.dtype):
             where = f"{what}'s {name}" if name else what
-            yield (
-                f"{where} is {x.dtype}{list(x.shape)} after reset "
-                f"and {y.dtype}{list(y.shape)} after step"
-            )
+            before, after = f"{x.dtype}{list(x.shape)}", f"{y.dtype}{list(y.shape)}"
+            yield f"{where} is {before} after reset and {after} after step"
 
 
-def flags(*pairs) -> Iterator[str]:
-    """The reward is one number, the flags are one bool each."""
-    for name, x in pairs:
-        if not hasattr(x, "shape") or x.shape != ():
-            yield f"{name} has shape {getattr(x, 'shape', None)}: it must be one number, shape ()"
+def check_scalars(scalars: dict[str, Any], shape: tuple[int, ...] = ()) -> Iterator[str]:
+    """Check that `reward` is one number, and every other one bool, of each environment."""
+    for name, x in scalars.items():
+        found = getattr(x, "shape", None)
+        if found != shape:
+            yield f"{name} has shape {found}: it must be one number, shape {shape}"
         elif name == "reward" and x.dtype.kind not in "fiu":
             yield f"the reward is {x.dtype}: it must be a number"
         elif name != "reward" and x.dtype != bool:
             yield f"{name} is {x.dtype}: it must be bool"
 
 
-def named(tree):
+def name_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the value of each leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield jax.tree_util.keystr(path).lstrip("."), leaf
-
-
-def kind(x) -> str:
-    return type(x).__name__
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""benchmarks/faults.py: a short round of it, and that it notices what it is there to notice."""
+"""benchmarks/faults.py: a short round of it, and that it notices every kind of failure."""
 
 import csv
 import random
@@ -20,13 +20,13 @@ from common.runner.cli import parse
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("faults")
-    flags = ["--total-timesteps", "400", "--num-steps", "20", "--num-seeds", "2", "--quiet"]
+    flags = ["--total-timesteps", "400", "--steps-per-update", "20", "--num-seeds", "2", "--quiet"]
     run("algorithms.q_learning", *flags, "--out", path / "whole")
     return Run("q_learning", flags, path / "whole", path, random.Random(0))
 
 
 def test_two_kills_inside_a_save_end_with_the_same_bytes(whole, monkeypatch):
-    """Between the two renames, and with half a file written."""
+    """One is between the two renames, the other when half a file is written."""
     flags = [*whole.flags, "--checkpoint-every", "1e-9"]
     points = [
         lambda *x, point=point: faults.in_a_save(*x, point=point)
@@ -63,14 +63,14 @@ def test_every_algorithm_has_flags_for_a_run_with_several_checkpoints(name):
     assert flags.log_points == 40 and module.make(config).num_updates >= 80
 
 
-def test_faults_are_dealt_out():
+def test_each_algorithm_meets_its_faults():
     assert set(faults.FLAGS) == set(ALGORITHMS) == set(faults.ALGORITHMS)
     assert faults.due("sarsa") == ["kill -9"]
     assert "resume speed" not in faults.due("sac") and "memory" in faults.due("sac")
     assert faults.due("dqn") == faults.FAULTS
 
 
-def test_rows_are_merged_into_the_table_that_is_there(tmp_path, monkeypatch):
+def test_rows_are_merged_into_the_existing_table(tmp_path, monkeypatch):
     path = tmp_path / "faults.csv"
     old = [Fault("SIGINT", "dqn", 9, 9, "old"), Fault("kill -9", "sarsa", 3, 2, "old, too")]
     faults.write(path, old)
@@ -116,7 +116,7 @@ def test_a_run_says_how_much_memory_it_holds(whole, tmp_path):
 
 @pytest.mark.parametrize("growth, passed", [(0, 1), (0.0009, 1), (0.0011, 0)])
 def test_memory_that_grows_is_found(growth, passed, whole, monkeypatch):
-    """MiB a chunk, 1,000 of which make the difference but for 100."""
+    """The 900 chunks between the two medians add 1,000 times `growth` in MiB."""
     sizes = [int(2**20 * (300 + growth * 1000 / 900 * chunk)) for chunk in range(1100)]
     monkeypatch.setattr(faults, "start", lambda *x, **y: None)
     monkeypatch.setattr(faults, "finish", lambda _: Ended(0, "\n".join(map(str, sizes))))
@@ -151,7 +151,7 @@ def test_a_resumed_run_that_is_slower_is_found(speeds, passed, whole, tmp_path, 
     assert row[2:4] == (1, passed) and "of 3 pairs" in row.detail
 
 
-def test_the_table_that_is_kept_has_no_failure():
+def test_the_committed_table_has_no_failure():
     with open(faults.RESULTS / "faults.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == faults.COLUMNS

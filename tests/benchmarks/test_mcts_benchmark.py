@@ -8,7 +8,7 @@ from benchmarks.mcts import CONTESTANTS, boards, race
 from common.environments.games import board
 
 
-def test_every_contestant_is_timed_beside_what_it_found():
+def test_every_contestant_is_timed_with_what_it_found():
     lines = race("TicTacToe-game", "playout", num_roots=8, num_simulations=60, rounds=1)
     assert [line["contestant"] for line in lines] == list(CONTESTANTS)
     assert all(0 < line["simulations_per_second"] < math.inf for line in lines)

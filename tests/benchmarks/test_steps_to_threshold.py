@@ -19,7 +19,7 @@ def test_steps_before_the_first_return_at_the_threshold():
 def test_curves_are_the_rows_that_have_an_evaluation(tmp_path):
     lines = ["seed,step,episode_return,evaluation_return", "3,8,1,nan", "3,16,1,2.5", "3,24,1,4"]
     lines += ["4,8,1,nan", "4,16,1,7", "4,24,1,9.5"]
-    lines += ["5,8,1,nan", "5,16,1,3", "5,24,1,nan"]  # diverged on the way
+    lines += ["5,8,1,nan", "5,16,1,3", "5,24,1,nan"]  # diverged during training
     (tmp_path / "metrics.csv").write_text("\n".join(lines))
     steps, returns = steps_to_threshold.curves_of(tmp_path / "metrics.csv")
     assert steps.tolist() == [16, 24]

@@ -6,53 +6,57 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.distributions import categorical, distribution_for, gaussian
+from common.distributions import categorical, gaussian, make_distribution
 from common.envs import clip_action, make_env, with_clipped_actions
 from common.networks import mlp
 
-Y = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]], np.float32)
+OUTPUTS = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]], np.float32)
 LOG_STD = np.array([-0.5, 0.0, 0.7], np.float32)
 
 
 def test_categorical_is_the_softmax():
     d = categorical(3)
-    probs = np.exp(Y) / np.exp(Y).sum(-1, keepdims=True)
+    probs = np.exp(OUTPUTS) / np.exp(OUTPUTS).sum(-1, keepdims=True)
     for action in range(3):
-        got = d.log_prob(Y, jnp.full(2, action))
+        got = d.log_prob(OUTPUTS, jnp.full(2, action))
         np.testing.assert_allclose(got, np.log(probs[:, action]), rtol=1e-5)
-    np.testing.assert_allclose(d.entropy(Y), [stats.entropy(p) for p in probs], rtol=1e-5)
-    assert d.mode(Y)[0] == 2
-    actions = jax.vmap(lambda key: d.sample(Y, key))(jax.random.split(jax.random.key(0), 20_000))
+    np.testing.assert_allclose(d.entropy(OUTPUTS), [stats.entropy(p) for p in probs], rtol=1e-5)
+    assert d.mode(OUTPUTS)[0] == 2
+    actions = jax.vmap(lambda key: d.sample(OUTPUTS, key))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
     for row in range(2):
         np.testing.assert_allclose(np.bincount(actions[:, row]) / 20_000, probs[row], atol=0.015)
 
 
 def test_gaussian_has_independent_components():
     d = gaussian((3,))
-    y = Y, LOG_STD
+    dist_params = OUTPUTS, LOG_STD
     action = np.array([[1.0, 2.0, -3.0], [0.1, 0.2, 0.3]], np.float32)
-    expected = stats.norm.logpdf(action, Y, np.exp(LOG_STD)).sum(-1)
-    np.testing.assert_allclose(d.log_prob(y, action), expected, rtol=1e-5)
+    expected = stats.norm.logpdf(action, OUTPUTS, np.exp(LOG_STD)).sum(-1)
+    np.testing.assert_allclose(d.log_prob(dist_params, action), expected, rtol=1e-5)
     entropy = stats.norm.entropy(0, np.exp(LOG_STD)).sum()
-    np.testing.assert_allclose(d.entropy(y), [entropy, entropy], rtol=1e-5)
-    np.testing.assert_array_equal(d.mode(y), Y)
-    actions = jax.vmap(lambda key: d.sample(y, key))(jax.random.split(jax.random.key(0), 20_000))
-    np.testing.assert_allclose(actions.mean(0), Y, atol=0.05)
+    np.testing.assert_allclose(d.entropy(dist_params), [entropy, entropy], rtol=1e-5)
+    np.testing.assert_array_equal(d.mode(dist_params), OUTPUTS)
+    actions = jax.vmap(lambda key: d.sample(dist_params, key))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
+    np.testing.assert_allclose(actions.mean(0), OUTPUTS, atol=0.05)
     np.testing.assert_allclose(actions.std(0), np.tile(np.exp(LOG_STD), (2, 1)), rtol=0.03)
 
 
 @pytest.mark.parametrize("action_shape", [(), (1,), (2, 3)])
 def test_gaussian_takes_any_shape(action_shape):
     d = gaussian(action_shape)
-    y = jnp.zeros((5, d.num_outputs)), jnp.zeros(d.num_outputs)
-    action = d.sample(y, jax.random.key(0))
-    assert action.shape == d.mode(y).shape == (5, *action_shape)
-    assert d.log_prob(y, action).shape == d.entropy(y).shape == (5,)
+    dist_params = jnp.zeros((5, d.num_outputs)), jnp.zeros(d.num_outputs)
+    action = d.sample(dist_params, jax.random.key(0))
+    assert action.shape == d.mode(dist_params).shape == (5, *action_shape)
+    assert d.log_prob(dist_params, action).shape == d.entropy(dist_params).shape == (5,)
 
 
-def test_the_head_of_a_gaussian_learns_one_std_for_all_observations():
+def test_a_gaussian_learns_one_std_for_all_observations():
     d = gaussian((2,), std=0.5)
-    network = d.head(mlp([4, 8, d.num_outputs]))
+    network = d.parametrize(mlp([4, 8, d.num_outputs]))
     params = network.init(jax.random.key(0))
     obs = jax.random.normal(jax.random.key(1), (7, 4))
     action = jnp.ones((7, 2))
@@ -68,11 +72,11 @@ def test_the_head_of_a_gaussian_learns_one_std_for_all_observations():
 @pytest.mark.parametrize("env_id, num_outputs", [("Acrobot-v1", 3), ("Pendulum-v1", 1)])
 def test_the_environment_decides(env_id, num_outputs):
     env = make_env(env_id, 2)
-    d = distribution_for(env, 1.0)
+    d = make_distribution(env, 1.0)
     assert d.num_outputs == num_outputs
-    network = d.head(mlp([4, d.num_outputs]))
-    y = network.apply(network.init(jax.random.key(0)), jnp.zeros((2, 4)))
-    action = d.sample(y, jax.random.key(1))
+    network = d.parametrize(mlp([4, d.num_outputs]))
+    dist_params = network.apply(network.init(jax.random.key(0)), jnp.zeros((2, 4)))
+    action = d.sample(dist_params, jax.random.key(1))
     assert action.shape == (2, *env.action_shape)
     assert jnp.issubdtype(action.dtype, jnp.integer) == (env.num_actions is not None)
 

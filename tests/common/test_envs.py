@@ -10,19 +10,17 @@ from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_ac
 
 from common.environments.linear import LINEAR
 from common.environments.tabular import TABULAR, make_mdp
-from common.envs import evaluate, make_env, rollout
+from common.envs import evaluate, make_env, rollout, with_unit_actions
+from common.exploration import random_policy
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
 
 
-def random_policy(env):
-    def policy(obs, key):
-        if env.num_actions is not None:
-            return jax.random.randint(key, (env.num_envs,), 0, env.num_actions)
-        shape = (env.num_envs, *env.action_shape)
-        return jax.random.uniform(key, shape, minval=env.action_low, maxval=env.action_high)
-
-    return policy
+def random_rollout(env, state, key, num_steps):
+    """A rollout of random actions within the environment's bounds."""
+    if env.num_actions is None:
+        env = with_unit_actions(env)
+    return rollout(env, random_policy(env), state, key, num_steps)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +30,7 @@ def test_observations_stay_within_their_bounds(env_id):
     """Of gymnax's own bounds some are wrong, as MemoryChain's."""
     env = make_env(env_id, 4)
     low, high = env.obs_low, env.obs_high
-    roll = jax.jit(lambda key: rollout(env, random_policy(env), env.reset(key), key, 50)[1])
+    roll = jax.jit(lambda key: random_rollout(env, env.reset(key), key, 50)[1])
     obs = np.asarray(roll(jax.random.key(0)).next_obs, np.float32)
     assert np.all(low < high) and np.all(low <= obs) and np.all(obs <= high)
 
@@ -50,7 +48,7 @@ def test_obs_bounds_are_the_environments_or_none():
 def test_every_environment_steps_with_stable_strong_types(env_id):
     env = make_env(env_id, 3)
     state = jax.eval_shape(env.reset, jax.random.key(0))
-    roll = lambda state, key: rollout(env, random_policy(env), state, key, 2)
+    roll = lambda state, key: random_rollout(env, state, key, 2)
     with jax.debug_key_reuse(True):
         jax.make_jaxpr(roll)(state, jax.random.key(1))
     after, transitions, episode_return = jax.eval_shape(roll, state, jax.random.key(1))
@@ -66,7 +64,7 @@ def test_every_environment_steps_with_stable_strong_types(env_id):
 
 def rolled(env_id, num_steps, num_envs=4, seed=0):
     env = make_env(env_id, num_envs)
-    roll = jax.jit(lambda state, key: rollout(env, random_policy(env), state, key, num_steps))
+    roll = jax.jit(lambda state, key: random_rollout(env, state, key, num_steps))
     return env, *roll(env.reset(jax.random.key(seed)), jax.random.key(seed + 1))
 
 
@@ -110,7 +108,7 @@ def test_both_flags_can_be_true_on_one_step():
 def test_the_mean_return_of_a_rollout_counts_the_episodes_that_ended_in_it():
     """Against a plain loop over the transitions, with episodes that span two rollouts."""
     env = make_env("CartPole-v1", 3)
-    roll = jax.jit(lambda state, key: rollout(env, random_policy(env), state, key, 25))
+    roll = jax.jit(lambda state, key: random_rollout(env, state, key, 25))
     state, running = env.reset(jax.random.key(0)), np.zeros(3)
     for i in range(6):
         state, t, episode_return = roll(state, jax.random.key(10 + i))
@@ -205,6 +203,16 @@ def test_unsuitable_environments_are_refused_in_one_line():
         make_env("MNISTBandit-bsuite", 1)
     with pytest.raises(ValueError, match="no tabular MDP"):
         make_env("Clif-tabular", 1)
+
+
+@pytest.mark.parametrize("env_id", ["CartPol-v1", "SpaceInvader-MinAtar", "x", "Hopper-brx"])
+def test_an_unknown_id_is_told_the_nearest_one_and_the_families(env_id):
+    with pytest.raises(ValueError) as error:
+        make_env(env_id, 1)
+    message = str(error.value)
+    assert len(message) < 200 and "\n" not in message and repr(env_id) in message
+    for family in ("-tabular", "-brax", "-linear", "-history<k>"):
+        assert family in message
 
 
 def test_probes_are_what_they_say():

@@ -8,14 +8,13 @@ import pytest
 from common.envs import make_env
 from common.networks import (
     conv,
-    critic_for,
     dense,
     ensemble,
+    make_network,
+    make_q_network,
     mlp,
-    network_for,
-    orthogonal,
-    orthonormal,
-    scaled,
+    orthonormalize,
+    with_orthogonal_init,
 )
 
 
@@ -51,26 +50,13 @@ def test_conv_is_a_3x3_convolution_then_an_mlp():
     np.testing.assert_allclose(network.apply(params, x[0]), expected[0], rtol=1e-4, atol=1e-5)
 
 
-def test_scaled_shows_the_network_the_bounds_as_minus_one_and_one():
-    low, high = np.float32([-1.2, -0.07]), np.float32([0.6, 0.07])
-    network = mlp([2, 8, 3])
-    params = network.init(jax.random.key(0))
-    obs = np.stack([low, high, (low + high) / 2, [0.6, -0.07]])
-    expected = network.apply(params, np.float32([[-1, -1], [1, 1], [0, 0], [1, -1]]))
-    both = scaled(make_env("MountainCar-v0", 1), network)
-    np.testing.assert_allclose(both.apply(params, obs), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(both.init(jax.random.key(0))[0][0], params[0][0])
-    with pytest.raises(ValueError, match="finite bounds"):
-        scaled(make_env("CartPole-v1", 1), network)
-
-
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
 @pytest.mark.parametrize(
     "env_id", ["CartPole-v1", "FrozenLake-misc", "Catch-bsuite", "Breakout-MinAtar"]
 )
-def test_network_for_fits_vectors_integers_matrices_and_images(env_id, batch):
+def test_make_network_fits_vectors_integers_matrices_and_images(env_id, batch):
     env = make_env(env_id, 1)
-    network = network_for(env, [8], 3)
+    network = make_network(env, [8], 3)
     params = network.init(jax.random.key(0))
     obs = env.reset(jax.random.key(1)).obs[0]
     out = network.apply(params, jnp.broadcast_to(obs, (*batch, *obs.shape)))
@@ -79,15 +65,15 @@ def test_network_for_fits_vectors_integers_matrices_and_images(env_id, batch):
 
 
 def test_integers_are_one_hot():
-    network = network_for(make_env("FrozenLake-misc", 1), [], 4)
+    network = make_network(make_env("FrozenLake-misc", 1), [], 4)
     params = network.init(jax.random.key(0))
     np.testing.assert_allclose(network.apply(params, jnp.arange(16)), params[0][0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Breakout-MinAtar"])
 def test_orthogonal_weights_have_their_gains_and_another_apply_is_not_made(env_id):
-    plain = network_for(make_env(env_id, 1), [8, 16], 3)
-    network = orthogonal(plain, 0.01)
+    plain = make_network(make_env(env_id, 1), [8, 16], 3)
+    network = with_orthogonal_init(plain, 0.01)
     assert network.apply is plain.apply
     params = network.init(jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, plain.init(jax.random.key(0)))
@@ -97,10 +83,10 @@ def test_orthogonal_weights_have_their_gains_and_another_apply_is_not_made(env_i
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (4, 64), (256, 3), (1, 1)])
-def test_orthonormal_weights_are_those_of_a_qr_decomposition(shape):
+def test_orthonormalized_weights_are_those_of_a_qr_decomposition(shape):
     """JAX's initializer takes the Q whose R has a positive diagonal, which is unique."""
     key = jax.random.key(3)
-    w = jax.vmap(orthonormal)(jax.random.normal(key, (1, *shape)))[0]
+    w = jax.vmap(orthonormalize)(jax.random.normal(key, (1, *shape)))[0]
     small = w.T @ w if shape[0] > shape[1] else w @ w.T
     np.testing.assert_allclose(small, np.eye(min(shape)), atol=2e-6)
     if shape[0] >= shape[1]:  # it draws wide matrices as tall ones
@@ -109,7 +95,7 @@ def test_orthonormal_weights_are_those_of_a_qr_decomposition(shape):
 
 
 def test_the_activation_of_the_hidden_layers_can_be_chosen():
-    network = network_for(make_env("CartPole-v1", 1), [8], 2, jnp.tanh)
+    network = make_network(make_env("CartPole-v1", 1), [8], 2, jnp.tanh)
     (w0, b0), (w1, b1) = params = network.init(jax.random.key(0))
     x = jnp.array([1.0, -2.0, 0.5, 3.0])
     np.testing.assert_allclose(
@@ -117,9 +103,9 @@ def test_the_activation_of_the_hidden_layers_can_be_chosen():
     )
 
 
-def test_critic_for_is_an_mlp_over_observation_and_action():
+def test_make_q_network_is_an_mlp_over_observation_and_action():
     env = make_env("Pendulum-v1", 1)
-    network = critic_for(env, [8])
+    network = make_q_network(env, [8])
     params = network.init(jax.random.key(0))
     obs, action = np.ones((5, 2, 3), np.float32), np.full((5, 2, 1), 0.5, np.float32)
     expected = mlp([4, 8, 1]).apply(params, np.concatenate([obs, action], -1))[..., 0]
@@ -128,7 +114,7 @@ def test_critic_for_is_an_mlp_over_observation_and_action():
 
 
 def test_ensemble_has_members_of_their_own_on_a_first_axis():
-    network = critic_for(make_env("Pendulum-v1", 1), [8])
+    network = make_q_network(make_env("Pendulum-v1", 1), [8])
     both = ensemble(network, 2)
     params = both.init(jax.random.key(0))
     obs, action = jnp.ones((5, 3)), jnp.ones((5, 1))

@@ -5,10 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from algorithms.a2c import td_error
 from common.returns import gae
 
 GAMMA, LAMBDA = 0.9, 0.7
-compiled = jax.jit(gae)
+
+
+@jax.jit
+def compiled(reward, value, next_value, terminated, truncated, gamma, gae_lambda):
+    """The advantages of a trajectory, [T]."""
+    error = td_error(value, reward, next_value, terminated, gamma)
+    return gae(error, terminated | truncated, gamma, gae_lambda)
 
 
 def trajectory(length, seed, ends=0.2):

@@ -1,11 +1,10 @@
-"""Brax's environments as ours."""
-
-from typing import NamedTuple
+"""common/environments/brax_envs.py: batches that reset themselves, with starts of their own."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brax_probe import CountdownEnv
 from helpers import keys
 
 from benchmarks.kernels import parsed
@@ -59,45 +58,27 @@ def test_what_there_is_not_is_one_line(env_id, words):
     assert "\n" not in str(error.value)
 
 
-class Countdown(NamedTuple):
-    """What Brax calls a State, of an environment that does next to nothing: it starts at a random
-    number and ends after that many steps, tens of them."""
-
-    obs: jax.Array  # [2] the start, the steps since
-    reward: jax.Array
-    done: jax.Array
-
-
-class CountdownEnv:
-    def reset(self, key):
-        start = jax.random.uniform(key, minval=20, maxval=40)
-        return Countdown(jnp.stack([start, 0.0]), jnp.float32(0), jnp.float32(0))
-
-    def step(self, state, action):
-        obs = state.obs + jnp.array([0.0, 1.0])
-        return Countdown(obs, jnp.float32(1), (obs[1] >= obs[0]).astype(jnp.float32))
-
-
 @pytest.mark.parametrize("num_envs", [1, 3, 32, 100])
 def test_each_episode_has_a_start_of_its_own_and_keeps_its_last_observation(num_envs, monkeypatch):
     monkeypatch.setattr(brax_envs, "load", lambda env_id: (CountdownEnv(), 35))
-    reset, step = brax_envs.batched("Countdown-brax", num_envs)
+    env = make_env("Countdown-brax", num_envs)
     action = jnp.zeros((num_envs, 1))
 
-    def after(carry, key):
-        obs, inner = carry
-        new, inner, *rest = step(key, inner, action)
-        return (new, inner), (obs, new, *rest)
+    def after(state, key):
+        state, transition = env.step(state, action, key)
+        return state, (state.obs, transition)
 
     def run(key):
-        return jax.lax.scan(after, reset(key), jax.random.split(jax.random.key(1), 3_000))[1]
+        return jax.lax.scan(after, env.reset(key), jax.random.split(jax.random.key(1), 3_000))[1]
 
     seeds = keys(0, 1)
     alone = jax.tree.map(np.asarray, jax.jit(run)(seeds[1]))
     jax.tree.map(
         lambda x, y: np.testing.assert_array_equal(x[1], y), jax.jit(jax.vmap(run))(seeds), alone
     )
-    before, obs, reward, terminated, truncated, next_obs = alone
+    obs, transitions = alone
+    before, next_obs = transitions.obs, transitions.next_obs
+    terminated, truncated = transitions.terminated, transitions.truncated
     done = terminated | truncated
     assert terminated.sum() > 50 * num_envs and truncated.sum() > 10 * num_envs
     starts = np.concatenate([before[0], obs[done]])
@@ -108,20 +89,20 @@ def test_each_episode_has_a_start_of_its_own_and_keeps_its_last_observation(num_
     np.testing.assert_array_equal(before[1:], obs[:-1])
     np.testing.assert_array_equal(terminated, next_obs[..., 1] >= next_obs[..., 0])
     np.testing.assert_array_equal(truncated, next_obs[..., 1] >= 35)
-    assert (reward == 1).all()
+    assert (transitions.reward == 1).all()
 
 
 def test_no_step_copies_the_starts_drawn_ahead(monkeypatch):
-    """XLA copied all of them in each step when they were read before they were drawn anew."""
+    """XLA copied all of them in each step when they were read before they were replaced."""
     monkeypatch.setattr(brax_envs, "load", lambda env_id: (CountdownEnv(), 35))
-    reset, step = brax_envs.batched("Countdown-brax", 100)
+    env = make_env("Countdown-brax", 100)
 
-    def after(inner, key):
-        obs, inner, *_ = step(key, inner, jnp.zeros((100, 1)))
-        return inner, obs
+    def after(state, key):
+        state, _ = env.step(state, jnp.zeros((100, 1)), key)
+        return state, state.obs
 
     def run(key):
-        return jax.lax.scan(after, reset(key)[1], jax.random.split(key, 50))
+        return jax.lax.scan(after, env.reset(key), jax.random.split(key, 50))
 
     computations = parsed(jax.jit(jax.vmap(run)).lower(keys(0, 1)).compile().as_text())
     (loop,) = (c for c in computations.values() if any(op == "conditional" for _, op, _ in c))

@@ -144,13 +144,13 @@ def test_a_piece_drops_on_those_below_until_the_column_is_full():
     assert np.flatnonzero(~game.legal(state)).tolist() == [3]
 
 
-def test_an_observation_shows_the_pieces_of_the_one_to_move_first():
+def test_a_state_is_seen_by_the_player_to_move_and_a_board_by_the_one_who_began():
     game = make_game("TicTacToe-game")
     state, *_ = game.step(game.init(), 2)
+    np.testing.assert_array_equal(state, [0, 0, -1, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(board(state), [0, 0, 1, 0, 0, 0, 0, 0, 0])
     state, *_ = game.step(state, 6)
-    planes = np.asarray(game.observe(state))
-    assert planes.shape == (3, 3, 2) and planes.dtype == bool
-    assert np.argwhere(planes).tolist() == [[0, 2, 0], [2, 0, 1]]
+    np.testing.assert_array_equal(state, [0, 0, 1, 0, 0, 0, -1, 0, 0])
     np.testing.assert_array_equal(board(state), [0, 0, 1, 0, 0, 0, -1, 0, 0])
     state, *_ = game.step(state, 4)
     np.testing.assert_array_equal(board(state), [0, 0, 1, 0, 1, 0, -1, 0, 0])
@@ -223,7 +223,7 @@ def test_players_make_legal_moves_and_the_perfect_one_every_best_move():
         perfect_player(make_game("ConnectFour-game"))
 
 
-def test_a_match_answers_starts_anew_and_takes_turns_at_beginning():
+def test_a_match_replies_starts_new_games_and_alternates_who_begins():
     """The opponent always fills the first free cell. We begin game 0, and win it with 2, 5 and 8;
     the opponent begins game 1, and wins it with 0, 1 and 2."""
     game = make_game("TicTacToe-game")

@@ -1,4 +1,4 @@
-"""common/history.py: windows of past observations and actions."""
+"""common/environments/history.py: windows of past observations and actions."""
 
 from collections import deque
 
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers import run, small_config, trained
 from probes import Probe
-from test_common_envs import random_policy
 
 from algorithms import dqn
 from common.envs import evaluate, make_env, rollout
+from common.exploration import random_policy
 
 
 class Cue(Probe):
@@ -119,8 +119,8 @@ def test_what_was_seen_before_can_be_learned_from(env_id, least, most):
         dqn, env_id=env_id, total_timesteps=4_000, learning_rate=3e-3, hidden_sizes=(32,)
     )
     algorithm = dqn.make(config)
-    progress = trained(algorithm, [0], algorithm.num_updates)
+    run_state = trained(algorithm, [0], algorithm.num_updates)
     env = make_env(env_id, 100)
-    params = jax.tree.map(lambda x: x[0], progress.state.params)
+    params = jax.tree.map(lambda x: x[0], run_state.state.params)
     returns, _ = jax.jit(lambda key: evaluate(env, algorithm.act, params, key))(jax.random.key(1))
     assert least <= returns.mean() <= most

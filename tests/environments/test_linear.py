@@ -1,4 +1,4 @@
-"""common/systems.py: the small solver, and linear systems as environments and as dynamics."""
+"""linear.py and dynamics.py: the small solver, and linear systems to step and to differentiate."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ def test_solve_agrees_with_numpy(size):
 
 @pytest.mark.parametrize("env_id", list(LINEAR))
 def test_the_environment_follows_the_arrays_and_ends_at_the_time_limit(env_id):
-    system, (_, max_steps, max_action, _) = make_system(env_id), LINEAR[env_id]
+    system = make_system(env_id)
+    max_steps, max_action = LINEAR[env_id].max_steps, LINEAR[env_id].max_action
     env = make_env(env_id, 500, actions="continuous")
     step, key = jax.jit(env.step), jax.random.key(0)
     state = env.reset(key)
@@ -60,7 +61,7 @@ def test_a_random_system_is_drawn_by_its_key():
 
 @pytest.mark.parametrize("env_id", ["Pendulum-v1", "MountainCarContinuous-v0", *LINEAR])
 def test_the_dynamics_step_as_the_environment_does(env_id):
-    """Of a linear system: as it does on the average over its noise."""
+    """A linear system does so on average over its noise."""
     env, dynamics = make_env(env_id, 2_000), make_dynamics(env_id)
     state = jax.tree.map(lambda x: jnp.repeat(x[:1], 2_000, axis=0), env.reset(jax.random.key(0)))
     action = jnp.full((2_000, *env.action_shape), 0.3)

@@ -1,4 +1,4 @@
-"""The MDPs of common/mdps.py against gymnasium's tables, printed values and exact solutions."""
+"""The tabular MDPs against gymnasium's tables, printed values and exact solutions."""
 
 import gymnasium
 import jax

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import load, small_config
 
-from common.buffers import pack
+from common.buffers import uniform_buffer
 from common.envs import make_env, rollout
 
 # channels of the 10 x 10 observation, actions
@@ -39,16 +39,16 @@ def test_a_transition_weighs_two_observations_of_a_byte_a_cell_and_ten_bytes(gam
     """Action and reward take 4 bytes each, the two ends one each; 100,000 transitions of 64 seeds
     then fit into 13 GB for the largest game."""
     channels, num_actions = GAMES[game]
-    env = make_env(f"{game}-MinAtar", 2)
+    env, buffer = make_env(f"{game}-MinAtar", 2), uniform_buffer(100, 2, 32)
 
     def play(key):
         def policy(obs, key):
             return jnp.zeros(2, jnp.int32)
 
-        return pack(rollout(env, policy, env.reset(key), key, 3)[1])
+        return buffer.init(rollout(env, policy, env.reset(key), key, 3)[1])
 
-    rows = jax.eval_shape(play, jax.random.key(0))
-    size = sum(x.size * x.dtype.itemsize for x in (rows.words, rows.bytes)) // 6
+    buffer_state = jax.eval_shape(play, jax.random.key(0))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(buffer_state)) / 100
     assert size == 2 * 100 * channels + 4 + 4 + 2
     assert 64 * 100_000 * size < 13e9
     assert env.num_actions == num_actions

@@ -1,4 +1,4 @@
-"""common/checkpoint.py: exact, whole, and never silently wrong."""
+"""checkpoint.py: exact, whole, and never silently wrong."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_no_truncated_file_is_read(saved):
             checkpoint.load(saved)
 
 
-def test_the_file_before_becomes_the_previous_one(saved, tmp_path):
+def test_the_old_file_becomes_the_previous_one(saved, tmp_path):
     previous = tmp_path / "previous.npz"
     old = saved.read_bytes()
     checkpoint.save(saved, TREE, {"update": 8}, previous)
@@ -127,7 +127,7 @@ def test_a_missing_file_says_so(tmp_path):
         checkpoint.load(tmp_path / "none.npz")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rest(saved):
+def test_a_failed_write_leaves_the_old_file_and_no_other(saved):
     old = saved.read_bytes()
 
     def fail(file):

@@ -1,4 +1,4 @@
-"""common/flags.py and the refusals of `require`: one plain line, exit code 2."""
+"""cli.py and the refusals of `require`: one plain line, exit code 2."""
 
 import dataclasses
 from dataclasses import dataclass

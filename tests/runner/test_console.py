@@ -1,4 +1,4 @@
-"""common/screen.py: what a run prints."""
+"""console.py: what a run prints."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ import pytest
 from helpers import small_config
 
 from algorithms import dqn
-from common.algorithm import begin
 from common.runner.cli import Run, settings
-from common.runner.console import display, metric_prefix, results, spread_text, title
+from common.runner.console import display, metric_prefix, spread_text, summary_lines, title
 from common.runner.groups import Job, plan
+from common.runner.program import init_run
 
 
 def job(**run):
@@ -34,13 +34,13 @@ def test_progress_lines_count_the_work_of_all_groups(capsys):
     groups = plan(one)
     algorithm = dqn.make(one.config)
     keys = jax.vmap(jax.random.key)(jnp.arange(1))
-    progress = jax.jit(lambda keys: begin(algorithm.init, algorithm.update, keys))(keys)
-    progress.mean["episode_return"] = jnp.array([431.0])
-    progress.count["episode_return"] = jnp.array([2])
+    run_state = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)
+    run_state.mean["episode_return"] = jnp.array([431.0])
+    run_state.count["episode_return"] = jnp.array([2])
     with display(one, groups) as show:
-        show(0, algorithm.num_updates // 2, 1.0, progress)
-        show(0, algorithm.num_updates, 2.0, progress)  # within the same second: left out
-        show(1, algorithm.num_updates, 4.0, progress)
+        show(0, algorithm.num_updates // 2, 1.0, run_state)
+        show(0, algorithm.num_updates, 2.0, run_state)  # within the same second: left out
+        show(1, algorithm.num_updates, 4.0, run_state)
     first, last = capsys.readouterr().out.splitlines()
     assert first == " 25 %  500 steps  500 steps/s  0:00:01  return 431"
     assert last == "100 %  2 k steps  500 steps/s  0:00:04  return 431"
@@ -68,7 +68,7 @@ def test_the_last_lines_rank_and_name_who_diverged(tmp_path):
     ranking[1] |= dict.fromkeys(row)
     bad = [{"seed": s, "update": 17, "gamma": 0.9} for s in range(4)]
     summary = {"training": row, "evaluation": row, "diverged_seeds": bad}
-    text = "\n".join(results(one, summary, ranking))
+    text = "\n".join(summary_lines(one, summary, ranking))
     assert "1  gamma=0.99  IQM 472 [455, 490]   min 201   max 500" in text
     assert "2  gamma=0.9   diverged" in text
     assert "4/8 seeds diverged: seed 0 at update 17" in text

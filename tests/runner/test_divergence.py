@@ -1,4 +1,4 @@
-"""A seed that diverges: flagged at its update, frozen, silent, and no trace of it in the others."""
+"""A seed that diverges: flagged at its update, frozen, silent, and without effect on the others."""
 
 import csv
 import dataclasses
@@ -14,12 +14,13 @@ import pytest
 from helpers import keys, small_config, to_bits, trained
 
 from algorithms import ddpg, q_learning
+from common import envs
 from common.algorithm import Algorithm
-from common.buffers import pack, unpack
-from common.run import collect, main
-from common.runner import checkpoint, envs
+from common.run import main
+from common.runner import checkpoint
 from common.runner.groups import Group
 from common.runner.program import all_finite, init_run, run_updates
+from common.runner.results import append_results
 
 PLACES = ["observation", "reward", "action", "gradient", "parameter", "replay"]
 SEED, AT, STOP = 2, 17, 60
@@ -27,7 +28,7 @@ ADAM = optax.adam
 
 
 class Poisoned(NamedTuple):
-    """An algorithm's State, and where NaN gets into it."""
+    """An algorithm's State, and the place where NaN enters it."""
 
     params: Any
     rest: Any
@@ -35,7 +36,7 @@ class Poisoned(NamedTuple):
 
 
 def poisonous_env(*arguments, **kwargs):
-    """make_env with a second field of `inner` that says where NaN comes out of `step`."""
+    """Return make_env's environment with a second field of `inner`: where `step` returns NaN."""
     env = envs.make_env(*arguments, **kwargs)
 
     def reset(key):
@@ -56,7 +57,7 @@ def poisonous_env(*arguments, **kwargs):
 
 
 def poisonous_adam(learning_rate):
-    """optax.adam, whose State says whether the gradients it sees are NaN."""
+    """Return optax.adam with a State that says whether its gradients become NaN."""
     adam = ADAM(learning_rate)
 
     def update(grads, state, params=None):
@@ -71,27 +72,26 @@ def poisonous_adam(learning_rate):
 
 
 def poison(state, place):
-    """The State of DDPG with NaN put in at that place."""
+    """Return the State of DDPG with NaN at that place."""
     chosen = [place == i for i in range(len(PLACES))]
     inner, none = state.env.inner
     in_env = jnp.where(chosen[0] | chosen[1] | chosen[2], place, none)
-    batch = unpack(state.buffer)
-    reward = jnp.where(chosen[5], batch.reward.at[7].set(jnp.nan), batch.reward)
-    rows = pack(jax.tree.map(lambda x: x[:, None], batch._replace(reward=reward)))
-    rest = jax.tree.map(
+    rewards = state.buffer.reward
+    rewards = jnp.where(chosen[5], rewards.at[7].set(jnp.nan), rewards)
+    params = jax.tree.map(
         lambda x: jnp.where(chosen[4], x.at[(0,) * x.ndim].set(jnp.nan), x), state.params
     )
     return state._replace(
-        params=rest,
+        params=params,
         opt_state=(chosen[3], state.opt_state[1]),
-        buffer=rows,
+        buffer=state.buffer._replace(reward=rewards),
         env=state.env._replace(inner=(inner, in_env)),
     )
 
 
 @pytest.fixture(scope="module")
 def program():
-    """`begin` and `advance` of four seeds, whose places of NaN are given."""
+    """Return `init_run` and `run_updates` of four seeds and their places of NaN, and `update`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ddpg, "make_env", poisonous_env)
         patch.setattr(ddpg.optax, "adam", poisonous_adam)
@@ -104,8 +104,9 @@ def program():
     def wrapped(state, place):
         return Poisoned(state.params, state._replace(params=None), place)
 
-    def init(given):
-        return wrapped(algorithm.init(given[0]), given[1])
+    def init(member):
+        key, place = member
+        return wrapped(algorithm.init(key), place)
 
     def update(before, step):
         state = whole(before)
@@ -125,8 +126,8 @@ def places(place):
     return jnp.full(4, -1).at[SEED].set(place)
 
 
-def run_to(program, progress, start, stop, fresh=False):
-    return program[1](progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(fresh))
+def run_to(program, run_state, start, stop, reset_means=False):
+    return program[1](run_state, jnp.int32(start), jnp.int32(stop), jnp.bool_(reset_means))
 
 
 @pytest.fixture(scope="module")
@@ -134,16 +135,16 @@ def clean(program):
     return run_to(program, program[0](places(-1)), 0, STOP)
 
 
-def rows_of(progress, seeds):
-    return to_bits(jax.tree.map(lambda x: x[np.array(seeds)], progress))
+def rows_of(run_state, seeds):
+    return to_bits(jax.tree.map(lambda x: x[np.array(seeds)], run_state))
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_nan_in_one_of_four_seeds(place, program, clean):
     """The three others keep every bit of a clean run; the seed is flagged at the first update
     after which its params are not finite, keeps the params before it, and reports nothing more."""
-    progress = program[0](places(PLACES.index(place)))
-    ended = run_to(program, progress, 0, STOP)
+    run_state = program[0](places(PLACES.index(place)))
+    ended = run_to(program, run_state, 0, STOP)
     diverged = np.asarray(ended.diverged)
     np.testing.assert_array_equal(diverged[[0, 1, 3]], -1)
     flagged = diverged[SEED]
@@ -156,7 +157,7 @@ def test_nan_in_one_of_four_seeds(place, program, clean):
     differ = [name for name in mine if mine[name] != theirs[name]]
     assert [name for name in differ if name != "state/place"] == []
 
-    before = run_to(program, progress, 0, flagged)
+    before = run_to(program, run_state, 0, flagged)
     assert bool(all_finite(before.state.params))
     after, _ = program[2](before.state, jnp.int32(flagged))
     finite = np.asarray(jax.vmap(all_finite)(after.params))
@@ -168,15 +169,15 @@ def test_nan_in_one_of_four_seeds(place, program, clean):
     for name, count in ended.count.items():
         assert count[SEED] == before.count[name][SEED], name
         assert ended.mean[name][SEED] == before.mean[name][SEED], name
-    later = run_to(program, ended, STOP, STOP + 1, fresh=True)
+    later = run_to(program, ended, STOP, STOP + 1, reset_means=True)
     assert all(x[SEED] == 0 and x[0] <= 1 for x in later.count.values())
 
 
 def test_no_false_alarm_in_100_healthy_seeds():
     for module, num_updates in ((q_learning, 60), (ddpg, 50)):
         algorithm = module.make(small_config(module, total_timesteps=2_000))
-        progress = trained(algorithm, range(100), min(num_updates, algorithm.num_updates))
-        np.testing.assert_array_equal(progress.diverged, -1)
+        run_state = trained(algorithm, range(100), min(num_updates, algorithm.num_updates))
+        np.testing.assert_array_equal(run_state.diverged, -1)
 
 
 class State(NamedTuple):
@@ -185,15 +186,15 @@ class State(NamedTuple):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_diverged_seed_and_one_whose_return_is_not_finite_have_no_score(bad):
-    progress = init_run(
+    run_state = init_run(
         lambda key: State(jnp.zeros(2)),
         lambda state, step: (state, {"episode_return": jnp.float32(0)}),
         keys(0, 1, 2),
     )._replace(diverged=jnp.array([-1, 5, -1]))
     group = Group(0, None, {}, np.zeros(3, int), np.arange(3))
     returns = np.array([[1.0, 2.0], [500.0, 500.0], [bad, 3.0]])
-    found = collect({}, group, progress, (returns, np.ones((3, 2), int)))
-    np.testing.assert_array_equal(found["returns"], [[1, 2], [np.nan] * 2, [np.nan, 3]])
+    finished = append_results({}, group, run_state, (returns, np.ones((3, 2), int)))
+    np.testing.assert_array_equal(finished["returns"], [[1, 2], [np.nan] * 2, [np.nan, 3]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Config:
 
 
 def make_broken(config):
-    """Seed 0 is sound; seed 1 has NaN for a policy; seed 2 divides 0 by 0 when it acts."""
+    """Make seed 0 sound, seed 1 with a policy of NaN, and seed 2 divide 0 by 0 when it acts."""
     env = envs.make_env(config.env_id, 1)
 
     def init(key):
@@ -221,8 +222,8 @@ def make_broken(config):
 @pytest.mark.parametrize(
     "env_id, scoreless",
     [
-        ("CartPole-v1", {"1"}),  # where argmax of NaN is an action like any other, as seed 2 has it
-        ("Fast-brax", {"1", "2"}),  # whose simulation pays for what is no number
+        ("CartPole-v1", {"1"}),  # where argmax of NaN, as of seed 2, is an action like any other
+        ("Fast-brax", {"1", "2"}),  # whose reward for an action of NaN is NaN
     ],
 )
 def test_a_policy_of_nan_scores_nothing(env_id, scoreless, tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ from algorithms import value_iteration
 from common.environments.gridworlds import DYNA_MAZE
 from common.environments.mdp import MDP
 from common.environments.tabular import TABULAR, make_mdp
-from common.runner import checkpoint, grid
+from common.runner import checkpoint, policy_map
 from common.runner.cli import Run
 from common.runner.groups import Job
-from common.runner.run_folder import draw_best
+from common.runner.results import draw_best
 
 
 def test_values_of_a_policy_by_hand():
@@ -27,15 +27,15 @@ def test_values_of_a_policy_by_hand():
     mdp = MDP(P, R, np.array([1, 0, 0, 0]), np.array([False, False, False, True]))
     policy = np.ones((4, 1))
     # v0 = -1 + (v0 + v1) γ / 2; v2 has no value at γ = 1
-    np.testing.assert_allclose(grid.known_values(mdp, policy, 1.0), [2, 4, np.nan, 0])
-    np.testing.assert_allclose(grid.known_values(mdp, policy, 0.5), [0, 4, 2, 0])
+    np.testing.assert_allclose(policy_map.known_values(mdp, policy, 1.0), [2, 4, np.nan, 0])
+    np.testing.assert_allclose(policy_map.known_values(mdp, policy, 0.5), [0, 4, 2, 0])
 
 
-def test_who_may_get_trapped_has_no_value_either():
+def test_a_state_that_may_lead_into_a_trap_has_no_value_either():
     P = np.zeros((3, 1, 3))
     P[0, 0], P[1, 0, 1], P[2, 0, 2] = [0.0, 0.1, 0.9], 1, 1
     mdp = MDP(P, np.ones((3, 1, 3)), np.array([1, 0, 0]), np.array([False, False, True]))
-    values = grid.known_values(mdp, np.ones((3, 1)), 1.0)
+    values = policy_map.known_values(mdp, np.ones((3, 1)), 1.0)
     np.testing.assert_array_equal(np.isnan(values), [True, True, False])
 
 
@@ -44,7 +44,7 @@ LOWEST, HIGHEST = (68, 1, 84), (253, 231, 36)  # viridis
 
 
 def shares(path):
-    """Which part of the picture has each colour."""
+    """Return the share of the picture that each colour has."""
     pixels = (image.imread(path)[..., :3] * 255).round().astype(int).reshape(-1, 3)
     found, counts = np.unique(pixels, axis=0, return_counts=True)
     return dict(zip(map(tuple, found.tolist()), counts / len(pixels), strict=True))
@@ -52,20 +52,20 @@ def shares(path):
 
 def test_walls_ends_and_values_are_visible(tmp_path):
     path = tmp_path / "policy.png"
-    grid.draw_policy(path, "DynaMaze-tabular", lambda obs, key: 0, 0.95, 0, "up")
+    policy_map.draw_policy(path, "DynaMaze-tabular", lambda obs, key: 0, 0.95, 0, "up")
     maze = shares(path)
     assert maze[WALL] > 5 * maze[GREY] > 0.03  # seven walls, one goal
     assert maze[LOWEST] > 0.3 and maze[HIGHEST] > 0.005  # up leads to the goal in one column
-    grid.draw_policy(path, "FrozenLake-tabular", lambda obs, key: 1, 0.95, 0, "down")
+    policy_map.draw_policy(path, "FrozenLake-tabular", lambda obs, key: 1, 0.95, 0, "down")
     assert shares(path)[GREY] > 0.1 > 0.01 > shares(path).get(WALL, 0)
-    grid.draw_policy(path, "CliffWalking-tabular", lambda obs, key: 0, 1.0, 0, "up for ever")
+    policy_map.draw_policy(path, "CliffWalking-tabular", lambda obs, key: 0, 1.0, 0, "up for ever")
     assert shares(path)[WHITE] > 0.5 and shares(path)[LOWEST] < 0.01
     assert [x.name for x in tmp_path.iterdir()] == ["policy.png"]
 
 
-@pytest.mark.parametrize("env_id", [name for name in TABULAR if grid.has_map(name)])
+@pytest.mark.parametrize("env_id", [name for name in TABULAR if policy_map.has_map(name)])
 def test_arrows_point_to_where_the_steps_lead(env_id):
-    """Of all directions, the steps of an action go most often in the one that is drawn."""
+    """The direction in which an action most often leads is the one that is drawn."""
     mdp, (layout, directions) = make_mdp(env_id), TABULAR[env_id].grid
     height, width = len(layout), len(layout[0])
     assert len(mdp.terminal) == height * width and mdp.P.shape[1] == len(directions)
@@ -84,7 +84,7 @@ def test_arrows_point_to_where_the_steps_lead(env_id):
 @pytest.mark.parametrize("action, head_first", [(0, True), (2, False)])  # up, down
 def test_an_arrows_head_is_where_it_points_to(tmp_path, action, head_first):
     path = tmp_path / "policy.png"
-    grid.draw_policy(path, "CliffWalking-tabular", lambda obs, key: action, 1.0, 0, "")
+    policy_map.draw_policy(path, "CliffWalking-tabular", lambda obs, key: action, 1.0, 0, "")
     pixels = image.imread(path)[..., :3]
     width = pixels.shape[1]
     black = (pixels == 0).all(-1)[:, width // 5 : width // 2].sum(1)  # in each row of pixels
@@ -96,10 +96,10 @@ def test_an_arrows_head_is_where_it_points_to(tmp_path, action, head_first):
 
 
 def drawn(monkeypatch, env_id, act, num_steps):
-    """What `draw_policy` would draw: the grid, and the policy's probabilities."""
+    """Return what `draw_policy` would draw: the grid, the MDP, the policy's probabilities, ..."""
     seen = {}
-    monkeypatch.setattr(grid, "plot_policy", lambda path, *rest: seen.update(rest=rest))
-    grid.draw_policy("", env_id, act, 0.9, num_steps, "")
+    monkeypatch.setattr(policy_map, "plot_policy", lambda path, *rest: seen.update(rest=rest))
+    policy_map.draw_policy("", env_id, act, 0.9, num_steps, "")
     return seen["rest"]
 
 
@@ -127,12 +127,12 @@ def test_a_run_in_a_grid_world_gets_a_picture(tmp_path):
     run("algorithms.value_iteration", *flags, "--out", tmp_path / "a")
     assert shares(tmp_path / "a" / "policy.png").keys() >= {GREY, LOWEST, HIGHEST}
     for env_id in ("Taxi-tabular", "RandomWalk5-tabular", "FrozenLake-misc", "CartPole-v1"):
-        assert not grid.has_map(env_id)  # and its runs get none
+        assert not policy_map.has_map(env_id)  # and its runs get none
 
 
 def test_the_policy_drawn_is_that_of_the_best_member(monkeypatch):
     seen = {}
-    monkeypatch.setattr(grid, "draw_policy", lambda *rest: seen.update(rest=rest))
+    monkeypatch.setattr(policy_map, "draw_policy", lambda *rest: seen.update(rest=rest))
     q = np.zeros((4, 16, 4))
     q[np.arange(4), :, np.arange(4)] = 1.0  # the policy of row i takes action i
     params = value_iteration.Params(v=np.zeros((4, 16), "f"), q=q.astype("f"))
@@ -140,7 +140,7 @@ def test_the_policy_drawn_is_that_of_the_best_member(monkeypatch):
     settings = [{"gamma": 0.9}, {"gamma": 0.5}]
     scores = [(0, 5, None), (0, 6, 1.0), (1, 5, 3.0), (1, 6, 2.0)]
     members = [
-        {"seed": seed, **settings[g], "policy": 0, "row": row, "score": score}
+        {"seed": seed, **settings[g], "program_id": 0, "row": row, "score": score}
         for row, (g, seed, score) in enumerate(scores)
     ]
     config = value_iteration.Config()

@@ -1,5 +1,5 @@
-"""A run that was stopped, and whose files were then damaged: it goes on with the right bits, from
-the checkpoint before if it must, or it ends with exit code 3 and one line."""
+"""A run that was stopped, and whose files were then damaged: it resumes with the right bits, if
+need be from the previous checkpoint, or it ends with exit code 3 and one line."""
 
 import json
 import shutil
@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 
 from algorithms import q_learning
-from common.runner import checkpoint, folder, run
+from common import run
+from common.runner import checkpoint, loop, run_folder
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import Run
 from common.runner.groups import Job
 
-FLAGS = "--total-timesteps 400 --num-steps 20 --num-seeds 2 --eval-episodes 2 --log-points 10"
-FLAGS = [*FLAGS.split(), "--checkpoint-every", "1e-9"]  # after every chunk, of two updates here
+FLAGS = (
+    "--total-timesteps 400 --steps-per-update 20 --num-seeds 2 --eval-episodes 2 --log-points 10"
+)
+FLAGS = [*FLAGS.split(), "--checkpoint-every", "1e-9"]  # after every chunk, here two updates
 
 
 class Killed(BaseException):
-    """In the place of kill -9."""
+    """Stands for kill -9."""
 
 
 def main(*arguments, patch, killed_at=0):
-    """The exit code of Q-learning with those flags; it is killed before that save of a
-    checkpoint."""
+    """Return the exit code of Q-learning with those flags, killed before that save of a
+    checkpoint, counted from 1; 0: not killed."""
     number, save = 0, checkpoint.save
 
     def counted(path, *rest):
@@ -35,7 +38,7 @@ def main(*arguments, patch, killed_at=0):
             raise Killed
         save(path, *rest)
 
-    patch.setattr(run.checkpoint, "save", counted)
+    patch.setattr(checkpoint, "save", counted)
     patch.setattr(sys, "argv", ["q_learning", *map(str, arguments), "--quiet"])
     try:
         run.main(q_learning.Config, q_learning.make)
@@ -44,13 +47,13 @@ def main(*arguments, patch, killed_at=0):
     except Killed:
         return "killed"
     finally:
-        patch.setattr(run.checkpoint, "save", save)
+        patch.setattr(checkpoint, "save", save)
     return 0
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A whole run, and one killed after its sixth checkpoint; they are only read."""
+    """Return the folder of a whole run and of one killed after its sixth checkpoint, to read."""
     path = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         assert main(*FLAGS, "--out", path / "whole", patch=patch) == 0
@@ -80,7 +83,7 @@ def damage(path):
 
 
 def job_of(path):
-    config, flags = folder.resumed(
+    config, flags = run_folder.read_flags(
         "q_learning", q_learning.Config, q_learning.Config(), Run(resume=str(path))
     )
     return Job("q_learning", q_learning.make, config, flags, [{}], path)
@@ -97,8 +100,8 @@ def test_a_run_keeps_two_checkpoints_and_when_it_is_done_one(folders):
 
 @pytest.mark.parametrize("fault", ["none", "damaged", "empty", "missing", "both missing"])
 def test_a_resumed_run_ends_with_the_same_bits(fault, killed, folders, monkeypatch, capsys):
-    """From the checkpoint, from the one before if it is damaged, as the only one there is between
-    the two renames; and from the start where none is."""
+    """It resumes from the checkpoint, or from the previous one if that is damaged or missing, as it
+    is between the two renames of a save; and from the start if there is none."""
     path = killed / "checkpoint.npz"
     match fault:
         case "damaged":
@@ -115,18 +118,18 @@ def test_a_resumed_run_ends_with_the_same_bits(fault, killed, folders, monkeypat
     error = capsys.readouterr().err
     if fault in ("damaged", "empty"):
         assert error.count("\n") == 1 and len(error) <= 200
-        assert "damaged" in error and "going on from previous.npz, 10 updates" in error
+        assert "damaged" in error and "continuing from previous.npz, 10 updates" in error
     else:
         assert error == ""
 
 
 def zeroed_header(path):
-    """Of the right size, and nothing but zeros."""
+    """Replace a file by zeros of the same size."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
 def rewritten(**header):
-    """The same arrays with another header and the SHA-256 that it needs."""
+    """Return a function that replaces fields of a file's header, with the right SHA-256."""
 
     def rewrite(path):
         arrays, old = checkpoint.load(path)
@@ -167,7 +170,7 @@ def test_an_interrupt_while_results_are_written_is_one_line(killed, folders, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_results", interrupted)
+        patch.setattr(loop, "write_results", interrupted)
         assert main("--resume", killed, patch=patch) == 130
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "--resume" in error
@@ -176,7 +179,7 @@ def test_an_interrupt_while_results_are_written_is_one_line(killed, folders, mon
 
 
 def test_lost_rows_are_not_made_up(killed, monkeypatch, capsys):
-    """metrics.csv must hold what the checkpoint counts on; the one before may count on less."""
+    """metrics.csv must hold the rows that the checkpoint counts on."""
     rows = (killed / "metrics.csv").read_bytes()
     (killed / "metrics.csv").write_bytes(rows[:50])
     assert main("--resume", killed, patch=monkeypatch) == 3
@@ -210,30 +213,30 @@ def test_300_flipped_bits_and_30_truncations_are_never_a_wrong_load(with_previou
     for damaged in files:
         paths[0].write_bytes(damaged)
         try:
-            found = contents(folder.latest_checkpoint(job))
+            resumed = contents(run_folder.latest_checkpoint(job))
         except CheckpointError as error:
             assert not with_previous and "\n" not in str(error)
             outcomes["refused"] += 1
         else:
             warning = capsys.readouterr().err
-            assert found == (before if warning else newest)
+            assert resumed == (before if warning else newest)
             outcomes["previous" if warning else "whole"] += 1
     caught = outcomes["previous" if with_previous else "refused"]
     assert caught + outcomes["whole"] == 330 and caught >= 200
 
 
-def contents(found):
-    arrays, header = found
+def contents(loaded):
+    arrays, header = loaded
     return {name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()}, header
 
 
 def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
-    """Refused as it is read, or by the checkpoint, which knows the flags."""
+    """It is refused as it is read, or by the checkpoint, whose header has the flags."""
     path, right = killed / "config.json", job_of(killed)
     whole, rng = path.read_bytes(), np.random.default_rng(2)
-    found = checkpoint.load(killed / "checkpoint.npz")[1]
-    flags = json.loads(json.dumps(folder.header_of(right)))
-    assert {name: found[name] for name in flags} == flags
+    header = checkpoint.load(killed / "checkpoint.npz")[1]
+    flags = json.loads(json.dumps(run_folder.checkpoint_header(right)))
+    assert {name: header[name] for name in flags} == flags
     outcomes = {"read": 0, "refused": 0}
     for _ in range(300):
         damaged = bytearray(whole)
@@ -241,19 +244,19 @@ def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
         path.write_bytes(damaged)
         try:
             job = job_of(killed)
-            folder.latest_checkpoint(job)
+            run_folder.latest_checkpoint(job)
         except (CheckpointError, ValueError) as error:
             assert "\n" not in str(error)
             outcomes["refused"] += 1
         else:
-            assert folder.header_of(job) == folder.header_of(right)
+            assert run_folder.checkpoint_header(job) == run_folder.checkpoint_header(right)
             outcomes["read"] += 1
     assert outcomes["refused"] > 100 and outcomes["read"] > 10
 
 
 def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
-    """Two programs in front of the first chunk, of a run and of a resumed one; none later."""
-    events, compile_now, write = [], jax.stages.Lowered.compile, run.write_metrics
+    """A run, and a resumed one, compile two programs before the first chunk and none later."""
+    events, compile_now, write = [], jax.stages.Lowered.compile, loop.write_metrics
 
     def compiled(*arguments, **kwargs):
         events.append("program")
@@ -264,7 +267,7 @@ def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
             events.append("compiled")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
-    monkeypatch.setattr(run, "write_metrics", lambda *x: (events.append("row"), write(*x)))
+    monkeypatch.setattr(loop, "write_metrics", lambda *x: (events.append("row"), write(*x)))
     jax.monitoring.register_event_duration_secs_listener(heard)
     for flags, rows in (([*FLAGS, "--out", tmp_path / "a"], 10), (["--resume", killed], 4)):
         events.clear()

@@ -1,4 +1,4 @@
-"""The harness from outside: run folders, resuming after every end, groups, sweeps, faults."""
+"""The runner from outside: run folders, resuming after any kind of end, groups, sweeps, faults."""
 
 import csv
 import io
@@ -19,13 +19,16 @@ import pytest
 from helpers import ROOT, run
 
 import algorithms.dqn
-from common import run as harness
+import common.run
 from common.algorithm import Algorithm
-from common.run import caught_signals, main
-from common.runner import checkpoint
+from common.run import main
+from common.runner import checkpoint, loop
+from common.runner.cli import Run, settings
 from common.runner.groups import Group, Job, log_points, plan, steps_after
+from common.runner.loop import caught_signals
 from common.runner.program import RunState, init_run, run_updates
-from common.runner.run_folder import load_agent, write_metrics
+from common.runner.results import load_agent
+from common.runner.run_folder import write_metrics
 
 SMALL = "--total-timesteps 3000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
 SMALL += " --hidden-sizes 16 --num-envs 4 --eval-episodes 5 --log-points 10"
@@ -181,7 +184,7 @@ def test_a_second_interrupt_ends_the_program_at_once(tmp_path):
 
 
 def test_handlers_of_signals_come_back_unless_one_has_ended_the_run(monkeypatch):
-    """Then Python's own would answer a second one with a traceback."""
+    """Python's own handlers would answer a second signal with a traceback."""
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.getsignal(number) for number in numbers]
     try:
@@ -226,7 +229,7 @@ def params_of(folder):
 
 @pytest.mark.parametrize("at_once, env", [(2, {}), (3, {}), (4, {"JAX_NUM_CPU_DEVICES": "1"})])
 def test_groups_and_devices_train_the_same_seeds(at_once, env, tmp_path):
-    """In float64 to 1e-9, whatever the group and the number of devices; 3 pads the groups."""
+    """In float64 they agree to 1e-9, whatever the groups and devices; 3 at once pads the groups."""
     arguments = ["--num-seeds", "5", "--total-timesteps", "1000"]
     dqn(*arguments, "--out", tmp_path / "all", env=X64)
     dqn(*arguments, "--seeds-at-once", at_once, "--out", tmp_path / "some", env=X64 | env)
@@ -248,7 +251,7 @@ def test_groups_and_devices_train_the_same_seeds(at_once, env, tmp_path):
 
 
 def test_devices_share_a_state_that_holds_an_empty_array(tmp_path):
-    """n-step DQN with n = 1 has no pending steps; JAX gives all of nothing to every device."""
+    """The State of n-step DQN with n = 1 has no pending steps."""
     arguments = [*SMALL, "--n-step", "1", "--num-seeds", "3", "--total-timesteps", "1000"]
     run("algorithms.n_step_dqn", *arguments, "--out", tmp_path / "two", env=X64)
     one = X64 | {"JAX_NUM_CPU_DEVICES": "1"}
@@ -267,8 +270,8 @@ def test_devices_share_a_state_that_holds_an_empty_array(tmp_path):
         (1, {"JAX_NUM_CPU_DEVICES": "2"}, (2, "1")),
     ],
 )
-def test_a_device_for_each_seed_and_core_and_no_threads_beside(num_members, given, expected):
-    code = f"import jax, os; from common.run import start_jax; start_jax({num_members});"
+def test_a_device_for_each_seed_and_core_and_no_more_threads(num_members, given, expected):
+    code = f"import jax, os; from common.runner.program import start_jax; start_jax({num_members});"
     code += "print((jax.device_count(), os.environ['NPROC']))"
     mine = {k: x for k, x in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "NPROC")}
     done = subprocess.run(
@@ -292,7 +295,7 @@ def test_devices_are_asked_for_as_many_members_as_train_at_once(flags, expected,
         asked.append(num_members)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness, "start_jax", stop)
+    monkeypatch.setattr(common.run, "start_jax", stop)
     monkeypatch.setattr(sys, "argv", ["dqn", *flags.split()])
     with pytest.raises(SystemExit):
         main(algorithms.dqn.Config, algorithms.dqn.make)
@@ -300,7 +303,7 @@ def test_devices_are_asked_for_as_many_members_as_train_at_once(flags, expected,
 
 
 def test_memory_follows_the_group(tmp_path):
-    """8 replay memories of 21 MB each, all at once and one at a time."""
+    """Compare 8 replay memories of 21 MB each, all at once and one at a time."""
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
     arguments += ["--buffer-size", "500_000"]
     together = dqn(*arguments, "--out", tmp_path / "all").stdout
@@ -319,8 +322,8 @@ def test_float32_groups_agree_to_rounding_after_20_updates(tmp_path):
 
 
 def test_a_sweep_ranks_its_settings_and_a_diverged_seed_is_never_scored(tmp_path):
-    """Learning rate 1e38 overflows at once: its seeds are flagged with the update and left
-    unscored, and the seeds of the other setting have the same bits as beside a healthy one."""
+    """Learning rate 1e38 overflows in the first updates: its seeds are flagged with the update and
+    have no score, and those of the other setting have the same bits as next to a healthy one."""
     folder, healthy = tmp_path / "a", tmp_path / "b"
     common = ["--num-seeds", "2", "--log-points", "5"]
     done = dqn("--sweep", "learning_rate=1e38,1e-3", *common, "--out", folder)
@@ -342,7 +345,7 @@ def test_a_sweep_ranks_its_settings_and_a_diverged_seed_is_never_scored(tmp_path
     assert {"sweep.png", "curves.png"} <= {path.name for path in folder.iterdir()}
     scored = {row["learning_rate"]: row["episode_return"] for row in rows(folder, "evaluation.csv")}
     assert scored["1e+38"] == "nan" and float(scored["0.001"]) > 0
-    assert all(np.isfinite(x).all() for x in params_of(folder).values())  # as before that update
+    assert all(np.isfinite(x).all() for x in params_of(folder).values())  # those before that update
     for name in ("metrics.csv", "evaluation.csv"):
         one, other = (
             [row for row in rows(x, name) if row["learning_rate"] == "0.001"]
@@ -378,14 +381,14 @@ def test_a_sweep_over_shapes_compiles_once_for_each_and_over_floats_once(tmp_pat
     load_agent(tmp_path / "a", num_envs=2, learning_rate=3e-3)
 
 
-def test_evaluation_on_the_way(tmp_path):
+def test_evaluation_during_training(tmp_path):
     dqn("--eval-every", "1000", "--out", tmp_path / "a")
     table = [(int(row["step"]), row["evaluation_return"]) for row in rows(tmp_path / "a")]
     evaluated = [step for step, value in table if value != "nan"]
     assert evaluated == [1_040, 2_160, 3_000]  # the first rows at or after 1000, 2000, 3000
 
 
-def test_a_reader_that_goes_away_stops_nothing(tmp_path):
+def test_a_run_continues_when_its_reader_has_gone(tmp_path):
     command = [sys.executable, "-m", "algorithms.dqn", *SMALL, "--out", tmp_path / "a"]
     shell = f"set -o pipefail; {shlex.join(map(str, command))} | head -1"
     done = subprocess.run(
@@ -411,11 +414,18 @@ def test_a_module_can_bring_environments(tmp_path):
 
 
 def test_a_table_is_a_policy_too(tmp_path):
-    """Q-learning's params are one array, without a name of its own."""
+    """The params of Q-learning are one array, whose path name is empty."""
     run("algorithms.q_learning", "--num-seeds", "2", "--out", tmp_path / "a", "--quiet")
     act = load_agent(tmp_path / "a", seed=1)
     q = params_of(tmp_path / "a")["0/"][1]
     assert [int(act(s, jax.random.key(0))) for s in range(48)] == list(q.argmax(-1))
+
+
+def test_an_agent_is_loaded_with_the_config_it_was_trained_with(tmp_path):
+    """The Config of Monte Carlo has a field `policy`."""
+    flags = ["--total-timesteps", "2000", "--quiet"]
+    run("algorithms.monte_carlo", *flags, "--out", tmp_path / "a")
+    assert load_agent(tmp_path / "a")(3, jax.random.key(0)) >= 0
 
 
 def test_dynamic_programming_runs_without_returns(tmp_path):
@@ -426,8 +436,9 @@ def test_dynamic_programming_runs_without_returns(tmp_path):
     assert float(rows(tmp_path / "a")[-1]["bellman_residual"]) < 1
 
 
-def test_the_exported_file_ends_with_the_same_params_as_the_harness(tmp_path):
-    one = {"JAX_NUM_CPU_DEVICES": "1"}
+def test_the_copied_file_ends_with_the_same_params_as_the_runner(tmp_path):
+    """Without the tests' XLA_FLAGS, which make the last bits depend on how loops are nested."""
+    one = {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
     arguments = [*SMALL[:10], "--num-seeds", "3"]
     assert "--eval-episodes" not in arguments
     run("algorithms.dqn", *arguments, "--out", tmp_path / "a", env=one)
@@ -506,19 +517,17 @@ def test_a_disk_that_fills_up_is_exit_code_5_and_keeps_the_last_checkpoint(tmp_p
 
 
 def job(sweep=(), **fields):
-    from algorithms.dqn import Config, make
-    from common.runner.cli import Run, settings
-
+    Config, make = algorithms.dqn.Config, algorithms.dqn.make
     one = Run(sweep=tuple(sweep), **fields)
     return Job("dqn", make, Config(), one, settings(one.sweep, Config()), None)
 
 
 def test_a_plan_groups_members_by_what_cannot_be_vmapped():
     groups = plan(job(["gamma=0.9,0.99", "batch_size=8,16"], num_seeds=3, seed=10))
-    assert [group.policy for group in groups] == [0, 1]
+    assert [group.program_id for group in groups] == [0, 1]
     assert [group.config.batch_size for group in groups] == [8, 16]
     np.testing.assert_array_equal(groups[0].seed, [10, 11, 12] * 2)
-    np.testing.assert_array_equal(groups[0].setting, [0, 0, 0, 2, 2, 2])
+    np.testing.assert_array_equal(groups[0].config_index, [0, 0, 0, 2, 2, 2])
     np.testing.assert_allclose(groups[0].floats["gamma"], [0.9] * 3 + [0.99] * 3)
 
 
@@ -547,15 +556,15 @@ def test_how_updates_fall_into_chunks_changes_no_bit():
     step = jax.jit(lambda *args: run_updates(algorithm.update, *args))
     ends = []
     for parts in ([0, 60], [0, 1, 7, 30, 59, 60]):
-        progress = start
+        run_state = start
         for a, b in zip(parts[:-1], parts[1:], strict=True):
-            progress = step(progress, jnp.int32(a), jnp.int32(b), jnp.bool_(a == 0))
-        ends.append({k: x.tobytes() for k, x in checkpoint.named_arrays(progress).items()})
+            run_state = step(run_state, jnp.int32(a), jnp.int32(b), jnp.bool_(a == 0))
+        ends.append({k: x.tobytes() for k, x in checkpoint.named_arrays(run_state).items()})
     assert ends[0] == ends[1]
 
 
 def test_metrics_are_means_over_what_was_reported():
-    """NaN is left out, and an interval in which nothing was reported is NaN in the table."""
+    """NaN is left out of the mean; the count of a metric that was never reported is 0."""
 
     def update(state, step):
         value = jnp.where(step % 2 == 0, jnp.nan, step.astype(float))
@@ -565,13 +574,13 @@ def test_metrics_are_means_over_what_was_reported():
         params: jax.Array
 
     init = lambda key: State(jnp.zeros(2))
-    progress = init_run(init, update, jax.random.split(jax.random.key(0), 3))
-    progress = run_updates(update, progress, jnp.int32(0), jnp.int32(6), jnp.bool_(True))
-    np.testing.assert_allclose(progress.mean["episode_return"], [3.0] * 3)  # of 1, 3, 5
-    np.testing.assert_array_equal(progress.count["episode_return"], [3] * 3)
-    np.testing.assert_array_equal(progress.count["value"], [0] * 3)
-    progress = run_updates(update, progress, jnp.int32(6), jnp.int32(8), jnp.bool_(True))
-    np.testing.assert_allclose(progress.mean["episode_return"], [7.0] * 3)  # begun anew
+    run_state = init_run(init, update, jax.random.split(jax.random.key(0), 3))
+    run_state = run_updates(update, run_state, jnp.int32(0), jnp.int32(6), jnp.bool_(True))
+    np.testing.assert_allclose(run_state.mean["episode_return"], [3.0] * 3)  # of 1, 3, 5
+    np.testing.assert_array_equal(run_state.count["episode_return"], [3] * 3)
+    np.testing.assert_array_equal(run_state.count["value"], [0] * 3)
+    run_state = run_updates(update, run_state, jnp.int32(6), jnp.int32(8), jnp.bool_(True))
+    np.testing.assert_allclose(run_state.mean["episode_return"], [7.0] * 3)  # the mean starts again
 
 
 def test_divergence_is_flagged_at_its_update_and_only_there():
@@ -584,13 +593,13 @@ def test_divergence_is_flagged_at_its_update_and_only_there():
         return state._replace(params=params), {"episode_return": jnp.float32(0)}
 
     init = lambda bad_at: State(jnp.zeros(3), bad_at)
-    progress = init_run(init, update, jnp.array([5, -1, 17]))
-    progress = run_updates(update, progress, jnp.int32(0), jnp.int32(20), jnp.bool_(True))
-    np.testing.assert_array_equal(progress.diverged, [5, -1, 17])
+    run_state = init_run(init, update, jnp.array([5, -1, 17]))
+    run_state = run_updates(update, run_state, jnp.int32(0), jnp.int32(20), jnp.bool_(True))
+    np.testing.assert_array_equal(run_state.diverged, [5, -1, 17])
 
 
 def test_steps_are_counted_exactly_beyond_what_float32_and_int32_hold():
-    """The host counts them, as Python integers: in the rows of metrics.csv and in the plan."""
+    """The host counts them as Python integers, in the rows of metrics.csv and in the plan."""
     for start in (2**24 - 1, 2**31 - 1, 2**32 - 1, 2**53 - 1):
         algorithm = Algorithm(None, None, None, 2**20, steps_per_update=1, initial_steps=start)
         assert [steps_after(algorithm, u) for u in range(4)] == [start + u for u in range(4)]
@@ -600,18 +609,20 @@ def test_steps_are_counted_exactly_beyond_what_float32_and_int32_hold():
 
 def test_rows_hold_steps_beyond_2_to_the_31_exactly():
     algorithm = Algorithm(None, None, None, 10, steps_per_update=3, initial_steps=2**31 - 1)
-    progress = RunState(None, {"value": np.ones(2)}, {"value": np.ones(2, int)}, np.array([-1, -1]))
+    run_state = RunState(
+        None, {"value": np.ones(2)}, {"value": np.ones(2, int)}, np.array([-1, -1])
+    )
     group = Group(0, None, {}, np.zeros(2, int), np.arange(2))
     file = io.BytesIO()
     one = Job("test", None, None, None, [{}], None)
     for update in range(3):
-        write_metrics(file, one, group, algorithm, update, progress, {})
+        write_metrics(file, one, group, algorithm, update, run_state, {})
     lines = file.getvalue().decode().splitlines()[1:]
     assert [int(line.split(",")[1]) for line in lines[::2]] == [2**31 - 1 + 3 * u for u in range(3)]
 
 
 def test_a_run_traces_its_update_once(tmp_path, monkeypatch):
-    """However many chunks, rows and checkpoints; and a resumed run once again."""
+    """The number of chunks, rows and checkpoints does not matter."""
     from algorithms import q_learning
 
     traces = []
@@ -626,14 +637,14 @@ def test_a_run_traces_its_update_once(tmp_path, monkeypatch):
         return algorithm._replace(update=update)
 
     make.__module__ = "algorithms.q_learning"
-    flags = "--total-timesteps 2000 --num-steps 20 --log-points 25 --eval-episodes 2 --quiet"
+    flags = "--total-timesteps 2000 --steps-per-update 20 --log-points 25 --eval-episodes 2 --quiet"
     out = ["--checkpoint-every", "1e-9", "--out", str(tmp_path / "a")]
     monkeypatch.setattr(sys, "argv", ["q_learning", *flags.split(), *out])
     sizes = []
-    monkeypatch.setattr(harness, "write_metrics", counted(harness.write_metrics, sizes))
+    monkeypatch.setattr(loop, "write_metrics", counted(loop.write_metrics, sizes))
     main(q_learning.Config, make)
     assert len(sizes) == 25
-    assert len(traces) == 1  # by what begins a run and by what goes on with it
+    assert len(traces) == 1  # by init_run and run_updates together
     traces.clear()
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], str(tmp_path / "b"), "--log-points", "5"])
     main(q_learning.Config, make)

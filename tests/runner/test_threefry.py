@@ -1,4 +1,5 @@
-"""threefry.py: the published answers, and the same bits as JAX's own code, without its loop."""
+"""threefry.py: the published answers, the same bits as JAX's own rule without its loop, and JAX's
+own rule, with a warning, where its internals are others."""
 
 import subprocess
 import sys
@@ -6,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from helpers import ROOT
 from jax.extend.random import threefry_2x32
 
 from common.runner.threefry import unroll_threefry
@@ -68,10 +70,43 @@ def test_xla_fuses_no_two_draws():
     assert calls == 3
 
 
-def test_it_is_on_when_the_harness_starts():
-    code = "import jax; from common.run import start_jax; start_jax();"
-    code += "print(jax.jit(jax.random.bits).lower(jax.random.key(0)).as_text())"
+def fresh_process(code):
+    """Return what code prints on stdout and stderr, in a process without a lowering of ours."""
+    command = [sys.executable, "-c", code]
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True
+        command, capture_output=True, text=True, timeout=240, check=True, cwd=ROOT
     )
-    assert "stablehlo.xor" in done.stdout and "stablehlo.while" not in done.stdout
+    return done.stdout, done.stderr
+
+
+LOWERED = "print(jax.jit(jax.random.bits).lower(jax.random.key(0)).as_text())"
+
+
+def test_it_is_on_when_the_runner_starts():
+    code = "import jax; from common.runner.program import start_jax; start_jax();"
+    output, error = fresh_process(code + LOWERED)
+    assert "stablehlo.xor" in output and "stablehlo.while" not in output
+    assert error == ""
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ("sys.modules['jax.extend.mlir'] = None", "jax.extend.mlir"),
+        ("del jax.interpreters.mlir.register_lowering", "register_lowering"),
+        ("del jax.extend.random.threefry2x32_p", "threefry2x32_p"),
+        ("threefry.lower = lambda context, *x: context.no_such_field", "no_such_field"),
+        ("threefry.lower = lambda context, *x: x[:1]", ""),  # one word of two
+        ("threefry.threefry2x32 = lambda shape, *x: [None, None]", ""),  # not MLIR values
+    ],
+)
+def test_if_jax_has_changed_its_own_rule_stays_and_one_line_warns(change, says):
+    code = "import sys, jax, jax.extend.random, jax.interpreters.mlir\n"
+    code += f"from common.runner import threefry\n{change}\nthreefry.unroll_threefry()\n"
+    code += "print(jax.random.bits(jax.random.key(3), (2,)).tolist())\n"
+    output, error = fresh_process(code + LOWERED)
+    assert error.count("\n") == 1 and len(error) <= 200 and says in error
+    assert error.startswith("warning: random numbers will be slower on CPUs")
+    bits, _, text = output.partition("\n")
+    assert bits == str(jax.random.bits(jax.random.key(3), (2,)).tolist())
+    assert "stablehlo.while" in text

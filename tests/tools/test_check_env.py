@@ -1,13 +1,13 @@
-"""common/check_env.py: every environment of gymnax passes, broken ones are told in one line why."""
+"""common/tools/check_env.py: all environments pass; what is broken is told why, in one line."""
 
 import gymnax
 import jax
 import jax.numpy as jnp
 import pytest
+from brax_probe import CountdownEnv
 from flax import struct
 from gymnax.environments import environment, spaces
-from helpers import run
-from test_common_brax_envs import CountdownEnv
+from helpers import ROOT, run
 
 from common.environments import brax_envs
 from common.environments.linear import LINEAR
@@ -16,13 +16,13 @@ from common.tools import check_env
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
 SLOW = ["Asterix-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar"]
-SLOW += ["Pong-misc"]  # to compile; their types are checked, and tests/test_common_envs.py plays
+SLOW += ["Pong-misc"]  # to compile; their types are checked, and tests/common/test_envs.py plays
 
 
 @pytest.mark.parametrize("env_id", OFFLINE)
 def test_every_offline_environment_passes(env_id, monkeypatch):
     if env_id in SLOW:
-        monkeypatch.setattr(check_env, "of_episodes", lambda *checked: None)
+        monkeypatch.setattr(check_env, "check_episodes", lambda *arguments: [])
     problems, notes = check_env.check(env_id)
     assert problems == []
     assert all("\n" not in line for line in notes)
@@ -245,9 +245,27 @@ def test_a_broken_environment_is_told_why(kind, register):
 def test_a_sound_one_has_neither_problems_nor_notes(register):
     register(Walk)
     assert check_env.check("Walk-check") == ([], [])
-    assert check_env.about("Walk-check") == (
+    assert check_env.describe("Walk-check") == (
         "2 actions, observations of shape (2,), episodes of at most 20 steps"
     )
+
+
+class CutOffElsewhere(Walk):
+    def is_truncated(self, state, params):
+        return super().is_truncated(state, params) | (state.x > 1)
+
+
+class SameObservation(Walk):
+    """Shows one number, always the same, as some bandits do."""
+
+    def observation(self, state):
+        return jnp.ones(2)
+
+
+@pytest.mark.parametrize("kind", [CutOffElsewhere, SameObservation])
+def test_what_is_unusual_is_no_problem(kind, register):
+    register(kind)
+    assert check_env.check(f"{kind.__name__}-check") == ([], [])
 
 
 BRAX = ["Fast-brax", "InvertedPendulum-brax", "Reacher-brax"]  # the others take longer to trace
@@ -259,35 +277,32 @@ PLAYED = {*LINEAR, "CliffWalking-tabular", "Fast-brax", *HISTORY}  # and these t
 def test_what_is_not_gymnax_passes_too(env_id, monkeypatch):
     """Shapes, types and keys of all, and the numbers of some."""
     if env_id not in PLAYED:
-        monkeypatch.setattr(check_env, "of_numbers", lambda *checked: None)
+        monkeypatch.setattr(check_env, "check_episodes", lambda *arguments: [])
     assert check_env.check(env_id) == ([], [])
 
 
-class SoundBrax(CountdownEnv):
-    """Episodes of 20 to 40 steps, cut off after 35."""
-
-    action_size = 1
+# Episodes of 20 to 40 steps, cut off after 35.
 
 
-class NanAfterResetBrax(SoundBrax):
+class NanAfterResetBrax(CountdownEnv):
     def reset(self, key):
         state = super().reset(key)
         return state._replace(obs=jnp.log(-state.obs))
 
 
-class NanRewardBrax(SoundBrax):
+class NanRewardBrax(CountdownEnv):
     def step(self, state, action):
         state = super().step(state, action)
         return state._replace(reward=jnp.sqrt(jnp.float32(24.5) - state.obs[1]))
 
 
-class KeyTwiceBrax(SoundBrax):
+class KeyTwiceBrax(CountdownEnv):
     def reset(self, key):
         state = super().reset(key)
         return state._replace(obs=state.obs + jax.random.normal(key))
 
 
-class RaisesBrax(SoundBrax):
+class RaisesBrax(CountdownEnv):
     def step(self, state, action):
         raise KeyError("link")
 
@@ -295,7 +310,7 @@ class RaisesBrax(SoundBrax):
 @pytest.mark.parametrize(
     "kind, problem",
     [
-        (SoundBrax, None),
+        (CountdownEnv, None),
         (NanAfterResetBrax, "the observation after reset is NaN or infinite"),
         (NanRewardBrax, "a reward is NaN or infinite"),
         (KeyTwiceBrax, "reset uses a random key twice; split it first"),
@@ -345,7 +360,7 @@ def test_a_broken_batch_is_told_why(change, problem, monkeypatch):
 def test_a_game_is_told_to_be_one(env_id, says):
     problems, notes = check_env.check(env_id)
     assert problems == [] and "two players" in notes[0]
-    assert check_env.about(env_id) == says
+    assert check_env.describe(env_id) == says
 
 
 @pytest.mark.parametrize(
@@ -369,12 +384,11 @@ def test_what_there_is_not_is_said_in_one_line(env_id, words):
 
 def test_the_command_line(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "import gymnax\nfrom test_common_check_env import FlagIsANumber\n"
+        "import gymnax\nfrom test_check_env import FlagIsANumber\n"
         'gymnax.register("Mine-v0", FlagIsANumber)\n'
     )
-    from helpers import ROOT
-
-    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'tests'}"}
+    folders = [tmp_path, ROOT, ROOT / "tests", ROOT / "tests" / "tools"]
+    env = {"PYTHONPATH": ":".join(map(str, folders))}
     done = run("common.check_env", "mine:Mine-v0", check=1, env=env)
     assert done.stderr == ""
     assert done.stdout.splitlines()[0] == "problem: terminated is float32: it must be bool"

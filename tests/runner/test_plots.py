@@ -1,31 +1,23 @@
-"""The statistics over seeds, against independent computations, and the pictures of a run."""
+"""The pictures of a run: what they show, and that nothing overlaps."""
 
 import itertools
-import json
 import subprocess
 import sys
 import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from matplotlib import colors, image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 
-from common.runner import report
+from common.runner import plots, statistics
 
 pytestmark = pytest.mark.filterwarnings("error")
 NAN = float("nan")
 SECONDS = 20  # of CPU time: two slow cores, nearly idle, took 5 to 8
-
-
-def middle_half(x):
-    """IQM by hand: sort, drop floor(n/4) at either end, average the rest."""
-    x = np.sort(x)
-    cut = len(x) // 4
-    return x[cut : len(x) - cut].mean()
 
 
 def noise(*shape, seed=0):
@@ -33,147 +25,8 @@ def noise(*shape, seed=0):
 
 
 def learning(*shape, seed=0):
-    """Returns that rise from 0 to about 100."""
+    """Return returns that rise from 0 to about 100."""
     return 100 * np.linspace(0, 1, shape[-1]) + noise(*shape, seed=seed)
-
-
-# --- statistics
-
-
-def test_iqm_of_a_multiple_of_four_is_the_mean_of_the_sorted_middle_half():
-    assert report.iqm([8, 1, 100, 4, 2, -50, 5, 3]) == (2 + 3 + 4 + 5) / 4
-    x = noise(32)
-    assert report.iqm(x) == pytest.approx(np.sort(x)[8:24].mean(), abs=1e-12)
-
-
-@pytest.mark.parametrize("n", range(1, 14))
-def test_iqm_drops_the_floor_of_a_quarter_at_either_end_as_rliable_does(n):
-    x = noise(n, seed=n) ** 3
-    assert report.iqm(x) == pytest.approx(middle_half(x), abs=1e-12)
-
-
-def test_iqm_leaves_out_what_is_not_finite():
-    assert report.iqm([NAN, 1, 2, NAN, 3, 10, np.inf, -np.inf]) == 2.5
-    assert np.isnan(report.iqm([NAN, NAN])) and np.isnan(report.iqm([]))
-
-
-def test_interval_agrees_with_a_plain_bootstrap_loop():
-    x = noise(20)
-    rng = np.random.default_rng(7)
-    loop = [middle_half(rng.choice(x, 20)) for _ in range(10_000)]
-    for confidence in (0.95, 0.5):
-        low, high = report.interval(x, confidence)
-        tail = (1 - confidence) / 2
-        expected = np.quantile(loop, (tail, 1 - tail))
-        assert (low, high) == pytest.approx(expected, abs=0.2 * np.std(loop))
-
-
-def test_interval_covers_the_true_iqm_about_as_often_as_it_says():
-    # Percentile intervals of 24 seeds are a little too short; 90 to 95 % is what theory expects.
-    samples = np.random.default_rng(3).laplace(size=(300, 24))
-    covered = np.mean([low < 0 < high for low, high in map(report.interval, samples)])
-    assert 0.88 <= covered <= 0.98
-
-
-def test_the_same_data_give_the_same_interval_with_or_without_nan():
-    x = noise(12)
-    holed = np.insert(x, [0, 5, 12], NAN)
-    assert report.interval(x) == report.interval(x) == report.interval(holed)
-
-
-def test_interval_of_one_seed_or_of_equal_seeds_is_the_value_itself():
-    assert report.interval([3.7]) == (3.7, 3.7)
-    assert report.interval([NAN, 3.7]) == (3.7, 3.7)
-    assert report.interval([500.0] * 9) == (500, 500)
-    assert np.isnan(report.interval([NAN])).all()
-
-
-def test_interval_of_four_seeds_is_the_one_counted_by_hand():
-    # 13 of the 256 resamples hold the largest three or four times, so 5 % of the IQMs equal it.
-    assert report.interval([0, 1, 10, 100]) == (0, 100)
-
-
-def test_interval_of_two_seeds_lies_between_them():
-    assert report.interval([1.0, 2.0]) == (1, 2)
-
-
-def test_4096_seeds_take_seconds_and_megabytes():
-    x = noise(4096)
-    tracemalloc.start()
-    start = time.thread_time()
-    low, high = report.interval(x)
-    seconds, (_, peak) = time.thread_time() - start, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert low < report.iqm(x) < high and high - low < 0.1
-    assert seconds < SECONDS and peak < 60e6
-
-
-def test_summarize_is_plain_json_with_the_five_numbers():
-    x = noise(8).astype(np.float32)
-    summary = report.summarize([*x, NAN])
-    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert list(summary) == ["iqm", "low", "high", "min", "max"]
-    assert summary["iqm"] == report.iqm(x) and summary["min"] == x.min()
-    assert summary["max"] == x.max()
-    assert summary["min"] <= summary["low"] < summary["iqm"] < summary["high"] <= summary["max"]
-
-
-def test_summarize_of_nothing_is_none_everywhere():
-    assert report.summarize([NAN, NAN]) == dict.fromkeys(["iqm", "low", "high", "min", "max"])
-
-
-def test_sweep_table_ranks_by_iqm_and_counts_diverged_seeds():
-    scores = [[1, 2, 3, 4], [NAN] * 4, [9, NAN, 9, np.inf], [-1e9, 5, 5, 1e9]]
-    rows = report.sweep_table(["a", "dead", "c", "d"], scores)
-    assert [row["setting"] for row in rows] == ["c", "d", "a", "dead"]
-    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
-    assert [row["diverged"] for row in rows] == [2, 0, 0, 4]
-    assert [row["iqm"] for row in rows] == [9, 5, 2.5, None]
-    assert rows[1]["min"] == -1e9 and rows[1]["max"] == 1e9
-    json.dumps(rows, allow_nan=False)
-
-
-def test_sweep_table_keeps_a_negative_setting_before_a_dead_one():
-    rows = report.sweep_table(["dead", "bad"], [[NAN], [-1e30]])
-    assert [row["setting"] for row in rows] == ["bad", "dead"]
-
-
-def test_final_scores_average_what_is_known_of_the_last_tenth():
-    curve = np.arange(40.0)
-    holed = np.where(curve == 39, NAN, curve)
-    dead = np.where(curve > 30, NAN, curve)
-    np.testing.assert_array_equal(report.final_scores([curve, holed, dead]), [37.5, 37, NAN])
-    np.testing.assert_array_equal(report.final_scores([[1.0, 7.0]]), [7])
-
-
-def test_bands_are_the_iqm_and_bootstrap_interval_of_each_point():
-    x = noise(24, 6)
-    x[:5, 1] = x[:, 4] = NAN
-    x[1:, 5] = np.inf
-    line, low, high = report.bands(x)
-    for i in range(6):
-        expected = report.interval(x[:, i])
-        width = np.diff(expected)[0]
-        np.testing.assert_allclose(line[i], report.iqm(x[:, i]))
-        np.testing.assert_allclose((low[i], high[i]), expected, atol=0.06 * width)
-
-
-def test_bands_of_equal_seeds_have_no_width_at_all():
-    line, low, high = report.bands(np.full((37, 3), 0.1))
-    assert (line == 0.1).all() and (low == 0.1).all() and (high == 0.1).all()
-
-
-def test_bands_of_4096_seeds_take_seconds():
-    x = noise(4096, 200)
-    start = time.thread_time()
-    line, low, high = report.bands(x)
-    assert time.thread_time() - start < SECONDS
-    # The standard error of the IQM of n normals is 1.09 / sqrt(n).
-    np.testing.assert_allclose((high - low).mean(), 2 * 1.96 * 1.09 / 64, rtol=0.1)
-    assert ((low < line) & (line < high)).all()
-
-
-# --- pictures
 
 
 @pytest.fixture
@@ -185,13 +38,13 @@ def figures(monkeypatch):
         FigureCanvasAgg(figure).draw()
         drawn.append(figure)
 
-    monkeypatch.setattr(report, "write_picture", keep)
+    monkeypatch.setattr(plots, "write_picture", keep)
     return drawn
 
 
 def draw(figures, metrics, labels=None, steps=None):
     steps = np.arange(1, np.shape(metrics["episode_return"])[-1] + 1) if steps is None else steps
-    report.plot_curves("unused", steps, metrics, labels, "dqn · CartPole-v1")
+    plots.plot_curves("unused", steps, metrics, labels, "dqn · CartPole-v1")
     return figures[-1]
 
 
@@ -239,12 +92,12 @@ def test_curves_are_saved_as_a_png_that_is_not_blank(tmp_path, num_seeds):
     x = learning(num_seeds, 50)
     x[:, ::7] = NAN
     metrics = {"episode_return": x, "loss": noise(num_seeds, 50)}
-    report.plot_curves(tmp_path / "curves.png", np.arange(50) * 1000, metrics, title="dqn")
+    plots.plot_curves(tmp_path / "curves.png", np.arange(50) * 1000, metrics, title="dqn")
     pixels = image.imread(tmp_path / "curves.png")[..., :3]
     height, width, _ = pixels.shape
     assert width == 1350 and 600 < height < 1500
     np.testing.assert_array_equal(pixels[[0, -1]], 1)  # a white margin
-    line = np.abs(pixels - colors.to_rgb(report.COLORS[0])).max(-1) < 0.05
+    line = np.abs(pixels - colors.to_rgb(plots.COLORS[0])).max(-1) < 0.05
     assert line.sum() > 2000 and np.ptp(np.nonzero(line)[1]) > 0.8 * width
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
@@ -252,9 +105,9 @@ def test_curves_are_saved_as_a_png_that_is_not_blank(tmp_path, num_seeds):
 @pytest.mark.parametrize("num_settings", [1, 20])
 def test_a_sweep_is_saved_as_a_png_that_is_not_blank(tmp_path, num_settings):
     labels = [f"learning_rate={i}" for i in range(num_settings)]
-    report.plot_sweep(tmp_path / "sweep.png", labels, noise(num_settings, 8), "return")
+    plots.plot_sweep(tmp_path / "sweep.png", labels, noise(num_settings, 8), "return")
     pixels = image.imread(tmp_path / "sweep.png")[..., :3]
-    line = np.abs(pixels - colors.to_rgb(report.COLORS[0])).max(-1) < 0.05
+    line = np.abs(pixels - colors.to_rgb(plots.COLORS[0])).max(-1) < 0.05
     assert pixels.shape[1] == 1350 and line.sum() > 50 * num_settings
 
 
@@ -282,7 +135,7 @@ def test_a_ranking_has_no_overlaps_even_with_long_names(figures, num_settings):
     labels = [f"learning_rate={i}e-4 " + "gae_lambda=0.95 " * 4 for i in range(num_settings)]
     scores = noise(num_settings, 8)
     scores[0, :2] = NAN
-    report.plot_sweep("unused", labels, scores, "return")
+    plots.plot_sweep("unused", labels, scores, "return")
     assert_nothing_overlaps(figures[-1])
 
 
@@ -360,7 +213,7 @@ def test_line_and_band_are_the_iqm_and_its_interval(figures):
     x = learning(12, 5)
     x[:, 2] = NAN
     (axes,) = draw(figures, {"episode_return": x}).axes
-    line, low, high = report.bands(x[:, [0, 1, 3, 4]])
+    line, low, high = statistics.bands(x[:, [0, 1, 3, 4]])
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), np.stack([[1, 2, 4, 5], line], -1))
     (band,) = (c for c in axes.collections if type(c) is not LineCollection)
     edges = band.get_paths()[0].vertices
@@ -400,9 +253,9 @@ def test_a_sweep_draws_the_best_eight_by_the_last_tenth_and_says_so(figures):
     assert names[:-1] == [f"level {n}" for n in range(19, 11, -1)]
     for axes in figure.axes:
         assert len(axes.lines) == 8 and not single_seeds(axes)
-        assert axes.lines[-1].get_color() == report.COLORS[0]  # the best is drawn on top
+        assert axes.lines[-1].get_color() == plots.COLORS[0]  # the best is drawn on top
         by_color = {line.get_color(): line.get_ydata().mean() for line in axes.lines}
-        np.testing.assert_allclose([by_color[c] for c in report.COLORS], range(19, 11, -1), atol=1)
+        np.testing.assert_allclose([by_color[c] for c in plots.COLORS], range(19, 11, -1), atol=1)
 
 
 def test_eight_settings_are_all_drawn_and_dead_ones_come_last(figures):
@@ -421,7 +274,7 @@ def test_a_sweep_of_dynamic_programming_keeps_the_given_order(figures):
 
 def test_the_ranking_puts_the_best_on_top_with_interval_seeds_and_diverged_count(figures):
     scores = np.array([[1.0, 2, 3, 4], [NAN] * 4, [9, NAN, 11, 10]])
-    report.plot_sweep("unused", ["same", "same", "c"], scores, "episode_return")
+    plots.plot_sweep("unused", ["same", "same", "c"], scores, "episode_return")
     (axes,) = figures[-1].axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names == ["c (1 of 4 diverged)", "same", "same (4 of 4 diverged)"]
@@ -429,7 +282,7 @@ def test_the_ranking_puts_the_best_on_top_with_interval_seeds_and_diverged_count
     bar, dots, point = axes.lines[:3]
     np.testing.assert_array_equal(dots.get_xydata(), [[9, 1], [11, 1], [10, 1]])
     np.testing.assert_array_equal(point.get_xydata(), [[10, 1]])
-    np.testing.assert_array_equal(bar.get_xdata(), report.interval([9, 10, 11]))
+    np.testing.assert_array_equal(bar.get_xdata(), statistics.interval([9, 10, 11]))
     assert bar.get_solid_capstyle() == "butt"  # a round cap would lengthen the interval
     assert len(axes.lines) == 6  # nothing is drawn for the setting that died
 
@@ -452,23 +305,22 @@ def test_a_failed_write_keeps_the_old_picture_and_raises(tmp_path, monkeypatch):
     (tmp_path / "curves.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        report.plot_curves(tmp_path / "curves.png", [1, 2], {"episode_return": [[1.0, 2]]})
+        plots.plot_curves(tmp_path / "curves.png", [1, 2], {"episode_return": [[1.0, 2]]})
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     assert (tmp_path / "curves.png").read_bytes() == b"old"
 
 
 def test_a_missing_folder_is_an_os_error(tmp_path):
     with pytest.raises(OSError):
-        report.plot_sweep(tmp_path / "gone" / "sweep.png", ["a"], [[1.0]], "return")
+        plots.plot_sweep(tmp_path / "gone" / "sweep.png", ["a"], [[1.0]], "return")
 
 
 def test_import_loads_only_numpy_and_pictures_never_load_pyplot(tmp_path):
     code = """
 import sys
-from common.runner import report
+from common.runner import plots
 assert not {"scipy", "matplotlib", "jax"} & set(sys.modules)
-report.plot_curves(sys.argv[1], [1, 2], {"episode_return": [[1.0, 2.0]]})
+plots.plot_curves(sys.argv[1], [1, 2], {"episode_return": [[1.0, 2.0]]})
 assert "matplotlib.pyplot" not in sys.modules and "jax" not in sys.modules
 """
-    root = Path(report.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], cwd=root, check=True)
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.png"], cwd=ROOT, check=True)

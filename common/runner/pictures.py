@@ -1,0 +1,118 @@
+"""picture.png: plans and what was realised, or the visits of tree searches.
+
+An algorithm's `picture(state)` returns a dict of arrays, one of
+
+    plans     names [D], realised [T, D], planned [K, H, D], start [K] the first step of each plan
+    ranges    names [D], realised [T, D], low and high [T, D], the predicted 5 % and 95 % quantiles
+    searches  visits [K, A] at the roots of successive searches, and in a game boards [K, C]
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.environments.games import Game, make_game
+from common.runner.plots import COLORS, tidy
+
+MAX_PANELS = 6  # more components of a plan than this would be too small to read
+
+
+def draw_picture(figure: Any, env_id: str, picture: dict[str, Any]) -> None:
+    """Draw such a dict on an empty matplotlib figure, or raise ValueError for other keys."""
+    keys = set(picture)
+    arrays = {key: x if key == "names" else np.asarray(x) for key, x in picture.items()}
+    if keys in ({"names", "realised", "planned", "start"}, {"names", "realised", "low", "high"}):
+        plot_plans(figure, env_id, **arrays)
+    elif keys in ({"visits"}, {"visits", "boards"}):
+        plot_searches(figure, env_id, **arrays)
+    else:
+        raise ValueError(f"there is no picture of {sorted(keys)}; see common/runner/pictures.py")
+
+
+def plot_plans(
+    figure: Any,
+    env_id: str,
+    names: list[str],
+    realised: np.ndarray,
+    planned: np.ndarray | None = None,
+    start: np.ndarray | None = None,
+    low: np.ndarray | None = None,
+    high: np.ndarray | None = None,
+) -> None:
+    """Plot each component over time: realised, and the plans or the predicted range."""
+    panels = figure.subplots(min(len(names), MAX_PANELS), sharex=True, squeeze=False)[:, 0]
+    steps = np.arange(len(realised))
+    for i, axes in enumerate(panels):
+        tidy(axes, "")
+        axes.set_ylabel(names[i], fontsize=8)
+        if low is not None:
+            label = "predicted, 5 % to 95 %"
+            axes.fill_between(
+                steps, low[:, i], high[:, i], color=COLORS[1], alpha=0.4, linewidth=0, label=label
+            )
+        width = 2 if planned is None else 4  # seen on both sides of the plans
+        axes.plot(steps, realised[:, i], color=COLORS[5], linewidth=width, label="realised")
+        for k in range(0 if planned is None else len(planned)):
+            label = "planned" if k == 0 else None
+            plan_steps = start[k] + np.arange(planned.shape[1])
+            axes.plot(plan_steps, planned[k, :, i], color="black", linewidth=0.8, label=label)
+    panels[-1].set_xlabel("step")
+    figure.suptitle(env_id, x=0.02, ha="left", size=10)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+
+
+def plot_searches(
+    figure: Any, env_id: str, visits: np.ndarray, boards: np.ndarray | None = None
+) -> None:
+    """Plot how searches shared their visits among the actions: on the boards of a game, else over
+    time."""
+    unit = "share" if boards is None else "%"
+    title = f"{env_id}: visits of each action at the root ({unit}), {len(visits)} searches in turn"
+    figure.suptitle(title, x=0.02, ha="left", size=10)
+    shares = visits / np.maximum(visits.sum(axis=-1, keepdims=True), 1)
+    if boards is None:
+        plot_shares(figure.subplots(), shares)
+        return
+    game = make_game(env_id)
+    panels = figure.subplots(-(-len(boards) // 3), 3, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, cells, share in zip(panels, boards, shares, strict=False):
+        draw_board(axes, game, cells, share)
+
+
+def plot_shares(axes: Any, shares: np.ndarray) -> None:
+    """Plot the share of the visits [K, A] that each action got, stacked, over the searches."""
+    steps = np.arange(len(shares))
+    tidy(axes, "")
+    names = [f"action {a}" for a in range(shares.shape[1])]
+    axes.stackplot(steps, shares.T, labels=names, step="mid", colors=COLORS)
+    axes.set(xlim=(steps[0], steps[-1]), ylim=(0, 1), ylabel="share of the visits", xlabel="step")
+    axes.legend(loc="upper left", ncols=6, fontsize=8)
+
+
+def draw_board(axes: Any, game: Game, cells: np.ndarray, share: np.ndarray) -> None:
+    """Draw a board [C] as `games.board` gives it, X for the player who moved first, and in each
+    cell that a move would fill the share of the visits [A] that the move got, in %."""
+    first_to_move = np.sum(cells != 0) % 2 == 0
+    state = jnp.asarray(cells if first_to_move else -cells)
+    next_states, _, _ = jax.vmap(game.step, (None, 0))(state, jnp.arange(game.num_actions))
+    filled = np.asarray((-next_states != state) & game.legal(state)[:, None])  # [A, C]
+    heat, cells = (share @ filled).reshape(game.shape), cells.reshape(game.shape)
+    open_cells = filled.any(axis=0).reshape(game.shape)
+    axes.imshow(heat, cmap="Blues", vmin=0, vmax=1)
+    rows, columns = game.shape
+    size = 45 / rows
+    for i, j in np.ndindex(rows, columns):
+        if cells[i, j]:
+            text, color = ("X", COLORS[1]) if cells[i, j] == 1 else ("O", "black")
+            axes.text(j, i, text, ha="center", va="center", size=1.3 * size, color=color)
+        elif open_cells[i, j]:
+            text, color = f"{100 * heat[i, j]:.0f}", "white" if heat[i, j] > 0.6 else "0.25"
+            axes.text(j, i, text, ha="center", va="center", size=0.8 * size, color=color)
+    axes.set_title(f"{'X' if first_to_move else 'O'} to move", size=8, loc="left")
+    axes.hlines(np.arange(rows + 1) - 0.5, -0.5, columns - 0.5, color="0.8", linewidth=0.6)
+    axes.vlines(np.arange(columns + 1) - 0.5, -0.5, rows - 0.5, color="0.8", linewidth=0.6)

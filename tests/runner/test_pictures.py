@@ -1,0 +1,99 @@
+"""picture.png: lines, ranges, boards and shares of visits, drawn from arrays made by hand."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from common.runner.pictures import MAX_PANELS, draw_picture
+
+
+def drawn(env_id, picture):
+    figure = Figure(layout="constrained")
+    draw_picture(figure, env_id, picture)
+    figure.draw_without_rendering()
+    return figure
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_each_plan_is_a_line_from_its_start_over_what_was_realised():
+    realised = np.arange(20.0).reshape(10, 2)
+    planned = 100 + np.arange(24.0).reshape(3, 4, 2)
+    picture = {"names": ["x", "u"], "realised": realised, "planned": planned, "start": [0, 3, 6]}
+    figure = drawn("Some-env", picture)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["x", "u"]
+    assert legend(figure) == ["realised", "planned"]
+    assert figure.get_suptitle() == "Some-env"
+    for i, axes in enumerate(figure.axes):
+        came, *plans = axes.lines
+        np.testing.assert_array_equal(came.get_ydata(), realised[:, i])
+        assert len(plans) == 3
+        for k, line in enumerate(plans):
+            np.testing.assert_array_equal(line.get_xdata(), 3 * k + np.arange(4))
+            np.testing.assert_array_equal(line.get_ydata(), planned[k, :, i])
+
+
+def test_a_range_is_filled_at_the_steps_it_is_of():
+    realised = np.array([[1.0], [2.0], [3.0]])
+    low, high = realised - [[1], [2], [3]], realised + 1
+    figure = drawn("Some-env", {"names": ["x"], "realised": realised, "low": low, "high": high})
+    (axes,) = figure.axes
+    corners = axes.collections[0].get_paths()[0].vertices
+    for t in range(3):
+        values = corners[corners[:, 0] == t, 1]
+        assert (values.min(), values.max()) == (low[t, 0], high[t, 0])
+    assert legend(figure) == ["predicted, 5 % to 95 %", "realised"]
+
+
+def test_only_as_many_components_are_drawn_as_can_be_read():
+    names = [f"obs[{i}]" for i in range(30)]
+    array = np.zeros((5, 30))
+    figure = drawn("Some-env", {"names": names, "realised": array, "low": array, "high": array})
+    assert [axes.get_ylabel() for axes in figure.axes] == names[:MAX_PANELS]
+
+
+def texts(axes):
+    """What is written in the cells, by (row, column)."""
+    return {text.get_position()[::-1]: text.get_text() for text in axes.texts}
+
+
+def test_a_board_has_its_pieces_and_the_visits_where_a_move_would_go():
+    """Tic-tac-toe: X has the centre and O a corner; X moves. Then O moves on another board."""
+    boards = np.zeros((2, 9), np.int8)
+    boards[0, [4, 0]] = [1, -1]
+    boards[1, 8] = 1
+    visits = np.array([[0, 5, 0, 10, 0, 0, 0, 5, 0], [8, 0, 0, 0, 0, 0, 0, 0, 0]])
+    figure = drawn("TicTacToe-game", {"visits": visits, "boards": boards})
+    first, second, *empty = figure.axes
+    assert all(not axes.axison and not axes.texts for axes in empty)
+    assert first.get_title("left") == "X to move" and second.get_title("left") == "O to move"
+    expected = {(i, j): "0" for i in range(3) for j in range(3)}
+    visited = {(0, 1): "25", (1, 0): "50", (2, 1): "25"}
+    assert texts(first) == expected | visited | {(1, 1): "X", (0, 0): "O"}
+    assert texts(second) == expected | {(2, 2): "X", (0, 0): "100"}
+
+
+def test_in_connect_four_a_column_shows_its_visits_where_the_piece_would_land():
+    cells = np.zeros((6, 7), np.int8)
+    cells[:, 2] = [-1, 1, -1, 1, -1, 1]  # a full column
+    cells[5, 3] = 1
+    visits = np.array([[1, 0, 0, 3, 0, 0, 0]])
+    figure = drawn("ConnectFour-game", {"visits": visits, "boards": cells.reshape(1, 42)})
+    numbers = {cell: text for cell, text in texts(figure.axes[0]).items() if text not in "XO"}
+    landing = {(5, 0): "25", (5, 1): "0", (4, 3): "75", (5, 4): "0", (5, 5): "0", (5, 6): "0"}
+    assert numbers == landing
+
+
+def test_without_a_board_the_shares_of_the_visits_are_stacked_over_time():
+    figure = drawn("CartPole-v1", {"visits": np.array([[3, 1], [0, 0], [2, 2]])})
+    (axes,) = figure.axes
+    bottom, top = (area.get_paths()[0].vertices for area in axes.collections)
+    assert bottom[bottom[:, 0] == 0, 1].max() == 0.75
+    assert top[top[:, 0] == 2, 1].max() == 1
+
+
+def test_other_keys_are_refused():
+    with pytest.raises(ValueError, match="no picture of"):
+        draw_picture(Figure(), "CartPole-v1", {"visits": np.ones((2, 2)), "names": ["x"]})
