@@ -127,9 +127,9 @@ def make(config: Config) -> Algorithm:
         def transition_loss(transition):
             logits = network.apply(params, transition.obs)[transition.action]
             next_action = jnp.argmax(q(target_params, transition.next_obs))
-            next_logits = network.apply(target_params, transition.next_obs)[next_action]
+            next_probabilities = jax.nn.softmax(network.apply(target_params, transition.next_obs))
             reward, discount = transition.reward, config.gamma * (1 - transition.terminated)
-            target = project(support, reward, discount, jax.nn.softmax(next_logits))
+            target = project(support, reward, discount, next_probabilities[next_action])
             return cross_entropy(target, logits)
 
         return jnp.mean(jax.vmap(transition_loss)(batch))

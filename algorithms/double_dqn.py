@@ -10,9 +10,8 @@ https://arxiv.org/abs/1509.06461
 
 with d = 1 where the MDP terminated; a time limit does not end the MDP.
 
-Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], because clipping
-learns the median of the targets, not their mean, where episodes are long and rarely end; several
-environments in parallel; `init` takes the random steps that fill the replay memory.
+Departs from the paper: Adam, not RMSProp; errors are not clipped, so that means are learned and not
+medians; several environments in parallel; `init` takes the random steps that fill the replay memory.
 """
 
 from dataclasses import dataclass

@@ -20,8 +20,9 @@ import numpy as np
 
 from algorithms import double_dqn, dqn
 from benchmarks.learning import RESULTS, commit, table
-from common.envs import evaluate, make_env
+from common.envs import make_env
 from common.networks import make_network
+from common.runner.evaluation import evaluate
 from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 from common.runner.program import init_run, run_updates, start_jax
 from common.runner.statistics import iqm

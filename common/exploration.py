@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from common.envs import Env
 
 
-def linear_schedule(step: jax.Array, start: float, end: float, num_steps: float) -> jax.Array:
-    """start + (end - start) min(step / num_steps, 1).
+def linear_schedule(step: jax.Array, start: float, end: float, duration: float) -> jax.Array:
+    """start + (end - start) min(step / duration, 1).
 
-    (optax.linear_schedule compares `num_steps` in Python, so a sweep could not trace it.)
+    (optax.linear_schedule compares its duration in Python, so a sweep could not trace it.)
     """
-    return start + (end - start) * jnp.minimum(step / num_steps, 1)
+    return start + (end - start) * jnp.minimum(step / duration, 1)
 
 
 def step_size(learning_rate: float, power: float, visits: jax.Array) -> jax.Array:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from helpers import ALGORITHMS, ROOT, keys, load, run, small_config, trained
 
-from common.envs import evaluate, make_env
+from common.envs import make_env
 from common.runner import checkpoint
+from common.runner.evaluation import evaluate
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 

@@ -19,7 +19,8 @@ from algorithms.lqr import (
     step_back,
 )
 from common.environments.linear import LINEAR, System, make_system
-from common.envs import evaluate, make_env
+from common.envs import make_env
+from common.runner.evaluation import evaluate
 
 ONE = System(*(jnp.full((1, 1), x) for x in (2.0, 3.0, 5.0, 7.0)), jnp.array([0.0]), jnp.ones(1))
 

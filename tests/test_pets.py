@@ -22,8 +22,9 @@ from algorithms.pets import (
     negative_log_likelihood,
     trajectory_sampling,
 )
-from common.envs import evaluate, make_env
+from common.envs import make_env
 from common.networks import mlp
+from common.runner.evaluation import evaluate
 
 
 def test_negative_log_likelihood_by_hand_and_by_scipy():

@@ -16,8 +16,9 @@ from helpers import (
 
 from algorithms import q_learning
 from algorithms.q_learning import Config, make, td_error
-from common.envs import evaluate, make_env
+from common.envs import make_env
 from common.exploration import epsilon_greedy_ties, step_size
+from common.runner.evaluation import evaluate
 
 
 @pytest.mark.parametrize("terminated", [False, True])

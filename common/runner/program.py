@@ -20,7 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from common.algorithm import MAX_INT, Algorithm
-from common.envs import evaluate, make_env
+from common.envs import make_env
+from common.runner.evaluation import evaluate
 from common.runner.groups import Group, Job
 from common.runner.threefry import unroll_threefry
 

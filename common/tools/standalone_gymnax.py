@@ -3,6 +3,7 @@
 import gymnax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from common.envs import Env, EnvState, Transition
 
@@ -46,7 +47,10 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         return EnvState(inner, encode(obs), jnp.where(done, 0, total), episode_return), transition
 
     fields = {"max_steps": getattr(params, "max_steps_in_episode", 10_000)}
-    fields |= {"obs_low": low, "obs_high": high}  # copied for obs_low
+    with np.errstate(over="ignore"):  # copied for obs_low
+        span = np.asarray(high, np.float32) - np.asarray(low, np.float32)
+    if np.all(np.isfinite(span)):  # copied for obs_low
+        fields |= {"obs_low": low, "obs_high": high}
     if not is_discrete:  # copied unless actions="discrete"
         shape = fields["action_shape"] = action_space.shape
         fields["action_low"] = jnp.broadcast_to(action_space.low, shape)

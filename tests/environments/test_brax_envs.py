@@ -10,7 +10,8 @@ from helpers import keys
 from benchmarks.kernels import parsed
 from common.environments import brax_envs
 from common.environments.brax_envs import BROKEN, NAMES, load
-from common.envs import evaluate, make_env, rollout
+from common.envs import make_env, rollout
+from common.runner.evaluation import evaluate
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,8 +11,9 @@ from helpers import run, small_config, trained
 from probes import Probe
 
 from algorithms import dqn
-from common.envs import evaluate, make_env, rollout
+from common.envs import make_env, rollout
 from common.exploration import random_policy
+from common.runner.evaluation import evaluate
 
 
 class Cue(Probe):
