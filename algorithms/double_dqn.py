@@ -11,7 +11,7 @@ https://arxiv.org/abs/1509.06461
 with d = 1 where the MDP terminated; a time limit does not end the MDP.
 
 Departs from the paper: Adam, not RMSProp; errors are not clipped, so that means are learned and not
-medians; several environments in parallel; `init` takes the random steps that fill the replay memory.
+medians; several environments in parallel; `init` takes the random steps that fill the replay.
 """
 
 from dataclasses import dataclass
