@@ -147,6 +147,8 @@ def choose(path: str, options: tuple[str, ...], root: Path) -> Choice:
     chosen = list(dict.fromkeys(chosen))
     lines, tree = parse(path, root)
     code = "\n".join(lines[tree.body[0].end_lineno if ast.get_docstring(tree) else 0 :])
+    if any(family.name == "history" for family in chosen):  # which reads fields of the Env inside
+        code += file_of("common.environments.history", root).read_text(encoding="utf-8")
     is_single = len(chosen) == 1 and (chosen[0].name == "gymnax" or not options)
     lean_envs = LEAN_ENVS.get(chosen[0].name) if is_single else None
     return Choice(root, env_id, chosen, options, code, lean_envs)
@@ -322,7 +324,9 @@ def shorten_docstring(node: ast.stmt, lines: list[str]) -> set[int]:
 def is_copied(mark: re.Match, choice: Choice) -> bool:
     """Return whether a statement with such a comment comes along."""
     if mark["rule"] in ("for", "unless"):
-        found = mark["text"] in choice.code or any(mark["text"] in x for x in choice.options)
+        found = mark["text"] in choice.code
+        for option in choice.options:  # an id, or a family with all its ids
+            found |= mark["text"] in option or mark["text"].endswith(f"-{option}")
         return found == (mark["rule"] == "for")
     return mark["text"] in choice.options
 

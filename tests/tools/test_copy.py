@@ -197,30 +197,6 @@ def test_a_copy_trains_bit_for_bit_as_the_original(name, tmp_path, monkeypatch, 
         assert got[leaf].tobytes() == x.tobytes(), leaf
 
 
-def test_the_original_trains_as_its_copy_whatever_runs_it(tmp_path):
-    """The runner on one device, against a copy alone in an empty folder."""
-    settings, flags = flags_of("dqn")
-    seeds = ["--seed", 3, "--num-seeds", 2, *flags]
-    (tmp_path / "dqn.py").write_text(copy_of("dqn"), encoding="utf-8")
-    result = python("-I", "dqn.py", *seeds, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    code = "import sys; from common.run import main; from algorithms import dqn; "
-    code += "sys.argv[0] = 'dqn'; main(dqn.Config, dqn.make)"
-    environ = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, seeds), "--out", str(tmp_path / "run")],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    ours, copied = np.load(tmp_path / "run" / "policy.npz"), np.load(tmp_path / "dqn.npz")
-    params = [ours[name] for name in ours.files if name not in ("header", "sha256")]
-    assert [x.tobytes() for x in params] == [copied[name].tobytes() for name in copied.files]
-
-
 # --- what a copy does ---------------------------------------------------------------------------
 
 
