@@ -172,6 +172,21 @@ def run_copy(text, path, *flags, monkeypatch):
         del sys.modules[path.stem]
 
 
+def train_original(algorithm, seeds):
+    """The params of an algorithm of the repository, trained by the program that copies have."""
+    state = jax.jit(jax.vmap(algorithm.init))(jax.vmap(jax.random.key)(jnp.array(seeds)))
+    update = jax.vmap(algorithm.update, (0, None))
+
+    @jax.jit
+    def train(state, steps):
+        state, metrics = jax.lax.scan(update, state, steps)
+        return state, jnp.nanmean(metrics["episode_return"])
+
+    for steps in np.array_split(np.arange(algorithm.num_updates), min(10, algorithm.num_updates)):
+        state, _ = train(state, steps)
+    return state.params
+
+
 def test_a_copy_trains_bit_for_bit_as_the_original(name, tmp_path, monkeypatch, capsys):
     settings, flags = flags_of(name)
     path = tmp_path / f"copied_{name}.py"
@@ -180,15 +195,9 @@ def test_a_copy_trains_bit_for_bit_as_the_original(name, tmp_path, monkeypatch, 
     assert len(printed.splitlines()) <= 11
     assert f"params of 2 seeds in copied_{name}.npz" in printed
 
-    algorithm = load(name).make(load(name).Config(**settings))
-    state = jax.jit(jax.vmap(algorithm.init))(jax.vmap(jax.random.key)(jnp.array([3, 4])))
-    update = jax.vmap(algorithm.update, (0, None))
-    train = jax.jit(lambda state, steps: jax.lax.scan(update, state, steps)[0])
-    parts = min(10, algorithm.num_updates)
-    for steps in np.array_split(np.arange(algorithm.num_updates), parts):
-        state = train(state, steps)
+    params = train_original(load(name).make(load(name).Config(**settings)), [3, 4])
     got = np.load(path.with_suffix(".npz"))
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     expected = {jax.tree_util.keystr(where): np.asarray(x) for where, x in leaves}
     assert got.files == list(expected)
     for leaf, x in expected.items():
@@ -296,14 +305,9 @@ def test_what_was_brought_along_trains_as_the_original(
     flags = [y for k, x in settings.items() for y in ("--" + k.replace("_", "-"), x)]
     path = tmp_path / "brought.py"
     run_copy(standalone(name, [option]), path, *flags, monkeypatch=monkeypatch)
-    algorithm = load(name).make(load(name).Config(**settings))
-    state = jax.jit(jax.vmap(algorithm.init))(jax.vmap(jax.random.key)(jnp.array([0])))
-    update = jax.vmap(algorithm.update, (0, None))
-    train = jax.jit(lambda state, steps: jax.lax.scan(update, state, steps)[0])
-    for steps in np.array_split(np.arange(algorithm.num_updates), min(10, algorithm.num_updates)):
-        state = train(state, steps)
+    params = train_original(load(name).make(load(name).Config(**settings)), [0])
     got = np.load(path.with_suffix(".npz"))
-    for leaf, x in zip(got.files, jax.tree.leaves(state.params), strict=True):
+    for leaf, x in zip(got.files, jax.tree.leaves(params), strict=True):
         assert got[leaf].tobytes() == np.asarray(x).tobytes()
 
 
