@@ -54,7 +54,9 @@ def summary_lines(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
         kind = "greedy" if summary["evaluation"] else "training"
         lines.append(f"{kind} return, best settings first:")
         for row in ranking[:20]:
-            lines.append(f"{row['rank']:4d}  {row['setting']:{width}}  {spread_text(row)}")
+            some = row["diverged"] and row["iqm"] is not None
+            note = f"   {row['diverged']} diverged" if some else ""
+            lines.append(f"{row['rank']:4d}  {row['setting']:{width}}  {spread_text(row)}{note}")
         lines.append("of the best setting:")
     seeds = f"({job.run.num_seeds} seed{'s' * (job.run.num_seeds > 1)})"
     if summary["training"]["iqm"] is not None:

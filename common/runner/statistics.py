@@ -53,14 +53,27 @@ def summarize(x: ArrayLike) -> dict[str, float | None]:
 
 
 def sweep_table(labels: Iterable, scores: ArrayLike) -> list[dict]:
-    """Return one row per configuration from the final scores [G, S]: the best IQM first, those
-    without any score last."""
+    """Return one row per configuration from the final scores [G, S], the best first.
+
+    They are ranked by the IQM in which a seed without a score counts as the worst one. Where more
+    than a quarter of the seeds have none that is -inf, and the IQM of the others decides.
+    """
     rows = [
         {"setting": label, **summarize(x), "diverged": int(np.sum(~np.isfinite(x)))}
         for label, x in zip(labels, np.asarray(scores, float), strict=True)
     ]
-    rows.sort(key=lambda row: -np.inf if row["iqm"] is None else row["iqm"], reverse=True)
-    return [{"rank": rank, **row} for rank, row in enumerate(rows, start=1)]
+    order = sorted(range(len(rows)), key=lambda i: rank_key(scores[i]), reverse=True)
+    return [{"rank": rank, **rows[i]} for rank, i in enumerate(order, start=1)]
+
+
+def rank_key(x: ArrayLike) -> tuple[float, float]:
+    """Return the IQM of the scores [S] in which one that is not finite is -inf, and the IQM of the
+    finite ones; -inf without data."""
+    ordered = np.sort(np.where(np.isfinite(x), x, -np.inf))
+    cut = len(ordered) // 4
+    return float(np.mean(ordered[cut : len(ordered) - cut])), float(
+        np.nan_to_num(iqm(x), nan=-np.inf)
+    )
 
 
 def finite(x: ArrayLike) -> np.ndarray:

@@ -64,13 +64,13 @@ def test_numbers_have_a_metric_prefix(x, text):
 def test_the_last_lines_rank_and_name_who_diverged(tmp_path):
     one = job(num_seeds=4, sweep=("gamma=0.9,0.99",))._replace(folder=tmp_path)
     row = {"iqm": 472.0, "low": 455.0, "high": 490.0, "min": 201.0, "max": 500.0}
-    ranking = [{"rank": 1, "setting": "gamma=0.99", **row}, {"rank": 2, "setting": "gamma=0.9"}]
-    ranking[1] |= dict.fromkeys(row)
+    ranking = [{"rank": 1, "setting": "gamma=0.99", "diverged": 1, **row}]
+    ranking += [{"rank": 2, "setting": "gamma=0.9", "diverged": 4, **dict.fromkeys(row)}]
     bad = [{"seed": s, "update": 17, "gamma": 0.9} for s in range(4)]
     summary = {"training": row, "evaluation": row, "diverged_seeds": bad}
     text = "\n".join(summary_lines(one, summary, ranking))
-    assert "1  gamma=0.99  IQM 472 [455, 490]   min 201   max 500" in text
-    assert "2  gamma=0.9   diverged" in text
+    assert "1  gamma=0.99  IQM 472 [455, 490]   min 201   max 500   1 diverged\n" in text
+    assert "2  gamma=0.9   diverged\n" in text
     assert "4/8 seeds diverged: seed 0 at update 17" in text
     assert spread_text(row) in text and str(tmp_path) in text
     assert not np.any([word in text for word in ("None", "nan")])

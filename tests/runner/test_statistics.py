@@ -110,12 +110,27 @@ def test_summarize_of_nothing_is_none_everywhere():
 def test_sweep_table_ranks_by_iqm_and_counts_diverged_seeds():
     scores = [[1, 2, 3, 4], [NAN] * 4, [9, NAN, 9, np.inf], [-1e9, 5, 5, 1e9]]
     rows = statistics.sweep_table(["a", "dead", "c", "d"], scores)
-    assert [row["setting"] for row in rows] == ["c", "d", "a", "dead"]
+    assert [row["setting"] for row in rows] == ["d", "a", "c", "dead"]
     assert [row["rank"] for row in rows] == [1, 2, 3, 4]
-    assert [row["diverged"] for row in rows] == [2, 0, 0, 4]
-    assert [row["iqm"] for row in rows] == [9, 5, 2.5, None]
-    assert rows[1]["min"] == -1e9 and rows[1]["max"] == 1e9
+    assert [row["diverged"] for row in rows] == [0, 0, 2, 4]
+    assert [row["iqm"] for row in rows] == [5, 2.5, 9, None]
+    assert rows[0]["min"] == -1e9 and rows[0]["max"] == 1e9
     json.dumps(rows, allow_nan=False)
+
+
+def test_one_survivor_does_not_rank_before_seeds_that_all_live():
+    lone, solid = [500.0] + [NAN] * 31, [490.0] * 32
+    rows = statistics.sweep_table(["lone", "solid"], [lone, solid])
+    assert [row["setting"] for row in rows] == ["solid", "lone"]
+    assert rows[1]["diverged"] == 31
+
+
+def test_a_diverged_seed_counts_as_the_worst_one():
+    """A quarter may diverge: the IQM leaves the worst quarter out."""
+    rows = statistics.sweep_table(["a", "b"], [[NAN, 4, 4, 9], [3.9, 3.9, 3.9, 3.9]])
+    assert [row["setting"] for row in rows] == ["a", "b"]
+    rows = statistics.sweep_table(["a", "b"], [[NAN, NAN, 4, 9], [-5, -5, -5, -5]])
+    assert [row["setting"] for row in rows] == ["b", "a"]
 
 
 def test_sweep_table_keeps_a_negative_setting_before_a_dead_one():
