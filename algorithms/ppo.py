@@ -62,7 +62,6 @@ class Config:
             self,
             "total_timesteps >= num_envs * num_steps",
             "update_epochs >= 1",
-            "num_minibatches >= 1",
             "num_envs * num_steps % num_minibatches == 0",
             "clip_coef > 0",
         )

@@ -42,7 +42,8 @@ def require(config: Any, *conditions: str) -> None:
     vmapping.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    checks = {text: set(re.findall(r"\w+", text)) & set(fields) for text in conditions}
+    named = {text: set(re.findall(r"\w+", text)) & set(fields) for text in conditions}
+    bounds = {}
     for name, value in fields.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
@@ -50,9 +51,9 @@ def require(config: Any, *conditions: str) -> None:
             if isinstance(number, int) and abs(number) > MAX_INT and name not in UNLIMITED:
                 raise ValueError(f"{flag(name)}: must be at most {MAX_INT:,}")
         bound = next((text for names, text in BOUNDS.items() if re.fullmatch(names, name)), None)
-        if bound and {name} not in checks.values():
-            checks[bound.format(name)] = {name}
-    for text, names in checks.items():
+        if bound and {name} not in named.values():
+            bounds[bound.format(name)] = {name}
+    for text, names in (bounds | named).items():
         is_known = not any(isinstance(fields[name], jax.core.Tracer) for name in names)
         if is_known and not eval(text, {"all": all, "len": len}, fields):
             values = " ".join(f"{flag(name)} {fields[name]}" for name in fields if name in names)

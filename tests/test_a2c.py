@@ -1,4 +1,4 @@
-"""a2c.py: its equations by hand, its gradient beside PPO's, and what it learns."""
+"""a2c.py: its equations by hand, its gradient against that of PPO, and what it learns."""
 
 import jax
 import jax.numpy as jnp
