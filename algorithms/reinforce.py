@@ -27,7 +27,7 @@ their returns end at the time limit.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +40,11 @@ from common.networks import make_network, with_orthogonal_init
 from common.returns import gae
 from common.run import main
 
-ESTIMATORS = ("return", "reward_to_go", "baseline")
-
 
 @dataclass(frozen=True)
 class Config:
     env_id: str = "CartPole-v1"  # any environment
-    estimator: str = "baseline"  # of the gradient: return, reward_to_go or baseline
+    estimator: Literal["return", "reward_to_go", "baseline"] = "baseline"  # of the gradient
     total_timesteps: int = 300_000  # environment steps, over all environments
     num_envs: int = 2  # environments stepped in parallel
     num_steps: int = 501  # steps of each environment in which an episode that counts may start
@@ -58,11 +56,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
-        require(
-            self,
-            f"estimator in {ESTIMATORS}",
-            "total_timesteps >= num_envs * num_steps",
-        )
+        require(self, "total_timesteps >= num_envs * num_steps")
 
 
 class State(NamedTuple):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
 
@@ -38,12 +38,16 @@ def require(config: Any, *conditions: str) -> None:
 
     A condition is a Python expression of fields, such as "buffer_size >= learning_starts". One
     that names a single field replaces the bound that follows from that field's name. Floats must
-    be finite, and integers must fit in int32. Traced fields are skipped; validate values before
-    vmapping.
+    be finite, integers fit in int32, and Literals be one of their choices. Traced fields are
+    skipped; validate values before vmapping.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     named = {text: set(re.findall(r"\w+", text)) & set(fields) for text in conditions}
     bounds = {}
+    for field in dataclasses.fields(config):
+        if get_origin(field.type) is Literal and fields[field.name] not in get_args(field.type):
+            choices = ", ".join(map(str, get_args(field.type)))
+            raise ValueError(f"{flag(field.name)} {fields[field.name]}: must be one of {choices}")
     for name, value in fields.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):

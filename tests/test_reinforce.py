@@ -12,7 +12,6 @@ from probes import Probe
 
 from algorithms import reinforce
 from algorithms.reinforce import (
-    ESTIMATORS,
     Config,
     episode_return,
     episode_start,
@@ -36,6 +35,7 @@ FORK = {
 }
 START = np.array([0.5, 0.5, 0, 0])
 LIMIT = 8  # of the probes' episodes
+ESTIMATORS = ("return", "reward_to_go", "baseline")
 gymnax.register("Fork-probe", lambda: Probe(**FORK))
 
 

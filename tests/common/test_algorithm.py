@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -159,3 +160,16 @@ def test_every_config_refuses_numbers_of_things_that_cannot_be(name):
         if re.fullmatch("learning_rate|gamma|tau", field.name):
             with pytest.raises(ValueError, match=flag(field.name)):
                 module.Config(**{field.name: -0.1})
+
+
+def test_a_literal_is_one_of_its_choices():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        table: Literal["V", "Q"] = "V"
+
+        def __post_init__(self):
+            require(self)
+
+    assert Config(table="Q").table == "Q"
+    with pytest.raises(ValueError, match="--table W: must be one of V, Q"):
+        Config(table="W")
