@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REPLACED = {"common.run": "common.tools.standalone_main"}  # the runner, by a lean main
-LEAN_ENVS = {  # what defines `make_env` in fewer lines for a single family of environments
+LEAN_ENVS = {  # what defines `make_env` and more in fewer lines for a single family
     "gymnax": "common.tools.standalone_gymnax",
     "tabular": "common.tools.standalone_tabular",
 }
@@ -97,8 +97,8 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
     @functools.cache
     def load(module: str) -> Module:
         read = read_module(module, choice, as_algorithm=module == path)
-        lean_envs = choice.lean_envs if module == "common.envs" else None
-        return with_definitions(read, load(lean_envs)) if lean_envs else read
+        is_replaced = choice.lean_envs and module in ("common.envs", "common.environments.tabular")
+        return with_definitions(read, load(choice.lean_envs)) if is_replaced else read
 
     body, start = load(path).definitions
     found = list(dict.fromkeys([*reach(load, [body]), *reach(load, [start])]))
