@@ -150,7 +150,7 @@ def chunks(
 
     How updates are divided into chunks changes no result.
     """
-    length, reset_means = 1, update in (0, *points)  # one: a first update may take long
+    length, reset_means = 8, update in (0, *points)
     while update < points[-1]:
         clock = time.monotonic()
         point = next(p for p in points if p > update)
