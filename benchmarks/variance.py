@@ -141,7 +141,7 @@ def estimators(config) -> dict:
             )
         )
 
-    return {name: of(name) for name in reinforce.ESTIMATORS}
+    return {name: of(name) for name in ("return", "reward_to_go", "baseline")}
 
 
 def draw(lines, folder) -> None:
