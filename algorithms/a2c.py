@@ -145,7 +145,7 @@ def make(config: Config) -> Algorithm:
             dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
             return distribution.sample(dist_params, key)
 
-        env_state, transitions, episode_return = rollout(
+        env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
         reward_statistics, reward = scaler.apply(state.reward_statistics, transitions, config.gamma)
@@ -165,7 +165,7 @@ def make(config: Config) -> Algorithm:
         grads, metrics = jax.grad(loss, has_aux=True)(network_params, batch)
         updates, opt_state = optimizer(step).update(grads, state.opt_state)
         network_params = optax.apply_updates(network_params, updates)
-        metrics |= {"episode_return": episode_return, "value": value.mean()}
+        metrics |= episodes | {"value": value.mean()}
         statistics = normalizer.add(params.statistics, transitions.obs)
         actor_params, critic_params = network_params
         return State(

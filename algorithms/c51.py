@@ -156,7 +156,7 @@ def make(config: Config) -> Algorithm:
         def behaviour_policy(obs, key):
             return epsilon_greedy(key, q(state.params, obs), epsilon)
 
-        env_state, transitions, episode_return = rollout(
+        env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.train_frequency
         )
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
@@ -173,7 +173,7 @@ def make(config: Config) -> Algorithm:
 
         q_values = q(state.params, transitions.obs)
         value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
-        metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
+        metrics = episodes | {"value": value, "loss": loss_value}
         return State(state.key, params, target_params, opt_state, buffer_state, env_state), metrics
 
     def act(params, obs, key):

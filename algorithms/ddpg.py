@@ -148,9 +148,7 @@ def make(config: Config) -> Algorithm:
         def behaviour_policy(obs, key):
             return jnp.clip(policy(state.params, obs) + noise, -1, 1)
 
-        env_state, transitions, episode_return = rollout(
-            env, behaviour_policy, state.env, key_rollout, 1
-        )
+        env_state, transitions, episodes = rollout(env, behaviour_policy, state.env, key_rollout, 1)
         done = (transitions.terminated | transitions.truncated)[0]
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
         batch = buffer.sample(buffer_state, key_sample, warmup_updates + step + 1)
@@ -169,7 +167,7 @@ def make(config: Config) -> Algorithm:
             (params, critic_params), state.target_params, config.tau
         )
         value = critic.apply(state.critic_params, transitions.obs, transitions.action).mean()
-        metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
+        metrics = episodes | {"value": value, "loss": loss_value}
         return State(
             key=state.key,
             params=params,

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import EnvState, Transition, make_env
+from common.envs import EnvState, Transition, episode_metrics, make_env
 from common.exploration import epsilon_greedy_ties, step_size
 from common.run import main
 
@@ -172,16 +172,16 @@ def make(config: Config) -> Algorithm:
                 update_q, (q, visits), sample(keys, model, time, config.kappa)
             )
 
-            report = env_state.episode_return[0], value, error
+            report = env_state.episode, value, error
             return (q, visits, model, env_state), report
 
         keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
         times = step * config.steps_per_update + jnp.arange(config.steps_per_update)
-        (q, visits, model, env_state), (episode_return, value, error) = jax.lax.scan(
+        (q, visits, model, env_state), (episode, value, error) = jax.lax.scan(
             interact, (state.params, state.visits, state.model, state.env), (times, keys)
         )
         metrics = {
-            "episode_return": jnp.nanmean(episode_return),
+            **episode_metrics(episode),
             "value": value.mean(),
             "td_error": error.mean(),
         }

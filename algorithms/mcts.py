@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from common.algorithm import Algorithm, require
 from common.environments.games import PLAYERS, any_of, board, decisive, make_game, make_match
 from common.environments.simulators import Simulator, simulator_of_env, simulator_of_game
-from common.envs import make_env
+from common.envs import episode_metrics, make_env
 from common.run import main
 
 
@@ -238,7 +238,7 @@ def make(config: Config) -> Algorithm:
     def update(state, step):
         env_state, visits, total = search_and_step(state, step)
         metrics = {
-            "episode_return": jnp.nanmean(env_state.episode_return),
+            **episode_metrics(env_state.episode),
             "value": jnp.mean(jnp.sum(total, axis=-1)) / config.num_simulations,
         }
         return State(state.key, total / jnp.maximum(visits, 1), env_state), metrics

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from common.algorithm import Algorithm, require
 from common.environments.mdp import load_policy, policy_values, visited_states
 from common.environments.tabular import TABULAR, make_mdp
-from common.envs import EnvState, make_env
+from common.envs import EnvState, episode_metrics, make_env
 from common.exploration import epsilon_greedy_ties, linear_schedule, step_size
 from common.run import main
 
@@ -158,15 +158,15 @@ def make(config: Config) -> Algorithm:
             )
             rms_error = jnp.where(done, root_mean_square(table - state.exact, scored), jnp.nan)
 
-            report = env_state.episode_return[0], table[visited], rms_error
+            report = env_state.episode, table[visited], rms_error
             return (table, visits, episode, env_state), report
 
         keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
-        (table, visits, episode, env_state), (episode_return, value, rms_error) = jax.lax.scan(
+        (table, visits, episode, env_state), (played, value, rms_error) = jax.lax.scan(
             interact, (state.params, state.visits, state.episode, state.env), keys
         )
         metrics = {
-            "episode_return": jnp.nanmean(episode_return),
+            **episode_metrics(played),
             "value": value.mean(),
             "rms_error": jnp.nanmean(rms_error),
         }

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import Env, EnvState, make_env, with_unit_actions
+from common.envs import Env, EnvState, episode_metrics, make_env, with_unit_actions
 from common.run import main
 
 
@@ -162,7 +162,7 @@ def make(config: Config) -> Algorithm:
         env_state, transition = env.step(state.env, plans[:, 0], key_env)
         done = transition.terminated | transition.truncated
         next_plans = jnp.where(done[:, None, None], 0, jax.vmap(shift)(plans))
-        metrics = {"episode_return": jnp.nanmean(env_state.episode_return), "value": value}
+        metrics = episode_metrics(env_state.episode) | {"value": value}
         return State(state.key, next_plans, env_state), metrics
 
     num_updates = config.total_timesteps // config.num_envs

@@ -29,7 +29,14 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.envs import EnvState, make_env, rollout, scale_action, with_unit_actions
+from common.envs import (
+    EnvState,
+    episode_metrics,
+    make_env,
+    rollout,
+    scale_action,
+    with_unit_actions,
+)
 from common.exploration import random_policy
 from common.networks import Network, mlp
 from common.run import main
@@ -257,7 +264,7 @@ def make(config: Config) -> Algorithm:
             done = transition.terminated | transition.truncated
             next_plan = jnp.append(plan[1:], zero_plan[:1], axis=0)
             next_plan = jnp.where(done, zero_plan, next_plan)
-            return (env_state, next_plan), (transition, plan, env_state.episode_return)
+            return (env_state, next_plan), (transition, plan, env_state.episode)
 
         keys = jax.random.split(key, config.steps_per_fit)
         return jax.lax.scan(step, (state.env, state.plan), keys)
@@ -265,7 +272,7 @@ def make(config: Config) -> Algorithm:
     def update(state, step):
         key_steps, key_value, key_fit = jax.random.split(jax.random.fold_in(state.key, step), 3)
         model = state.params
-        (env_state, plan), (transitions, plans, returns) = control(state, key_steps)
+        (env_state, plan), (transitions, plans, episode) = control(state, key_steps)
         values, _ = jax.vmap(imagine, (None, None, 0, 0))(
             key_value, model, transitions.obs[:, 0], plans
         )
@@ -281,7 +288,7 @@ def make(config: Config) -> Algorithm:
         )
         model, nll = fit(key_fit, model.members, data, start + config.steps_per_fit)
         metrics = {
-            "episode_return": jnp.nanmean(returns),
+            **episode_metrics(episode),
             "value": values.mean(),
             "loss": nll,
             "model_error": jnp.sqrt(jnp.mean(jnp.square(error))),

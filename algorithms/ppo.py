@@ -178,7 +178,7 @@ def make(config: Config) -> Algorithm:
             dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
             return distribution.sample(dist_params, key)
 
-        env_state, transitions, episode_return = rollout(
+        env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
         reward_statistics, reward = scaler.apply(state.reward_statistics, transitions, config.gamma)
@@ -210,7 +210,7 @@ def make(config: Config) -> Algorithm:
             learn, (network_params, state.opt_state), index
         )
         metrics = {name: x.mean() for name, x in metrics.items()}
-        metrics |= {"episode_return": episode_return, "value": value.mean()}
+        metrics |= episodes | {"value": value.mean()}
         statistics = normalizer.add(params.statistics, transitions.obs)
         actor_params, critic_params = network_params
         return State(

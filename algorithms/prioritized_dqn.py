@@ -132,7 +132,7 @@ def make(config: Config) -> Algorithm:
         def behaviour_policy(obs, key):
             return epsilon_greedy(key, network.apply(state.params, obs), epsilon)
 
-        env_state, transitions, episode_return = rollout(
+        env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.train_frequency
         )
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
@@ -157,7 +157,7 @@ def make(config: Config) -> Algorithm:
 
         q_values = network.apply(state.params, transitions.obs)
         value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
-        metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
+        metrics = episodes | {"value": value, "loss": loss_value}
         return State(state.key, params, target_params, opt_state, buffer_state, env_state), metrics
 
     def act(params, obs, key):

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import EnvState, make_env
+from common.envs import EnvState, episode_metrics, make_env
 from common.exploration import epsilon_greedy_ties, step_size
 from common.run import main
 
@@ -77,15 +77,15 @@ def make(config: Config) -> Algorithm:
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             q = q.at[visited].add(alpha * error)
 
-            report = env_state.episode_return[0], q[visited], jnp.abs(error)
+            report = env_state.episode, q[visited], jnp.abs(error)
             return (q, visits, env_state), report
 
         keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
-        (q, visits, env_state), (episode_return, value, error) = jax.lax.scan(
+        (q, visits, env_state), (episode, value, error) = jax.lax.scan(
             interact, (state.params, state.visits, state.env), keys
         )
         metrics = {
-            "episode_return": jnp.nanmean(episode_return),
+            **episode_metrics(episode),
             "value": value.mean(),
             "td_error": error.mean(),
         }

@@ -149,9 +149,7 @@ def make(config: Config) -> Algorithm:
             noise = config.exploration_noise * jax.random.normal(key_noise, action.shape)
             return jnp.clip(action + noise, -1, 1)
 
-        env_state, transitions, episode_return = rollout(
-            env, behaviour_policy, state.env, key_rollout, 1
-        )
+        env_state, transitions, episodes = rollout(env, behaviour_policy, state.env, key_rollout, 1)
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
         batch = buffer.sample(buffer_state, key_sample, warmup_updates + step + 1)
         next_actions = best_actions(state.target_params, batch.next_obs, key_target)
@@ -164,7 +162,7 @@ def make(config: Config) -> Algorithm:
 
         target_params = optax.incremental_update(params, state.target_params, config.tau)
         value = critic.apply(state.params, transitions.obs, transitions.action).mean()
-        metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
+        metrics = episodes | {"value": value, "loss": loss_value}
         return State(state.key, params, target_params, opt_state, buffer_state, env_state), metrics
 
     def act(params, obs, key):

@@ -300,7 +300,7 @@ def make(config: Config) -> Algorithm:
         def behaviour_policy(obs, key):
             return jnp.argmax(q(perturb(state.params, key), obs), axis=-1)
 
-        env_state, transitions, episode_return = rollout(
+        env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.train_frequency
         )
         stream = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, transitions)
@@ -327,7 +327,7 @@ def make(config: Config) -> Algorithm:
 
         q_values = q(state.params.mu, transitions.obs)
         value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
-        metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
+        metrics = episodes | {"value": value, "loss": loss_value}
         state = State(state.key, params, target_params, opt_state, buffer_state, pending, env_state)
         return state, metrics
 

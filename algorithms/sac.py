@@ -174,9 +174,7 @@ def make(config: Config) -> Algorithm:
         def behaviour_policy(obs, key):
             return policy(state.params, obs, noise)[0]
 
-        env_state, transitions, episode_return = rollout(
-            env, behaviour_policy, state.env, key_rollout, 1
-        )
+        env_state, transitions, episodes = rollout(env, behaviour_policy, state.env, key_rollout, 1)
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
         batch = buffer.sample(buffer_state, key_sample, warmup_updates + step + 1)
         policy_noise, next_noise = jax.random.normal(key_policy, (2, *batch.action.shape))
@@ -200,7 +198,7 @@ def make(config: Config) -> Algorithm:
 
         target_params = optax.incremental_update(critic_params, state.target_params, config.tau)
         value = critics.apply(state.critic_params, transitions.obs, transitions.action).mean()
-        metrics = {"episode_return": episode_return, "value": value, "loss": loss_value}
+        metrics = episodes | {"value": value, "loss": loss_value}
         metrics |= {"alpha": alpha, "entropy": -log_prob}
         return State(
             key=state.key,

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import EnvState, make_env
+from common.envs import EnvState, episode_metrics, make_env
 from common.exploration import epsilon_greedy_ties, step_size
 from common.run import main
 
@@ -88,15 +88,15 @@ def make(config: Config) -> Algorithm:
             done = transition.terminated | transition.truncated
             action = jnp.where(done, first_action, next_action)
 
-            report = env_state.episode_return[0], q[visited], jnp.abs(error)
+            report = env_state.episode, q[visited], jnp.abs(error)
             return (q, visits, env_state, action), report
 
         keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
-        (q, visits, env_state, action), (episode_return, value, error) = jax.lax.scan(
+        (q, visits, env_state, action), (episode, value, error) = jax.lax.scan(
             interact, (state.params, state.visits, state.env, state.action), keys
         )
         metrics = {
-            "episode_return": jnp.nanmean(episode_return),
+            **episode_metrics(episode),
             "value": value.mean(),
             "td_error": error.mean(),
         }

@@ -149,7 +149,7 @@ def make(config: Config) -> Algorithm:
             noise = config.exploration_noise * jax.random.normal(key, (len(obs), num_actions))
             return jnp.clip(policy(state.params, obs) + noise, -1, 1)
 
-        env_state, transitions, episode_return = rollout(
+        env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.policy_frequency
         )
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
@@ -183,7 +183,7 @@ def make(config: Config) -> Algorithm:
             (params, critic_params), state.target_params, config.tau
         )
         value = critics.apply(state.critic_params, transitions.obs, transitions.action).mean()
-        metrics = {"episode_return": episode_return, "value": value, "loss": loss_values.mean()}
+        metrics = episodes | {"value": value, "loss": loss_values.mean()}
         return State(
             key=state.key,
             params=params,

@@ -96,10 +96,10 @@ def make(config: Config) -> Algorithm:
         return jax.random.categorical(key, jnp.log(jnp.asarray(policy, float))[obs])
 
     def play(env_state, key, num_steps):
-        env_state, transitions, episode_return = rollout(
+        env_state, transitions, episodes = rollout(
             env, lambda obs, key: act(None, obs, key), env_state, key, num_steps
         )
-        return env_state, jax.tree.map(lambda x: x[:, 0], transitions), episode_return
+        return env_state, jax.tree.map(lambda x: x[:, 0], transitions), episodes
 
     def init(key):
         key, key_env, key_warmup = jax.random.split(key, 3)
@@ -132,14 +132,14 @@ def make(config: Config) -> Algorithm:
             return (v, trace), (v[first.obs], jnp.abs(error), rms_error)
 
         key = jax.random.fold_in(state.key, step)
-        env_state, played, episode_return = play(state.env, key, config.steps_per_update)
+        env_state, played, episodes = play(state.env, key, config.steps_per_update)
         transitions = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, played)
         (v, trace), (value, error, rms_error) = jax.lax.scan(
             learn, (state.params, state.trace), jnp.arange(config.steps_per_update)
         )
         pending = jax.tree.map(lambda x: x[config.steps_per_update :], transitions)
         metrics = {
-            "episode_return": episode_return,
+            **episodes,
             "value": value.mean(),
             "td_error": error.mean(),
             "rms_error": jnp.nanmean(rms_error),

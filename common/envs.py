@@ -25,11 +25,18 @@ class Transition(NamedTuple):
     truncated: jax.Array  # bool: the time limit; both can be true on one step
 
 
+class Episode(NamedTuple):
+    """Episode of each environment up to its last step, [N]."""
+
+    total: jax.Array  # undiscounted return
+    length: jax.Array  # steps
+    done: jax.Array  # bool: the last step ended it, and the next one begins another
+
+
 class EnvState(NamedTuple):
     inner: Any  # the environment's own state
     obs: jax.Array  # [N, ...] what the policy sees next, after any reset
-    running_return: jax.Array  # [N] undiscounted, of the current episode
-    episode_return: jax.Array  # [N] of the episode that the last step ended, NaN if it ended none
+    episode: Episode
 
 
 class Env(NamedTuple):
@@ -112,20 +119,40 @@ def with_clipped_actions(env: Env) -> Env:
     return map_actions(env, lambda action: clip_action(env, action))
 
 
+def first_episode(num_envs: int) -> Episode:
+    """Return the Episodes before their first step."""
+    return Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, int), jnp.zeros(num_envs, bool))
+
+
+def next_episode(episode: Episode, reward: jax.Array, done: jax.Array) -> Episode:
+    """Return the Episodes after one more step, which ended those that are `done`."""
+    total, length = (jnp.where(episode.done, 0, x) for x in (episode.total, episode.length))
+    return Episode(total + reward, length + 1, done)
+
+
+def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
+    """Return the mean return and length of the episodes that ended, NaN if none did, and how many
+    did: weights for means over several updates."""
+    return {
+        "episode_return": jnp.mean(episode.total, where=episode.done),
+        "episode_length": jnp.mean(episode.length, where=episode.done, dtype=episode.total.dtype),
+        "episodes": jnp.sum(episode.done),
+    }
+
+
 def rollout(
     env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int
-) -> tuple[EnvState, Transition, jax.Array]:
+) -> tuple[EnvState, Transition, dict[str, jax.Array]]:
     """Take `num_steps` steps of `policy(obs [N, ...], key) -> action [N, ...]`.
 
-    Returns the EnvState, the Transitions [T, N, ...], and the mean return of the episodes that
-    ended during these steps, NaN if none did.
+    Returns the EnvState, the Transitions [T, N, ...], and the `episode_metrics` of these steps.
     """
 
     def step(state, keys):
         state, transition = env.step(state, policy(state.obs, keys[0]), keys[1])
-        return state, (transition, state.episode_return)
+        return state, (transition, state.episode)
 
     keys = jax.random.split(key, (num_steps, 2))
     unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))  # fewer launches
-    state, (transitions, returns) = jax.lax.scan(step, state, keys, unroll=unroll)
-    return state, transitions, jnp.nanmean(returns)
+    state, (transitions, episode) = jax.lax.scan(step, state, keys, unroll=unroll)
+    return state, transitions, episode_metrics(episode)

@@ -250,7 +250,7 @@ def test_with_1000_simulations_a_perfect_player_never_wins():
 
     def update(state, step):
         state, _ = algorithm.update(state, step)
-        return state, state.env.episode_return
+        return state, jnp.where(state.env.episode.done, state.env.episode.total, jnp.nan)
 
     play = jax.jit(lambda key: jax.lax.scan(update, algorithm.init(key), jnp.arange(10)))
     outcomes = np.asarray(play(jax.random.key(0))[1])  # [T, N]

@@ -121,8 +121,8 @@ def test_planners_agree_with_a_grid(planner, loss):
         np.mean(4 * np.square(planned.params[:, 0, 0] - best[1, 0])) < loss
     )  # actions are twice it
     assert not over.params.any()
-    assert (over.env.episode_return >= returns.max() - 5 * loss).all()
-    assert over.env.episode_return.mean() >= returns.max() - 2 * loss
+    assert (over.env.episode.total >= returns.max() - 5 * loss).all()
+    assert over.env.episode.total.mean() >= returns.max() - 2 * loss
     _, metrics = algorithm.update(first, jnp.int32(0))
     assert returns.max() - 2 * loss <= metrics["value"] <= returns.max()
     assert jnp.isnan(metrics["episode_return"])
@@ -140,7 +140,7 @@ def linear_quadratic():
         state = algorithm.init(jax.random.key(0))
         steps = jnp.arange(algorithm.num_updates)
         after, _ = jax.lax.scan(algorithm.update, state, steps)
-        return state.env.obs, after.env.episode_return
+        return state.env.obs, after.env.episode.total
 
     played = {planner: jax.jit(partial(play, planner))() for planner in PLANNERS}
     best = best_mass_return(played["cem"][0])

@@ -5,9 +5,8 @@ from difflib import get_close_matches
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from common.envs import Env, EnvState, Transition
+from common.envs import Env, EnvState, Transition, first_episode, next_episode
 
 
 def batch_env(
@@ -33,18 +32,16 @@ def batch_env(
 
     def reset_envs(key):
         obs, inner = strong(reset_all(split(key)), shapes)
-        zeros = jnp.zeros(num_envs)
-        return EnvState(inner, obs, running_return=zeros, episode_return=zeros + jnp.nan)
+        return EnvState(inner, obs, first_episode(num_envs))
 
     def step_envs(state, action, key):
         outputs = step_all(split(key), state.inner, action)
         obs, inner, reward, terminated, truncated, next_obs = outputs
         obs, inner, next_obs = strong((obs, inner, next_obs), (*shapes, shapes[0]))
-        reward = reward.astype(state.running_return.dtype)
+        reward = reward.astype(state.episode.total.dtype)
         transition = Transition(state.obs, action, reward, next_obs, terminated, truncated)
-        done, total = terminated | truncated, state.running_return + reward
-        episode_return = jnp.where(done, total, jnp.nan)
-        return EnvState(inner, obs, jnp.where(done, 0, total), episode_return), transition
+        episode = next_episode(state.episode, reward, terminated | truncated)
+        return EnvState(inner, obs, episode), transition
 
     return Env(reset_envs, step_envs, num_envs, **fields)
 

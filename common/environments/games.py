@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common.envs import Episode, first_episode, next_episode
+
 
 class Game(NamedTuple):
     """A board game whose two players move in turn.
@@ -185,7 +187,7 @@ class Match(NamedTuple):
 
     state: jax.Array  # [N, C]
     began: jax.Array  # [N] bool: the agent moved first; alternates from game to game
-    episode_return: jax.Array  # [N] 1, 0 or -1 if the last step ended a game, else NaN
+    episode: Episode  # whose return is 1, 0 or -1 once the game has ended
 
 
 def make_match(game: Game, opponent: Callable, num_envs: int) -> tuple[Callable, Callable]:
@@ -204,7 +206,7 @@ def make_match(game: Game, opponent: Callable, num_envs: int) -> tuple[Callable,
 
     def reset(key):
         began = jnp.arange(num_envs) % 2 == 0
-        return Match(openings(key, began), began, jnp.zeros(num_envs) + jnp.nan)
+        return Match(openings(key, began), began, first_episode(num_envs))
 
     def step(match, action, key):
         key_reply, key_opening = jax.random.split(key)
@@ -217,7 +219,7 @@ def make_match(game: Game, opponent: Callable, num_envs: int) -> tuple[Callable,
         return Match(
             state=jnp.where(done[:, None], openings(key_opening, began), state),
             began=began,
-            episode_return=jnp.where(done, outcome, jnp.nan),
+            episode=next_episode(match.episode, jnp.where(done, outcome, 0), done),
         )
 
     return reset, step

@@ -33,7 +33,7 @@ class RunState(NamedTuple):
 
     state: Any  # the algorithm's State
     mean: dict[str, jax.Array]  # [M] each metric's mean since the last report
-    count: dict[str, jax.Array]  # [M] over how many updates; NaN reports nothing
+    count: dict[str, jax.Array]  # [M] over how many updates or episodes; NaN reports nothing
     diverged: jax.Array  # [M] the first update after which params were not finite, or -1
 
 
@@ -65,6 +65,7 @@ def init_run(init: Callable, update: Callable, keys: Any) -> RunState:
     """Return the RunState of `init(key)` for every one of the keys [M]."""
     state = jax.vmap(init)(keys)
     metrics = jax.eval_shape(jax.vmap(update, (0, None)), state, jnp.int32(0))[1]
+    metrics.pop("episodes", None)  # the count of episode_return
     mean = {name: jnp.zeros(x.shape, x.dtype) for name, x in metrics.items()}
     count = {name: jnp.zeros(x.shape, jnp.int32) for name, x in metrics.items()}
     diverged = jnp.full(metrics["episode_return"].shape, -1, jnp.int32)
@@ -88,13 +89,15 @@ def run_updates(
         diverged = jnp.where((run_state.diverged < 0) & ~finite, step, run_state.diverged)
         healthy = diverged < 0
         params = jax.vmap(select_if)(healthy, state.params, run_state.state.params)
-        reports = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}
-        count = {k: run_state.count[k] + x for k, x in reports.items()}
-        mean = {
-            k: run_state.mean[k]
-            + jnp.where(reports[k], (x - run_state.mean[k]) / jnp.maximum(count[k], 1), 0)
-            for k, x in metrics.items()
-        }
+        episodes = metrics.pop("episodes", None)
+        weight = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}
+        if episodes is not None:  # a mean over episodes counts as often as there were episodes
+            weight |= {k: w * episodes for k, w in weight.items() if k.startswith("episode_")}
+        count = {k: run_state.count[k] + w for k, w in weight.items()}
+        mean = {}
+        for k, x in metrics.items():
+            change = (x - run_state.mean[k]) * weight[k] / jnp.maximum(count[k], 1)
+            mean[k] = run_state.mean[k] + jnp.where(weight[k] > 0, change, 0)
         return RunState(state._replace(params=params), mean, count, diverged)
 
     run_state = run_state._replace(

@@ -63,7 +63,9 @@ def write_results(
     """
     steps, metrics = read_metrics(job)
     diverged = by_configuration(job, groups, finished["diverged"], -1)
-    scores = np.where(diverged < 0, statistics.final_scores(metrics["episode_return"]), np.nan)
+    episodes = metrics.pop("episodes", 1.0)
+    scores = statistics.final_scores(metrics["episode_return"], episodes)
+    scores = np.where(diverged < 0, scores, np.nan)
     training, evaluation = scores, None
     if finished["returns"].shape[1] > 0:
         means = finished["returns"].mean(-1)

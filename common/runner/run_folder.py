@@ -153,6 +153,8 @@ def write_metrics(
     num_members = len(group.seed)
     mean, count = jax.device_get(unpad((run_state.mean, run_state.count), num_members))
     columns = {name: np.where(count[name] > 0, x, np.nan) for name, x in mean.items()} | extra
+    if "episode_length" in columns:
+        columns["episodes"] = count["episode_return"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if file.tell() == 0:

@@ -82,12 +82,17 @@ def finite(x: ArrayLike) -> np.ndarray:
     return x[np.isfinite(x)]
 
 
-def final_scores(curves: ArrayLike) -> np.ndarray:
-    """Return the mean over the last 10 % of the points without NaN: [..., S, L] -> [..., S]."""
-    last = np.asarray(curves, float)[..., -max(1, np.shape(curves)[-1] // 10) :]
-    known = np.isfinite(last)
-    count = known.sum(-1)
-    return np.where(count, np.where(known, last, 0).sum(-1) / np.maximum(count, 1), np.nan)
+def final_scores(curves: ArrayLike, weights: ArrayLike = 1.0) -> np.ndarray:
+    """Return the weighted mean over the last 10 % of the points without NaN: [..., S, L] ->
+    [..., S]."""
+    curves = np.asarray(curves, float)
+    last = np.isfinite(curves) & (
+        np.arange(curves.shape[-1]) >= curves.shape[-1] - max(1, curves.shape[-1] // 10)
+    )
+    weight = np.where(last, weights, 0.0)
+    total = np.sum(np.where(last, curves, 0) * weight, -1)
+    weight = weight.sum(-1)
+    return np.where(weight > 0, total / np.maximum(weight, 1e-30), np.nan)
 
 
 def bands(curves: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

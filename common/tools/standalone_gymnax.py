@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.envs import Env, EnvState, Transition
+from common.envs import Env, EnvState, Transition, first_episode, next_episode
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
@@ -33,18 +33,17 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
 
     def reset(key):
         obs, inner = strong(reset_all(jax.random.split(key, num_envs)), shapes)
-        return EnvState(inner, encode(obs), jnp.zeros(num_envs), jnp.full(num_envs, jnp.nan))
+        return EnvState(inner, encode(obs), first_episode(num_envs))
 
     def step(state, action, key):
         outputs = step_all(jax.random.split(key, num_envs), state.inner, action)
         obs, inner, reward, terminated, truncated, info = outputs
         obs, inner = strong((obs, inner), shapes)
         next_obs = encode(strong(info["final_observation"], shapes[0]))
-        reward, done = jnp.asarray(reward, float), terminated | truncated
+        reward = jnp.asarray(reward, float)
         transition = Transition(state.obs, action, reward, next_obs, terminated, truncated)
-        total = state.running_return + reward
-        episode_return = jnp.where(done, total, jnp.nan)
-        return EnvState(inner, encode(obs), jnp.where(done, 0, total), episode_return), transition
+        episode = next_episode(state.episode, reward, terminated | truncated)
+        return EnvState(inner, encode(obs), episode), transition
 
     fields = {"max_steps": getattr(params, "max_steps_in_episode", 10_000)}
     with np.errstate(over="ignore"):  # copied for obs_low

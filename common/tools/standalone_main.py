@@ -46,7 +46,9 @@ def main(config_class: type, make: Callable[[Any], Algorithm]) -> None:
     @jax.jit
     def train(state, steps):  # one scan for all seeds: `steps` has no axis of seeds
         state, metrics = jax.lax.scan(jax.vmap(algorithm.update, (0, None)), state, steps)
-        return state, jnp.nanmean(metrics["episode_return"])
+        returns, episodes = metrics["episode_return"], metrics.get("episodes", 1)
+        known = episodes * ~jnp.isnan(returns)
+        return state, jnp.sum(jnp.where(known > 0, returns, 0) * known) / jnp.sum(known)
 
     state = jax.jit(jax.vmap(algorithm.init))(keys)
     for steps in np.array_split(np.arange(algorithm.num_updates), min(10, algorithm.num_updates)):

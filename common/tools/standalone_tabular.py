@@ -6,7 +6,7 @@ import numpy as np
 
 from common.environments.mdp import MDP
 from common.environments.tabular import TABULAR
-from common.envs import Env, EnvState, Transition
+from common.envs import Env, EnvState, Transition, first_episode, next_episode
 
 
 def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
@@ -37,18 +37,16 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
 
     def reset(key):
         state = jax.vmap(draw, (0, None))(jax.random.split(key, num_envs), start)
-        zeros = jnp.zeros(num_envs)
-        return EnvState(zeros.astype(jnp.int32), state, zeros, zeros + jnp.nan)
+        return EnvState(jnp.zeros(num_envs, jnp.int32), state, first_episode(num_envs))
 
     def step(env_state, action, key):
         obs, time = env_state.obs, env_state.inner + 1
         keys = jax.random.split(key, num_envs)
         next_obs, reward, first_obs = jax.vmap(next_state)(keys, obs, action)
         terminated, truncated = jnp.asarray(mdp.terminal)[next_obs], time >= max_steps
-        done, total = terminated | truncated, env_state.running_return + reward
         transition = Transition(obs, action, reward, next_obs, terminated, truncated)
+        done = terminated | truncated
         obs, time = jnp.where(done, first_obs, next_obs), jnp.where(done, 0, time)
-        episode_return = jnp.where(done, total, jnp.nan)
-        return EnvState(time, obs, jnp.where(done, 0, total), episode_return), transition
+        return EnvState(time, obs, next_episode(env_state.episode, reward, done)), transition
 
     return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps)

@@ -52,7 +52,7 @@ def test_every_environment_steps_with_stable_strong_types(env_id):
     roll = lambda state, key: random_rollout(env, state, key, 2)
     with jax.debug_key_reuse(True):
         jax.make_jaxpr(roll)(state, jax.random.key(1))
-    after, transitions, episode_return = jax.eval_shape(roll, state, jax.random.key(1))
+    after, transitions, episodes = jax.eval_shape(roll, state, jax.random.key(1))
     described = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
     assert described(state) == described(after)
     assert not any(weak for _, _, weak in described(after))
@@ -60,7 +60,7 @@ def test_every_environment_steps_with_stable_strong_types(env_id):
     assert transitions.obs.dtype == transitions.next_obs.dtype
     assert transitions.reward.shape == (2, 3) and transitions.reward.dtype == jnp.float32
     assert transitions.terminated.dtype == transitions.truncated.dtype == bool
-    assert episode_return.shape == ()
+    assert all(x.shape == () for x in episodes.values())
 
 
 def rolled(env_id, num_steps, num_envs=4, seed=0):
@@ -100,31 +100,35 @@ def test_both_flags_can_be_true_on_one_step():
 
         tables = ([[min(s + 1, 8)] * 2 for s in range(9)], [[1, 1]] * 9, [False] * 8 + [True], [0])
         gymnax.register(gymnax_id, lambda: Probe(*tables))
-    _, _, t, episode_return = rolled(gymnax_id, 8)
+    _, _, t, episodes = rolled(gymnax_id, 8)
     np.testing.assert_array_equal(t.terminated, t.truncated)
     assert t.terminated[-1].all() and not t.terminated[:-1].any()
-    assert episode_return == 8
+    assert episodes == {"episode_return": 8, "episode_length": 8, "episodes": 4}
 
 
 def test_the_mean_return_of_a_rollout_counts_the_episodes_that_ended_in_it():
     """Against a plain loop over the transitions, with episodes that span two rollouts."""
     env = make_env("CartPole-v1", 3)
     roll = jax.jit(lambda state, key: random_rollout(env, state, key, 25))
-    state, running = env.reset(jax.random.key(0)), np.zeros(3)
+    state, running, length = env.reset(jax.random.key(0)), np.zeros(3), np.zeros(3)
     for i in range(6):
-        state, t, episode_return = roll(state, jax.random.key(10 + i))
-        ended = []
-        for reward, over in zip(t.reward, t.terminated | t.truncated, strict=True):
+        state, t, episodes = roll(state, jax.random.key(10 + i))
+        ended, lengths = [], []
+        for reward, over in zip(t.reward, np.asarray(t.terminated | t.truncated), strict=True):
             running += np.asarray(reward)
-            ended += list(running[np.asarray(over)])
-            running[np.asarray(over)] = 0
-        expected = np.mean(ended) if ended else np.nan
-        np.testing.assert_allclose(episode_return, expected, rtol=1e-6)
-        np.testing.assert_allclose(state.running_return, running)
+            length += 1
+            ended, lengths = ended + list(running[over]), lengths + list(length[over])
+            running[over] = length[over] = 0
+        expected = (np.mean(ended), np.mean(lengths)) if ended else (np.nan, np.nan)
+        seen = episodes["episode_return"], episodes["episode_length"]
+        np.testing.assert_allclose(seen, expected, rtol=1e-6)
+        assert episodes["episodes"] == len(ended)
+        going_on = np.where(state.episode.done, 0, state.episode.total)
+        np.testing.assert_allclose(going_on, running)
 
 
 def test_a_rollout_in_which_no_episode_ends_reports_nothing():
-    assert np.isnan(rolled("AlwaysTruncated-probe", 7)[3])
+    assert np.isnan(rolled("AlwaysTruncated-probe", 7)[3]["episode_return"])
 
 
 def test_evaluation_counts_exactly_one_whole_episode_in_each_environment():

@@ -230,14 +230,14 @@ def test_a_match_replies_starts_new_games_and_alternates_who_begins():
     first_free = lambda state, key: jnp.argmax(state == 0)
     reset, step = make_match(game, first_free, 2)
     match, step = jax.jit(reset)(jax.random.key(0)), jax.jit(step)
-    assert match.began.tolist() == [True, False] and np.isnan(match.episode_return).all()
+    assert match.began.tolist() == [True, False] and not match.episode.done.any()
     shown = lambda match: [np.asarray(x).tolist() for x in match.state]
     assert shown(match) == [[0] * 9, [-1] + [0] * 8]
 
     outcomes = []
     for actions in ([2, 8], [5, 7], [8, 6]):
         match = step(match, jnp.array(actions), jax.random.key(1))
-        outcomes.append(np.asarray(match.episode_return).tolist())
+        outcomes.append(np.where(match.episode.done, match.episode.total, np.nan).tolist())
     np.testing.assert_array_equal(outcomes, [[np.nan, np.nan], [np.nan, -1], [1, np.nan]])
     assert match.began.tolist() == [False, True]
     assert shown(match)[0] == [-1] + [0] * 8  # the opponent has begun

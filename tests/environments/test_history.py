@@ -69,8 +69,8 @@ def test_windows_are_those_kept_by_hand(env_id, length):
         roll = lambda key: rollout(env, policy, env.reset(key), key, num_steps)
         return jax.jit(roll)(jax.random.key(0))
 
-    state, plain, episode_return = roll(env)
-    seen_state, windows, seen_return = roll(seen)
+    state, plain, episodes = roll(env)
+    seen_state, windows, seen_episodes = roll(seen)
     assert (np.asarray(plain.terminated) | np.asarray(plain.truncated)).any()
     before, after = expected(env, plain, length)
     np.testing.assert_allclose(windows.obs, before, rtol=1e-6)
@@ -79,8 +79,8 @@ def test_windows_are_those_kept_by_hand(env_id, length):
     assert windows.obs.dtype == plain.obs.dtype and seen.max_steps == env.max_steps
     for name in ("action", "reward", "terminated", "truncated"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(windows, name))
-    np.testing.assert_array_equal(episode_return, seen_return)
-    np.testing.assert_array_equal(state.running_return, seen_state.running_return)
+    jax.tree.map(np.testing.assert_array_equal, episodes, seen_episodes)
+    jax.tree.map(np.testing.assert_array_equal, state.episode, seen_state.episode)
 
 
 def test_bounds_are_those_of_what_is_in_the_window():
