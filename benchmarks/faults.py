@@ -473,8 +473,8 @@ def stopped(run: Run, what: str) -> Path:
 def damaged(run: Run, flips: int = 300, cuts: int = 30) -> Fault:
     """Compare what the runner loads when it resumes from damaged files with what was saved."""
     from common.runner import run_folder
+    from common.runner.blocks import Job
     from common.runner.cli import Run as Flags
-    from common.runner.groups import Job
 
     folder = stopped(run, "damaged")
     module = importlib.import_module(f"algorithms.{run.name}")

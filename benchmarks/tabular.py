@@ -26,8 +26,8 @@ from algorithms import q_learning
 from benchmarks.learning import RESULTS, commit, table
 from common.environments.mdp import reachable
 from common.environments.tabular import make_mdp
+from common.runner.blocks import Job, plan
 from common.runner.cli import parse
-from common.runner.groups import Job, plan
 from common.runner.program import build, start_jax
 
 SECONDS = 1.0  # that one measurement takes, about

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-FORMAT = 2  # of the files; increased when their meaning changes
+FORMAT = 3  # of the files; increased when their meaning changes
 
 
 class CheckpointError(Exception):
@@ -49,14 +50,48 @@ def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a flipped bit in an archive can raise almost anything
         raise CheckpointError(f"{path} is damaged and cannot be read") from error
-    if version != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}, this version reads {FORMAT}: "
-            "use the version that wrote it"
-        )
+    require_format(path, version)
     if digest != _digest(arrays, text):
         raise CheckpointError(f"{path} is damaged (its SHA-256 is wrong)")
     return arrays, header
+
+
+def load_header(path: Path, prefix: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Return the header and the arrays whose names begin with `prefix`, without reading the others
+    or checking the SHA-256 of all. CheckpointError if the file cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            arrays = {name: file[name] for name in file.files if name.startswith(prefix)}
+            version = header["format"]
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged and cannot be read") from error
+    require_format(path, version)
+    return header, arrays
+
+
+def load_rows(path: Path, prefix: str, row: int) -> dict[str, np.ndarray]:
+    """Return `array[row]` of every array whose name begins with `prefix`, reading nothing else.
+    CheckpointError if the file cannot be read."""
+    rows = {}
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            for info in archive.infolist():
+                if not info.filename.startswith(prefix):
+                    continue
+                file.seek(info.header_offset + 26)  # the lengths of a name and of extra fields
+                lengths = np.frombuffer(file.read(4), "<u2")
+                file.seek(info.header_offset + 30 + int(lengths.sum()))
+                read = {(1, 0): np.lib.format.read_array_header_1_0}
+                read[2, 0] = np.lib.format.read_array_header_2_0
+                shape, _, dtype = read[np.lib.format.read_magic(file)](file)
+                size = int(np.prod(shape[1:])) * dtype.itemsize
+                file.seek(row * size, os.SEEK_CUR)
+                x = np.frombuffer(file.read(size), dtype).reshape(shape[1:])
+                rows[info.filename.removesuffix(".npy")] = x
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged and cannot be read") from error
+    return rows
 
 
 def restore(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
@@ -88,7 +123,7 @@ def named_arrays(tree: Any) -> dict[str, np.ndarray]:
 def write_atomically(path: Path, write: Callable, previous: Path | None = None) -> None:
     """Call `write(file)` on a new file that then replaces `path`, which becomes `previous` if that
     is given. OSError if the disk refuses; the old file is then unchanged."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two may write at a time
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -105,6 +140,15 @@ def write_atomically(path: Path, write: Callable, previous: Path | None = None) 
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def require_format(path: Path, version: int) -> None:
+    """Raise CheckpointError unless a file is of this FORMAT."""
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, this version reads {FORMAT}: "
+            "use the version that wrote it"
+        )
 
 
 def _named(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -22,14 +22,24 @@ class Run:
     seed: int = 0  # the first seed; seed k starts from jax.random.key(k)
     num_seeds: int = 1  # seeds, all trained in parallel
     seeds_at_once: int = 0  # most seeds that train at the same time, to save memory; 0: all
+    block: int = 0  # most seeds that one device trains together; 0: by seeds_at_once and devices
+    share: str = (
+        ""  # i/n: train share i of n, from 0, of the run in --out; the last one finishes it
+    )
+    distributed: str = ""  # auto, or leader's host:port/n/i: one run by n JAX processes
     sweep: tuple[str, ...] = ()  # a grid x seeds: learning_rate=1e-4,3e-4 gamma=0.9,0.99
+    retrain_best: int = (
+        0  # seeds, not those of the sweep, that train its best setting again; 0: none
+    )
     eval_episodes: int = 100  # episodes of the final policy, per seed; 0: none
     eval_every: int = 0  # environment steps between greedy evaluations during training; 0: none
     log_points: int = 100  # rows of metrics.csv per seed
-    out: str = ""  # the run's folder; else runs/<algorithm>-<environment>-<time>
-    checkpoint_every: float = 60.0  # seconds
+    out: str = (
+        ""  # the run's folder, which is continued; else runs/<algorithm>-<environment>-<time>
+    )
+    checkpoint_every: float = 60.0  # seconds, but at least 20 times as long as a save takes
     resume: str = ""  # the folder of an interrupted run: continue from its checkpoint
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules to load first
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules or .py files
     quiet: bool = False  # print nothing but errors
 
     def __post_init__(self):
@@ -39,6 +49,8 @@ class Run:
             "num_seeds >= 1",
             "seed + num_seeds < 2**31",
             "seeds_at_once >= 0",
+            "block >= 0",
+            "retrain_best >= 0",
             "eval_episodes >= 0",
             "eval_every >= 0",
             "log_points >= 1",
@@ -46,6 +58,18 @@ class Run:
         )
         if self.eval_every and not self.eval_episodes:
             raise ValueError("--eval-every needs --eval-episodes above 0")
+        if self.share and self.distributed:
+            raise ValueError("--share and --distributed exclude each other")
+        if (self.share or self.distributed) and not (self.out or self.resume):
+            raise ValueError("--share and --distributed need --out, a folder that all can reach")
+        parts = self.share.split("/")
+        if self.share and not (
+            len(parts) == 2 and all(x.isdecimal() for x in parts) and int(parts[0]) < int(parts[1])
+        ):
+            raise ValueError(f"--share {self.share}: write i/n, for example 0/4 to 3/4")
+        pattern = r"auto|[^/]+:\d+/\d+/\d+"
+        if self.distributed and not re.fullmatch(pattern, self.distributed):
+            raise ValueError(f"--distributed {self.distributed}: write auto or host:port/n/i")
 
 
 def fail(code: int, message: str) -> NoReturn:
@@ -84,6 +108,13 @@ def parse(Config: type, program: str, description: str, argv: list[str]) -> tupl
             fail(2, (_one_line(box.getvalue()) or "wrong flags") + " (--help lists the flags)")
         raise
     return arguments.config, arguments.run
+
+
+def given_fields(argv: list[str]) -> set[str]:
+    """Return the fields of Config and Run that the arguments name."""
+    names = {token[2:].partition("=")[0] for token in argv if token.startswith("--")}
+    names |= {name.removeprefix("no-") for name in names}
+    return {"imports" if name == "import" else name.replace("-", "_") for name in names}
 
 
 def settings(sweep: tuple[str, ...], config: Any) -> list[dict[str, Any]]:

@@ -10,9 +10,11 @@ from datetime import timedelta
 from typing import Any
 
 import jax
+import numpy as np
 
+from common.runner.blocks import Block, Job, steps_after
 from common.runner.cli import Run
-from common.runner.groups import Group, Job, steps_after
+from common.runner.evaluation import MAX_LENGTH
 from common.runner.program import RunState
 
 
@@ -22,25 +24,29 @@ def print_line(run: Run, *lines: str) -> None:
         return
     try:
         print(*lines, sep="\n", flush=True)
+    except UnicodeEncodeError:  # a terminal that is not UTF-8
+        print(*(line.encode("ascii", "replace").decode() for line in lines), sep="\n", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def title(job: Job, groups: list[Group]) -> str:
-    """Return what will be trained, in one line, with the memory of the largest group's State."""
-    num_devices = min(len(jax.devices()), max(len(group.seed) for group in groups))
-    algorithm = job.make(groups[0].config)
+def title(job: Job, blocks: list[Block], num_devices: int) -> str:
+    """Return what will be trained, in one line, with the memory of what trains at a time."""
+    algorithm = job.make(blocks[0].config)
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    size *= max(len(group.seed) for group in groups)
-    seeds = f"{job.run.num_seeds} seed{'s' * (job.run.num_seeds > 1)}"
+    size *= sum(sorted(block.num_rows for block in blocks)[-num_devices:])
+    seeds = f"{job.run.num_seeds:,} seed{'s' * (job.run.num_seeds > 1)}"
+    steps = steps_after(algorithm, algorithm.num_updates)
+    is_played = hasattr(job.config, "total_timesteps")
     parts = [
         job.name,
         job.config.env_id,
         f"{len(job.grid)} settings x {seeds}" if job.run.sweep else seeds,
-        f"{steps_after(algorithm, algorithm.num_updates):,} steps each",
-        f"in {len(groups)} groups" if len(groups) > 1 else "",
-        f"{jax.devices()[0].platform} x{num_devices}",
+        f"{steps:,} steps each" if is_played else f"{algorithm.num_updates:,} updates each",
+        f"{len(blocks)} blocks" if len(blocks) > num_devices else "",
+        f"share {job.run.share}" if job.run.share else "",
+        f"{jax.local_devices()[0].platform} x{num_devices}",
         f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{size / 2**10:,.0f} KiB",
     ]
     return " · ".join(part for part in parts if part)
@@ -49,21 +55,29 @@ def title(job: Job, groups: list[Group]) -> str:
 def summary_lines(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
     """Return the last lines: a sweep's ranking, returns over seeds, diverged seeds, the folder."""
     lines = []
-    if job.run.sweep and ranking[0]["iqm"] is not None:
+    kind = "greedy" if summary["evaluation"] else "training"
+    if job.run.sweep and any(row["iqm"] is not None for row in ranking):
         width = max(len(row["setting"]) for row in ranking)
-        kind = "greedy" if summary["evaluation"] else "training"
-        lines.append(f"{kind} return, best settings first:")
+        lines.append(f"{kind} return, best settings first (equal ones share a rank):")
         for row in ranking[:20]:
             some = row["diverged"] and row["iqm"] is not None
             note = f"   {row['diverged']} diverged" if some else ""
             lines.append(f"{row['rank']:4d}  {row['setting']:{width}}  {spread_text(row)}{note}")
-        lines.append("of the best setting:")
-    seeds = f"({job.run.num_seeds} seed{'s' * (job.run.num_seeds > 1)})"
-    if summary["training"]["iqm"] is not None:
+        if summary["best"]:
+            lines.append("of the best setting, whose scores above were also those that chose it:")
+    seeds = f"({job.run.num_seeds:,} seed{'s' * (job.run.num_seeds > 1)})"
+    if summary["training"] and summary["training"]["iqm"] is not None:
         lines.append(f"training return, last 10 %:  {spread_text(summary['training'])}   {seeds}")
-    if summary["evaluation"] and summary["evaluation"]["iqm"] is not None:
-        episodes = f"greedy policy, {job.run.eval_episodes} episodes:"
-        lines.append(f"{episodes:28} {spread_text(summary['evaluation'])}   {seeds}")
+    for name, text in (("evaluation", "greedy policy"), ("fresh_evaluation", "on fresh episodes")):
+        if summary.get(name) and summary[name]["iqm"] is not None:
+            episodes = f"{text}, {job.run.eval_episodes} episodes:"
+            lines.append(f"{episodes:28} {spread_text(summary[name])}   {seeds}")
+    if summary["retrained"]:
+        count = f"({job.run.retrain_best:,} fresh seeds)"
+        lines.append(
+            f"trained again, {kind}:{' ' * 7}{spread_text(summary['retrained'])}   {count}"
+        )
+    lines += silence(job, summary)
     diverged = summary["diverged_seeds"]
     if diverged:
         first = ", ".join(f"seed {x['seed']} at update {x['update']}" for x in diverged[:5])
@@ -74,61 +88,96 @@ def summary_lines(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
     return [*lines, f"{job.folder}/  {'  '.join(files)}"]
 
 
+def silence(job: Job, summary: dict) -> list[str]:
+    """Return the lines that say why a run has no returns, or why some of them are cut."""
+    lines = []
+    if summary["episodes"] == 0 and hasattr(job.config, "total_timesteps"):
+        lines.append(
+            f"no episode ended within {summary['steps']:,} steps, so there is no training return: "
+            "raise --total-timesteps"
+        )
+    if summary["unfinished_episodes"]:
+        lines.append(
+            f"{summary['unfinished_episodes']:,} episodes of the evaluation had not ended after "
+            f"{MAX_LENGTH:,} steps; their returns are those so far"
+        )
+    return lines
+
+
 def spread_text(x: dict[str, Any]) -> str:
     """Return IQM, interval and extremes, as `summarize` has them, as text."""
     if x["iqm"] is None:
         return "diverged"
-    return "IQM {iqm:.4g} [{low:.4g}, {high:.4g}]   min {min:.4g}   max {max:.4g}".format(**x)
+    if x["min"] == x["max"]:
+        return "all {iqm:.4g}".format(**x) if x["low"] is not None else "{iqm:.4g}".format(**x)
+    interval = "" if x["low"] is None else " [{low:.4g}, {high:.4g}]".format(**x)
+    return "IQM {iqm:.4g}{interval}   min {min:.4g}   max {max:.4g}".format(interval=interval, **x)
 
 
 @contextlib.contextmanager
-def display(job: Job, groups: list[Group]) -> Iterator[Callable]:
-    """Yield `show(group's index, updates so far, seconds, RunState)`, which shows the progress.
+def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]:
+    """Yield `show(state, block, update, RunState)`, which shows the progress of these blocks.
 
-    On a terminal it is a bar; otherwise a line at every tenth of the run, but at most one per
-    second, and at least every 15 seconds.
+    `state` is what is under way, "" for training; the others are a block, its updates so far and
+    its RunState, if they are news. On a terminal it is a bar; otherwise a line at every tenth of
+    the run, but at most one per second, and at least every 15 seconds.
     """
-    algorithms = [job.make(group.config) for group in groups]
-    work = [
-        a.num_updates * a.steps_per_update * len(g.seed)
-        for a, g in zip(algorithms, groups, strict=True)
-    ]
-    last_tenth, last_time = 0, -math.inf
+    algorithms = {block.index: job.make(block.config) for block in blocks}
+    work = {
+        b.index: algorithms[b.index].num_updates
+        * algorithms[b.index].steps_per_update
+        * len(b.seed)
+        for b in blocks
+    }
+    total, done, returns = sum(work.values()), {}, {}
+    last_tenth, last_time, began = 0, -math.inf, time.monotonic()
 
-    def figures(index: int, update: int, seconds: float, run_state: RunState):
-        done = sum(work[:index]) + work[index] * update / algorithms[index].num_updates
-        mean, count = jax.device_get((run_state.mean, run_state.count))
-        ended = mean["episode_return"][count["episode_return"] > 0]
-        return done, {
-            "steps": metric_prefix(done) + "steps",
-            "speed": metric_prefix(done / max(seconds, 1e-9)) + "steps/s",
+    def figures(block: Block | None, update: int, run_state: RunState | None) -> dict[str, str]:
+        """Return the texts to show; speed and time are those since the first chunk."""
+        if block is not None:
+            share = update / algorithms[block.index].num_updates
+            done[block.index] = work[block.index] * share
+            known = run_state.count["episode_return"] > 0
+            returns[block.index] = run_state.mean["episode_return"][known]
+        ended = np.concatenate([*returns.values(), np.zeros(0)])
+        seconds = time.monotonic() - began
+        so_far = sum(done.values())
+        return {
+            "steps": metric_prefix(so_far) + "steps",
+            "speed": metric_prefix(so_far / max(seconds, 1e-9)) + "steps/s" if seconds else "",
             "time": str(timedelta(seconds=round(seconds))),
             "result": f"return {ended.mean():.4g}" if len(ended) else "",
         }
 
-    def line(*state):
-        nonlocal last_tenth, last_time
-        done, texts = figures(*state)
-        tenth, clock = int(10 * done / sum(work)), time.monotonic()
+    def line(state, block=None, update=0, run_state=None):
+        nonlocal last_tenth, last_time, began
+        if block is None:
+            began = time.monotonic() if not done else began
+            return print_line(job.run, f"{state} ...") if state else None
+        texts = figures(block, update, run_state)
+        share = sum(done.values()) / total
+        tenth, clock = int(10 * share), time.monotonic()
         if tenth > last_tenth and (clock > last_time + 1 or tenth == 10) or clock > last_time + 15:
             last_tenth, last_time = tenth, clock
-            print_line(job.run, f"{100 * done / sum(work):3.0f} %  {'  '.join(texts.values())}")
+            print_line(job.run, f"{100 * share:3.0f} %  {'  '.join(texts.values())}")
 
-    if job.run.quiet:
+    if job.run.quiet or (job.run.distributed and share > 0):  # one process speaks for all
         yield lambda *state: None
     elif not sys.stdout.isatty():
         yield line
     else:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        names = ("steps", "speed", "time", "result")
+        names = ("steps", "speed", "time", "result", "state")
         texts = [TextColumn("{task.fields[" + name + "]}") for name in names]
         with Progress(BarColumn(), TextColumn("{task.percentage:3.0f} %"), *texts) as bar:
-            task = bar.add_task("", total=sum(work), **dict.fromkeys(names, ""))
+            task = bar.add_task("", total=total, **dict.fromkeys(names, ""))
 
-            def draw(*state):
-                done, texts = figures(*state)
-                bar.update(task, completed=done, **texts)
+            def draw(state, block=None, update=0, run_state=None):
+                nonlocal began
+                began = time.monotonic() if block is None and not done else began
+                texts = figures(block, update, run_state)
+                bar.update(task, completed=sum(done.values()), state=state, **texts)
 
             yield draw
 

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 
 from common.envs import Env
 
+MAX_LENGTH = 100_000  # steps after which an episode of an evaluation is cut, whatever its limit
+
 
 def evaluate(env: Env, act: Callable, params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Play one whole episode of `act(params, obs, key)` in each environment; the undiscounted
-    returns [N] and the lengths [N]. The time limit ends an episode."""
+    returns [N] and the lengths [N]. The time limit ends an episode, or MAX_LENGTH."""
     key_reset, key_steps = jax.random.split(key)
 
     def step(carry):
@@ -27,7 +29,7 @@ def evaluate(env: Env, act: Callable, params: Any, key: jax.Array) -> tuple[jax.
 
     def unfinished(carry):
         t, _, active, _, _ = carry
-        return (t < env.max_steps) & jnp.any(active)
+        return (t < min(env.max_steps, MAX_LENGTH)) & jnp.any(active)
 
     zeros = jnp.zeros(env.num_envs)
     start = jnp.int32(0), env.reset(key_reset), zeros == 0, zeros, zeros.astype(jnp.int32)

@@ -1,195 +1,405 @@
-"""The loop of a run: compiled chunks of updates, and all that happens between them.
+"""The run, as a story: train the blocks, evaluate them, write the results.
 
-Between chunks the run prints, writes metrics.csv, saves checkpoints and looks for signals; nothing
-calls back from inside the compiled program.
+Each device works on one block at a time, in compiled chunks of updates of about half a second.
+Between chunks the run shows its progress, saves checkpoints and looks for signals; nothing calls
+back from inside a compiled program. While devices compute this thread sleeps, so that it sees a
+signal at any moment.
 """
 
 import contextlib
+import dataclasses
+import json
 import os
-import shlex
+import shutil
 import signal
 import time
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common.algorithm import Algorithm
 from common.runner import checkpoint
+from common.runner.blocks import Block, Job, log_points, plan, steps_after
 from common.runner.cli import fail
 from common.runner.console import display, print_line, summary_lines, title
-from common.runner.groups import Group, Job, log_points, plan, steps_after
-from common.runner.program import Program, RunState, build, unpad
-from common.runner.results import append_results, draw_first, write_results
-from common.runner.run_folder import (
-    checkpoint_header,
-    latest_checkpoint,
-    provenance,
-    write_metrics,
+from common.runner.program import (
+    FRESH,
+    Program,
+    RunState,
+    lower_evaluation,
+    lower_training,
+    member_shapes,
+    place,
+    unpad,
 )
+from common.runner.results import draw_first, write_policies, write_results, write_tables
+from common.runner.run_folder import block_path, create, load_block, save_block, write_json
+from common.runner.sharing import merging, own_blocks, share_of, wait_for_others
+from common.runner.statistics import summarize
 
-CHUNK_SECONDS = 0.5  # between looks at the clock, the screen and signals
+CHUNK_SECONDS = 0.5  # between looks at the clock and the screen
+SAVE_SHARE = 0.05  # most of the time that saving checkpoints may take
+SIGNALS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x)]
 
 
-def train(job: Job) -> None:
-    """Train a run from its first update, or from its checkpoint, and write its results.
+class Work(NamedTuple):
+    """What all steps of a run use."""
 
-    Exits with code 128 + n after signal n, with a checkpoint saved, and with 4 if all seeds
-    diverged.
+    job: Job
+    devices: list
+    width: int  # blocks that train at a time, in all processes
+    pool: ThreadPoolExecutor  # in which XLA compiles
+    received: list[int]  # signals
+    show: Callable  # shows the progress, see `display`
+    compile_seconds: list[float]
+
+
+def run(job: Job) -> None:
+    """Train what is left of a run, or of this process's share of it, and write its results.
+
+    Raises Stopped after a signal, with checkpoints saved. Exits with 4 if all seeds diverged.
     """
-    groups = plan(job)
-    print_line(job.run, title(job, groups))
-    position, finished, restored = restore_position(job)
-    seconds, compile_seconds, program = position["seconds"], 0.0, None
-    metrics_path = job.folder / "metrics.csv"
-    metrics_path.touch()
-    with (
-        open(metrics_path, "r+b") as file,
-        caught_signals() as received,
-        display(job, groups) as show,
-    ):
-        for index, group in list(enumerate(groups))[position["group"] :]:
-            if program is None or group.program_id != groups[index - 1].program_id:
-                program = build(job, groups, group)
-                compile_seconds += program.compile_seconds
-                print_line(job.run, f"compiled in {program.compile_seconds:.1f} s")
-            num_members = len(group.seed)
-            members, run_state = start_group(program, group, restored)
-            first_update, restored = position["update"] if restored else 0, None
-            file.seek(file.truncate(position["metrics_bytes"]))  # drops rows after the checkpoint
-            saved_at = time.monotonic()
-            points = log_points(program.algorithm.num_updates, job.run.log_points)
-            training = chunks(program, run_state, first_update, points)
-            for run_state, update, is_point, elapsed in training:
-                seconds += elapsed
-                done = update == points[-1] or np.all(np.asarray(run_state.diverged) >= 0)
-                if is_point or done:
-                    extra = evaluation_column(job, program, points, update, run_state, members)
-                    write_metrics(file, job, group, program.algorithm, update, run_state, extra)
-                show(index, update, seconds, unpad(run_state._replace(state=None), num_members))
-                if done or received or time.monotonic() - saved_at > job.run.checkpoint_every:
-                    position = {"group": index, "update": update, "seconds": seconds}
-                    position = save_position(
-                        job, file, position, unpad(run_state, num_members), finished
-                    )
-                    saved_at = time.monotonic()
-                if received:
-                    command = f"--resume {shlex.quote(str(job.folder))}"
-                    stop = f"stopped and saved at {update:,} updates; continue with {command}"
-                    fail(128 + received[0], stop)
-                if done:
-                    break
-            episodes = program.evaluate(run_state, members[1])
-            finished = append_results(finished, group, run_state, episodes)
-            if index == 0 and program.algorithm.picture is not None:
-                draw_first(job, program.algorithm, unpad(run_state.state.state, 1))
-            del run_state, training  # memory holds one group at a time
-    outcome = write_results(job, groups, finished, seconds, compile_seconds)
-    (job.folder / "previous.npz").unlink(missing_ok=True)
-    print_line(job.run, *summary_lines(job, *outcome))
-    if np.all(finished["diverged"] >= 0):
-        earliest = finished["diverged"].min()
+    if (job.folder / "summary.json").exists():
+        shutil.rmtree(job.folder / "blocks", ignore_errors=True)
+        print_line(job.run, f"{job.folder} is finished; there is nothing to resume")
+        return
+    blocks = plan(job)
+    own, (index, num_shares) = own_blocks(job, blocks), share_of(job.run)
+    most = job.run.seeds_at_once // job.run.block if job.run.seeds_at_once else len(own)
+    devices = jax.local_devices()[: max(1, min(most, len(own)))]
+    width = min(len(devices) * num_shares, len(blocks))
+    print_line(job.run, title(job, blocks, len(devices)))
+    pool = ThreadPoolExecutor(2 * len(devices) + 2)
+    try:
+        with caught_signals() as received:
+            with display(job, own, index) as show:
+                work = Work(job, devices, width, pool, received, show, [])
+                train_and_evaluate(work, own, blocks)
+            summary = finish(work, blocks)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if summary and len(summary["diverged_seeds"]) == len(job.grid) * job.run.num_seeds:
+        earliest = min(seed["update"] for seed in summary["diverged_seeds"])
         fail(4, f"all seeds diverged, the first at update {earliest}; try a lower learning rate")
 
 
-def restore_position(
-    job: Job,
-) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """Return a run's position, the results of its finished groups, and the arrays of its
-    checkpoint; None instead of the arrays if it starts from the beginning.
+def train_and_evaluate(work: Work, own: list[Block], blocks: list[Block]) -> None:
+    """Train and evaluate the `own` blocks of a run, and wait for those of other processes."""
+    job = work.job
+    side_by_side(work, missing(job, own, "trained.npz"), lower_for_training, train_block)
+    if not missing(job, blocks, "trained.npz"):
+        with merging(job) as is_mine:
+            if is_mine:  # before the evaluation, which may be stopped
+                write_policies(job, blocks)
+                write_tables(job, blocks)
+    if last_file(job) == "episodes.npz":
+        left = missing(job, own, "episodes.npz")
+        side_by_side(work, left, lower_evaluation, evaluate_block)
+    if share_of(job.run)[0] == 0:
+        wait_for_others(job, lambda: not missing(job, blocks, last_file(job)), work.received)
+    else:
+        wait_for_others(job, (job.folder / "summary.json").exists, work.received)
+    if work.received:
+        raise Stopped(128 + work.received[0])
 
-    A position is the group's index, the updates and the training seconds so far, and the size of
-    metrics.csv in bytes. CheckpointError if no checkpoint can be used.
+
+def missing(job: Job, blocks: list[Block], name: str) -> list[Block]:
+    """Return the blocks that do not have that file yet."""
+    return [block for block in blocks if not block_path(job, block, name).exists()]
+
+
+def last_file(job: Job) -> str:
+    """Return the file that a block ends with."""
+    is_evaluated = job.run.eval_episodes and job.make(job.config).act is not None
+    return "episodes.npz" if is_evaluated else "trained.npz"
+
+
+def finish(work: Work, blocks: list[Block]) -> dict[str, Any] | None:
+    """Merge what the blocks left and print it; return the summary, None if others will merge."""
+    job = work.job
+    left = missing(job, blocks, last_file(job))
+    with merging(job) as is_mine:
+        if (job.folder / "summary.json").exists() or not is_mine:
+            return None
+        if left:
+            share = f"share {job.run.share} is done; " if job.run.share else ""
+            print_line(job.run, f"{share}{len(left)} of {len(blocks)} blocks are left to others")
+            return None
+        summary, ranking = write_results(job, blocks, work.width, sum(work.compile_seconds))
+        if summary.get("best"):
+            check_best(work, summary)
+        write_json(job.folder / "summary.json", summary)  # last: it marks the run as finished
+        shutil.rmtree(job.folder / "blocks", ignore_errors=True)
+    print_line(job.run, *summary_lines(job, summary, ranking))
+    return summary
+
+
+def check_best(work: Work, summary: dict[str, Any]) -> None:
+    """Add to a sweep's summary what its best setting reaches on scores that did not choose it: of
+    fresh episodes, and of fresh seeds with `--retrain-best`."""
+    job = work.job
+    config = dataclasses.replace(job.config, **summary["best"])
+    alone = {"sweep": (), "share": "", "distributed": "", "retrain_best": 0}
+    if last_file(job) == "episodes.npz":
+        again = evaluate_again(work, config, summary["best"])
+        summary["fresh_evaluation"] = summarize(again.mean(-1))
+    if job.run.retrain_best:
+        seeds = {"seed": job.run.seed + job.run.num_seeds, "num_seeds": job.run.retrain_best}
+        flags = dataclasses.replace(job.run, **alone, **seeds, quiet=True)
+        folder = job.folder / "best"
+        create(folder, job.name, config, flags)
+        run(Job(job.name, job.make, config, flags, [{}], folder))
+        best = json.loads((folder / "summary.json").read_text())
+        summary["retrained"] = best["evaluation"] or best["training"]
+
+
+def evaluate_again(work: Work, config: Any, setting: dict[str, Any]) -> np.ndarray:
+    """Return the returns [S, E] of fresh episodes of a sweep's setting."""
+    job, num_seeds = work.job, work.job.run.num_seeds
+    arrays, header = checkpoint.load(job.folder / "policy.npz")
+    is_best = arrays["member/setting"] == header["settings"].index(setting)
+    rows, program_id = arrays["member/row"][is_best], arrays["member/program"][is_best][0]
+    seed = arrays["member/seed"][is_best]
+    block = Block(0, -1, num_seeds, config, {}, np.zeros(num_seeds, int), seed)
+    params = checkpoint.restore(
+        member_shapes(job, block)[1],
+        {name: x[rows] for name, x in arrays.items() if name.startswith(f"{program_id}/")},
+        f"{program_id}/",
+    )
+    returns = []
+
+    def task(work, block, program):
+        episodes = program.evaluate(*place(({}, params, block.seed), block, program.device))
+        yield episodes, False
+        returns.append(np.asarray(episodes[0]))
+
+    side_by_side(work, [block], partial(lower_evaluation, salt=FRESH), task)
+    is_scored = np.isfinite(arrays["member/score"][is_best])
+    return np.where(is_scored[:, None], returns[0], np.nan)
+
+
+def side_by_side(work: Work, blocks: list[Block], lower: Callable, task: Callable) -> None:
+    """Run `task(work, block, program)` for every block, one at a time on each device.
+
+    A task is a generator that yields the arrays it waits for, and whether they are waited for after
+    a signal. `lower(job, block, devices, pool)` returns Futures of the fields of the devices'
+    Programs; blocks with the same program_id share them. Ends the program after a signal.
     """
-    latest = latest_checkpoint(job) if job.run.resume else None
-    if latest is None:
-        return {"group": 0, "update": 0, "metrics_bytes": 0, "seconds": 0.0}, {}, None
-    arrays, header = latest
-    prefix = "finished/"
-    finished = {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
-    return header["at"], finished, arrays
+    waiting, free, running = deque(blocks), list(work.devices), {}
+    programs, program_id = {}, None
+    while running or (waiting and not work.received):
+        while waiting and free and not work.received:
+            if waiting[0].program_id != program_id:
+                programs = compiled(work, lower, waiting[0])
+                if work.received:
+                    break
+                program_id = waiting[0].program_id
+            block, device = waiting.popleft(), free.pop(0)
+            steps = task(work, block, programs[device])
+            running[device] = steps, *next(steps)
+        for device in wait_for_any(work, running):
+            steps = running.pop(device)[0]
+            waits_for = next(steps, None)
+            if waits_for is None:
+                free.append(device)
+            else:
+                running[device] = steps, *waits_for
+    if work.received:
+        raise Stopped(128 + work.received[0])
 
 
-def save_position(
-    job: Job,
-    file: BinaryIO,
-    position: dict[str, Any],
-    run_state: RunState,
-    finished: dict[str, np.ndarray],
-) -> dict[str, Any]:
-    """Save a checkpoint, after the rows of metrics.csv (`file`) that it counts on; return the
-    position with their size. OSError if the disk refuses."""
-    file.flush()
-    os.fsync(file.fileno())
-    position = position | {"metrics_bytes": file.tell()}
-    tree = {"run_state": run_state, "finished": finished}
-    header = {**checkpoint_header(job), "at": position, **provenance()}
-    checkpoint.save(job.folder / "checkpoint.npz", tree, header, job.folder / "previous.npz")
-    return position
+def wait_for_any(work: Work, running: dict) -> list:
+    """Return the devices whose arrays are ready, as soon as there are some.
 
-
-def start_group(
-    program: Program, group: Group, restored: dict[str, np.ndarray] | None
-) -> tuple[tuple, RunState]:
-    """Return the group's floats and seeds, sharded, and its RunState: from the arrays of a
-    checkpoint if there are any, else before the first update."""
-    members = program.shard((group.floats, group.seed))
-    run_state = program.init_run(*members)
-    if restored is not None:
-        shapes = unpad(jax.eval_shape(lambda x: x, run_state), len(group.seed))
-        run_state = program.shard(checkpoint.restore(shapes, restored, "run_state/"))
-    return members, run_state
-
-
-def chunks(
-    program: Program, run_state: RunState, update: int, points: list[int]
-) -> Iterator[tuple[RunState, int, bool, float]]:
-    """Train; after every chunk yield the RunState, the updates so far, whether their number is one
-    of `points`, and the seconds it took.
-
-    How updates are divided into chunks changes no result.
+    After a signal drops those that need not be waited for.
     """
-    length, reset_means = 8, update in (0, *points)
-    while update < points[-1]:
-        clock = time.monotonic()
-        point = next(p for p in points if p > update)
-        stop = min(point, update + length)
-        span = jnp.int32(update), jnp.int32(stop), jnp.bool_(reset_means)
-        run_state = jax.block_until_ready(program.run_updates(run_state, *span))
+    delay, said = 1e-4, False
+    while running:
+        if work.received and not said:
+            said = True
+            print_line(work.job.run, "stopping ... (a second signal ends the run at once)")
+            for device in [d for d, (_, _, is_kept) in running.items() if not is_kept]:
+                del running[device]
+        ready = [
+            device
+            for device, (_, arrays, _) in running.items()
+            if all(x.is_ready() for x in jax.tree.leaves(arrays))
+        ]
+        if ready:
+            return ready
+        time.sleep(delay)
+        delay = min(1.5 * delay, 2e-3)
+    return []
+
+
+def compiled(work: Work, lower: Callable, block: Block) -> dict[Any, Program]:
+    """Return the Programs of a block, by device; {} after a signal."""
+    work.show("compiling")
+    clock = time.monotonic()
+    futures = lower(work.job, block, work.devices, work.pool)
+    while not all(future.done() for future in futures.values()):
+        if work.received:
+            return {}
+        time.sleep(2e-3)
+    functions = {name: future.result() for name, future in futures.items()}
+    seconds = time.monotonic() - clock
+    if lower is lower_for_training:
+        work.compile_seconds.append(seconds)
+        print_line(work.job.run, f"compiled in {seconds:.1f} s")
+    work.show("" if lower is lower_for_training else "evaluating")
+    return {
+        device: Program(device, **{name: f[i] for name, f in functions.items()})
+        for i, device in enumerate(work.devices)
+    }
+
+
+def lower_for_training(
+    job: Job, block: Block, devices: list, pool: ThreadPoolExecutor
+) -> dict[str, Future]:
+    """Return Futures of all that the training of a block needs."""
+    futures = lower_training(job, block, devices, pool)
+    return futures | (lower_evaluation(job, block, devices, pool) if job.run.eval_every else {})
+
+
+def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[Any, bool]]:
+    """Train a block from its first update, or from its checkpoint, to its last."""
+    job, algorithm = work.job, work.job.make(block.config)
+    points = log_points(algorithm.num_updates, job.run.log_points)
+    floats, seed = place((block.floats, block.seed), block, program.device)
+    run_state = program.init_run(floats, seed)
+    yield run_state.diverged, False
+    at, history, run_state = restored(job, block, program, run_state)
+    saved_at, save_seconds, length = time.monotonic(), 0.0, 1
+    while at["update"] < points[-1] and not at["ended"]:
+        start, clock = at["update"], time.monotonic()
+        point = next(p for p in points if p > start)
+        end = min(point, start + length)
+        is_new_row = start in (0, *points)
+        span = jnp.int32(start), jnp.int32(end), jnp.bool_(is_new_row)
+        run_state = program.run_updates(run_state, *jax.device_put(span, program.device))
+        yield run_state.diverged, True
+
         elapsed = time.monotonic() - clock
-        length = max(1, int((stop - update) * min(8, CHUNK_SECONDS / max(elapsed, 1e-3))))
-        update, reset_means = stop, stop == point
-        yield run_state, update, reset_means, elapsed
+        length = max(1, int((end - start) * min(8, CHUNK_SECONDS / max(elapsed, 1e-3))))
+        at = at | {"update": end, "seconds": at["seconds"] + elapsed}
+        own = jax.device_get(unpad(run_state._replace(state=None), len(block.seed)))
+        at["ended"] = end == points[-1] or bool(np.all(own.diverged >= 0))
+        work.show("", block, end, own)
+        if end == point or at["ended"]:
+            row = metrics_row(own)
+            if program.evaluate is not None:
+                row["evaluation_return"] = np.full(len(block.seed), np.nan)
+            if is_evaluated(job, algorithm, points, end):
+                returns, _ = program.evaluate(floats, run_state.state.params, seed)
+                yield returns, True
+                means = np.asarray(unpad(returns, len(block.seed))).mean(-1)
+                row["evaluation_return"] = np.where(own.diverged < 0, means, np.nan)
+            at["rows"] = [*at["rows"], end]
+            history = add_row(history, row)
+        is_due = time.monotonic() - saved_at > max(
+            job.run.checkpoint_every, save_seconds / SAVE_SHARE
+        )
+        if at["ended"]:
+            save_trained(job, block, run_state, history, at)
+        elif work.received or is_due:
+            tree = {"run_state": unpad(run_state, len(block.seed)), "history": history}
+            saved_at = time.monotonic()
+            save_block(job, block, "checkpoint.npz", tree, at, keep_previous=True)
+            save_seconds, saved_at = time.monotonic() - saved_at, time.monotonic()
+        if work.received:
+            return
 
 
-def evaluation_column(
-    job: Job,
-    program: Program,
-    points: list[int],
-    update: int,
-    run_state: RunState,
-    members: tuple,
-) -> dict[str, np.ndarray]:
-    """Return the column of `--eval-every`, the greedy returns [M]; {} without that flag.
+def restored(
+    job: Job, block: Block, program: Program, run_state: RunState
+) -> tuple[dict[str, Any], dict[str, np.ndarray], RunState]:
+    """Return a block's position, its rows of metrics {name: [L, M]} and its RunState, from its
+    checkpoint if there is one. CheckpointError if none can be used."""
+    found = load_block(job, block, "checkpoint.npz", "previous.npz")
+    if found is None:
+        return {"update": 0, "seconds": 0.0, "rows": [], "ended": False}, {}, run_state
+    arrays, header = found
+    shapes = unpad(jax.eval_shape(lambda x: x, run_state), len(block.seed))
+    values = checkpoint.restore(shapes, arrays, "run_state/")
+    history = {k.removeprefix("history/"): x for k, x in arrays.items() if k.startswith("history/")}
+    return header["at"], history, place(values, block, program.device)
 
-    A row has NaN unless it is the first one at or after a multiple of so many steps.
-    """
+
+def metrics_row(run_state: RunState) -> dict[str, np.ndarray]:
+    """Return the members' means since the last row, each [M]; NaN where there is nothing to
+    report; and the number of episodes."""
+    mean, count = run_state.mean, run_state.count
+    row = {name: np.where(count[name] > 0, x, np.nan) for name, x in mean.items()}
+    return row | ({"episodes": count["episode_return"]} if "episode_length" in row else {})
+
+
+def add_row(history: dict[str, np.ndarray], row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the rows {name: [L, M]} and one more."""
+    if not history:
+        return {name: x[None] for name, x in row.items()}
+    return {name: np.concatenate([history[name], x[None]]) for name, x in row.items()}
+
+
+def is_evaluated(job: Job, algorithm: Algorithm, points: list[int], update: int) -> bool:
+    """Return whether a row is the first one at or after a multiple of `--eval-every` steps."""
     every = job.run.eval_every
-    if not every or program.algorithm.act is None:
-        return {}
     previous = max((point for point in points if point < update), default=0)
-    counts = [steps_after(program.algorithm, u) // every for u in (previous, update)]
-    if counts[0] == counts[1]:
-        return {"evaluation_return": np.full(len(members[1]), np.nan)}
-    returns, _ = program.evaluate(run_state, members[1])
-    healthy = np.asarray(run_state.diverged) < 0
-    return {"evaluation_return": np.where(healthy, np.asarray(returns).mean(-1), np.nan)}
+    if not every or algorithm.act is None:
+        return False
+    return steps_after(algorithm, previous) // every < steps_after(algorithm, update) // every
+
+
+def save_trained(
+    job: Job,
+    block: Block,
+    run_state: RunState,
+    history: dict[str, np.ndarray],
+    at: dict[str, Any],
+) -> None:
+    """Save what a block has learned, draw the picture of the first, and drop its checkpoints."""
+    algorithm = job.make(block.config)
+    if block.index == 0 and algorithm.picture is not None:
+        draw_first(job, algorithm, unpad(run_state.state.state, 1))
+    num_members = len(block.seed)
+    tree = {
+        "params": unpad(run_state.state.params, num_members),
+        "diverged": unpad(run_state.diverged, num_members),
+        "history": history,
+    }
+    save_block(job, block, "trained.npz", tree, at)
+    for name in ("checkpoint.npz", "previous.npz"):
+        block_path(job, block, name).unlink(missing_ok=True)
+
+
+def evaluate_block(work: Work, block: Block, program: Program) -> Iterator[tuple[Any, bool]]:
+    """Evaluate what a block has learned: whole episodes of every member."""
+    job, num_members = work.job, len(block.seed)
+    arrays, header = load_block(job, block, "trained.npz")
+    shapes = unpad(member_shapes(job, block)[1], num_members)
+    params = checkpoint.restore(shapes, arrays, "params/")
+    members = place((block.floats, params, block.seed), block, program.device)
+    episodes = program.evaluate(*members)
+    yield episodes, False
+    returns, lengths = (np.asarray(x) for x in unpad(episodes, num_members))
+    is_scored = (arrays["diverged"][:, None] < 0) & np.isfinite(returns)
+    tree = {"returns": np.where(is_scored, returns, np.nan), "lengths": lengths}
+    save_block(job, block, "episodes.npz", tree, header["at"])
+
+
+class Stopped(SystemExit):
+    """Raised to end the program after a signal, while devices may still compute."""
 
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """Yield a list that SIGINT or SIGTERM is appended to; a second one ends the program at once."""
+    """Yield a list that the signals which end a run are appended to; a second one ends the program
+    at once."""
     received = []
 
     def handle(number, frame):
@@ -197,7 +407,7 @@ def caught_signals() -> Iterator[list[int]]:
             os._exit(128 + number)
         received.append(number)
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield received
     finally:

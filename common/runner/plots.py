@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from common.runner.statistics import bands, final_scores, finite, iqm, sweep_table
+from common.runner.statistics import MIN_SEEDS, bands, final_scores, finite, iqm, sweep_table
 
 # Okabe and Ito's colour-blind safe palette, its yellow (unreadable on white) replaced by grey.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
@@ -52,7 +52,7 @@ def plot_curves(
     """
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    curves = {name: np.asarray(x if labels else [x], float) for name, x in metrics.items()}
+    curves = {name: np.asarray(x if labels else [x]) for name, x in metrics.items()}
     num_settings, num_seeds, num_points = curves["episode_return"].shape
     steps = np.broadcast_to(np.asarray(steps, float), (num_settings, num_points))
     order, heading = best_first(curves["episode_return"]) if labels else ([0], None)
@@ -93,7 +93,7 @@ def key_of(labels: list[str] | None, order: ArrayLike, num_seeds: int) -> tuple[
     key_text = [f"IQM over {num_seeds:,} seeds" if num_seeds > 1 else "1 seed"]
     if labels:
         key_text = [labels[g] for g in order]
-    if num_seeds > 1:
+    if num_seeds >= MIN_SEEDS:
         key.append(Patch(color=COLORS[0] if len(order) == 1 else "0.5", alpha=0.3, linewidth=0))
         key_text.append("95 % bootstrap interval")
     if num_seeds > 1 and not labels:
@@ -140,16 +140,18 @@ def plot_sweep(path: str | Path, labels: list[str], scores: ArrayLike, score_nam
     num_settings, num_seeds = scores.shape
     figure = blank_figure(height=1.3 + 0.3 * num_settings)
     axes, names = figure.add_subplot(), []
-    tidy(axes, f"IQM over {num_seeds:,} seeds, 95 % bootstrap interval, single seeds")
+    interval = ", 95 % bootstrap interval" if num_seeds >= MIN_SEEDS else ""
+    tidy(axes, f"IQM over {num_seeds:,} seeds{interval}, single seeds")
     faint = {"color": "0.2", "alpha": np.clip(8 / num_seeds, 0.02, 0.4), "markersize": 3}
-    for row in sweep_table(range(num_settings), scores):
-        g, y, failed = row["setting"], row["rank"], row["diverged"]
+    for y, row in enumerate(sweep_table(range(num_settings), scores), start=1):
+        g, failed = row["setting"], row["diverged"]
         name = labels[g] + (f" ({failed} of {num_seeds} diverged)" if failed else "")
         names.append(textwrap.fill(name, 60))  # two lines fit the height of a row
         if row["iqm"] is None:
             continue
         band = {"linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}  # no cap past the ends
-        axes.plot((row["low"], row["high"]), (y, y), color=COLORS[0], **band)
+        if row["low"] is not None:
+            axes.plot((row["low"], row["high"]), (y, y), color=COLORS[0], **band)
         axes.plot(finite(scores[g]), [y] * (num_seeds - failed), "o", markeredgewidth=0, **faint)
         axes.plot(row["iqm"], y, "o", color=COLORS[0], markersize=6, markeredgecolor="white")
     axes.margins(x=0.03)
@@ -188,7 +190,7 @@ def write_picture(path: str | Path, figure: Any, caption: str = "") -> None:
     if caption:
         figure.supxlabel(caption, fontsize=8, color="0.35")
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=150)
         os.replace(temporary, path)

@@ -1,40 +1,40 @@
-"""The compiled program of a group: training and evaluation of all its members, vmapped.
+"""The compiled program of a block on one device: training and evaluation of its members, vmapped.
 
-A member is one seed with one configuration of a sweep. Shapes: M members, P members padded to a
-multiple of the number of devices, E evaluation episodes.
+Shapes: M members of a block, P >= M rows of its program (the block padded with copies of its last
+member), E evaluation episodes.
 """
 
 import dataclasses
 import functools
-import math
 import os
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from common.algorithm import MAX_INT, Algorithm
 from common.envs import make_env
+from common.runner.blocks import Block, Job
+from common.runner.cli import warn
+from common.runner.compile_cache import use_compile_cache
 from common.runner.evaluation import evaluate
-from common.runner.groups import Group, Job
 from common.runner.threefry import unroll_threefry
 
 EVALUATION = 0x5EED  # folded into a seed's key for its evaluation; `init` splits that key instead
+FRESH = 0xF4E5  # for a second evaluation, of a sweep's best setting
+SLICE = 512  # members that are evaluated together: each slice ends with its own longest episode
 
 
 class RunState(NamedTuple):
-    """State of a run between updates; every leaf has a leading axis of members, [M]."""
+    """State of a block between updates; every leaf has a leading axis of members, [P]."""
 
     state: Any  # the algorithm's State
-    mean: dict[str, jax.Array]  # [M] each metric's mean since the last report
-    count: dict[str, jax.Array]  # [M] over how many updates or episodes; NaN reports nothing
-    diverged: jax.Array  # [M] the first update after which params were not finite, or -1
+    mean: dict[str, jax.Array]  # [P] each metric's mean since the last report
+    count: dict[str, jax.Array]  # [P] over how many updates or episodes; NaN reports nothing
+    diverged: jax.Array  # [P] the first update after which params were not finite, or -1
 
 
 class WithFloats(NamedTuple):
@@ -51,18 +51,16 @@ class WithFloats(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Compiled functions of a group."""
+    """Compiled functions of blocks on one device."""
 
-    algorithm: Algorithm
-    init_run: Callable  # floats, seed [P] -> RunState [P]
-    run_updates: Callable  # RunState, start, stop, reset_means -> RunState; donates its argument
-    evaluate: Callable  # RunState, seed [P] -> episode_return [P, E], episode_length [P, E]
-    shard: Callable  # tree [M, ...] -> tree [P, ...], spread over the devices
-    compile_seconds: float
+    device: Any
+    init_run: Callable | None = None  # floats, seed [P] -> RunState [P]
+    run_updates: Callable | None = None  # RunState, start, stop, reset_means -> RunState; donates
+    evaluate: Callable | None = None  # floats, params, seed [P] -> returns [P, E], lengths [P, E]
 
 
 def init_run(init: Callable, update: Callable, keys: Any) -> RunState:
-    """Return the RunState of `init(key)` for every one of the keys [M]."""
+    """Return the RunState of `init(key)` for every one of the keys [P]."""
     state = jax.vmap(init)(keys)
     metrics = jax.eval_shape(jax.vmap(update, (0, None)), state, jnp.int32(0))[1]
     metrics.pop("episodes", None)  # the count of episode_return
@@ -89,15 +87,14 @@ def run_updates(
         diverged = jnp.where((run_state.diverged < 0) & ~finite, step, run_state.diverged)
         healthy = diverged < 0
         params = jax.vmap(select_if)(healthy, state.params, run_state.state.params)
-        episodes = metrics.pop("episodes", None)
-        weight = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}
-        if episodes is not None:  # a mean over episodes counts as often as there were episodes
-            weight |= {k: w * episodes for k, w in weight.items() if k.startswith("episode_")}
-        count = {k: run_state.count[k] + w for k, w in weight.items()}
-        mean = {}
-        for k, x in metrics.items():
-            change = (x - run_state.mean[k]) * weight[k] / jnp.maximum(count[k], 1)
-            mean[k] = run_state.mean[k] + jnp.where(weight[k] > 0, change, 0)
+        episodes = metrics.pop("episodes", 1)  # a mean over episodes counts every episode once
+        mean, count = {}, {}
+        for name, x in metrics.items():
+            known = healthy & ~jnp.isnan(x)
+            weight = known * episodes if name.startswith("episode_") else known
+            count[name] = run_state.count[name] + jnp.asarray(weight, jnp.int32)
+            change = (x - run_state.mean[name]) * weight / jnp.maximum(count[name], 1)
+            mean[name] = run_state.mean[name] + jnp.where(weight > 0, change, 0)
         return RunState(state._replace(params=params), mean, count, diverged)
 
     run_state = run_state._replace(
@@ -131,53 +128,89 @@ def start_jax(num_members: int = MAX_INT) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Vmapped small networks keep one core busy, so members are spread over one CPU device per core.
     # JAX_NUM_CPU_DEVICES=1 turns that off.
-    if jax.config.jax_num_cpu_devices < 1:
-        jax.config.update("jax_num_cpu_devices", min(cores, num_members))
+    if jax.config.jax_num_cpu_devices < 1 and not jax.config.jax_disable_jit:
+        try:
+            jax.config.update("jax_num_cpu_devices", min(cores, num_members))
+        except RuntimeError:
+            warn(
+                "warning: JAX had started before the run: it uses one CPU device. Make no arrays "
+                "while a file is imported, only inside functions"
+            )
     # With more threads than devices a small network loses a quarter of its speed: handing an
     # operation to another thread takes longer than the operation.
     os.environ.setdefault("NPROC", "1")
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyseeds"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    use_compile_cache()
     unroll_threefry()
 
 
-def build(job: Job, groups: list[Group], group: Group) -> Program:
-    """Compile the training of a group, and of all groups with the same program_id."""
-    size = max(len(other.seed) for other in groups if other.program_id == group.program_id)
-    devices = jax.devices()[:size]
-    spread, shard, sharding = spread_over(devices, size)
-    init, update, play = functions_of_member(job, group.config)
-    same, split = PartitionSpec(), PartitionSpec("seeds")
+def place(tree: Any, block: Block, device: Any) -> Any:
+    """Return arrays [M, ...] padded to the rows of the block's program, [P, ...], on a device."""
+    rows = np.minimum(np.arange(block.num_rows), len(block.seed) - 1)
+    pad = lambda x: x if len(x) == len(rows) else x[rows]
+    return jax.tree.map(lambda x: jax.device_put(pad(x), device), tree)
 
-    clock = time.monotonic()
-    members = shard((group.floats, group.seed))
-    start = spread(lambda *members: init_run(init, update, members), split, split)
-    training = spread(functools.partial(run_updates, update), split, same, same, same, donate=0)
-    run_state = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(start, *members),
-    )
+
+def unpad(tree: Any, num_members: int) -> Any:
+    """Return the rows of the members [M, ...] of padded arrays or shapes [P, ...]."""
+
+    def rows(x):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((num_members, *x.shape[1:]), x.dtype)
+        return x if len(x) == num_members else x[:num_members]
+
+    return jax.tree.map(rows, tree)
+
+
+def lower_training(
+    job: Job, block: Block, devices: list, pool: ThreadPoolExecutor
+) -> dict[str, Future]:
+    """Return Futures of `init_run` and `run_updates`, compiled for each of the devices."""
+    init, update, _ = member_functions(job, block.config)
+    start = jax.jit(lambda floats, seed: init_run(init, update, (floats, seed)))
+    training = jax.jit(functools.partial(run_updates, update), donate_argnums=0)
+    floats, _, seed = member_shapes(job, block)
     span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
-    with ThreadPoolExecutor() as pool:  # XLA compiles one while the other is lowered
-        compiled_start = pool.submit(start.lower(*members).compile)
-        compiled_training = pool.submit(training.lower(run_state, *span).compile)
-    return Program(
-        algorithm=job.make(group.config),
-        init_run=compiled_start.result(),
-        run_updates=compiled_training.result(),
-        evaluate=spread(
-            lambda run_state, seed: jax.vmap(play)(run_state.state, seed), split, split
-        ),
-        shard=shard,
-        compile_seconds=time.monotonic() - clock,
-    )
+    compiled_start = compile_for(start, (floats, seed), devices, pool)  # while the other is lowered
+    run_state = jax.eval_shape(start, floats, seed)
+    compiled_training = compile_for(training, (run_state, *span), devices, pool)
+    return {"init_run": compiled_start, "run_updates": compiled_training}
 
 
-def functions_of_member(job: Job, config: Any) -> tuple[Callable, Callable, Callable]:
+def lower_evaluation(
+    job: Job, block: Block, devices: list, pool: ThreadPoolExecutor, salt: int = EVALUATION
+) -> dict[str, Future]:
+    """Return a Future of `evaluate`, compiled for each of the devices; {} without a policy.
+
+    `salt` is folded into the keys: another one gives other episodes.
+    """
+    if job.make(block.config).act is None or not job.run.eval_episodes:
+        return {}
+    _, _, play = member_functions(job, block.config, salt)
+
+    def evaluate_all(*members):
+        return jax.lax.map(lambda member: play(*member), members, batch_size=SLICE)
+
+    shapes = member_shapes(job, block)
+    return {"evaluate": compile_for(jax.jit(evaluate_all), shapes, devices, pool)}
+
+
+def member_shapes(job: Job, block: Block) -> tuple:
+    """Return the shapes of a program's floats, params and seeds, [P, ...]."""
+    algorithm = job.make(block.config)
+    params = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
+
+    def rows(x):
+        return jax.ShapeDtypeStruct((block.num_rows, *x.shape), x.dtype)
+
+    floats = {name: rows(jax.eval_shape(lambda: jnp.zeros(()))) for name in block.floats}
+    return floats, jax.tree.map(rows, params), rows(jax.eval_shape(lambda: jnp.zeros((), int)))
+
+
+def member_functions(
+    job: Job, config: Any, salt: int = EVALUATION
+) -> tuple[Callable, Callable, Callable]:
     """Return `init((floats, seed)) -> WithFloats`, `update(WithFloats, step) -> WithFloats,
-    metrics` and `play(WithFloats, seed) -> returns [E], lengths [E]` of one member."""
+    metrics` and `play(floats, params, seed) -> returns [E], lengths [E]` of one member."""
 
     def algorithm(floats) -> Algorithm:
         return job.make(dataclasses.replace(config, **floats))
@@ -191,56 +224,32 @@ def functions_of_member(job: Job, config: Any) -> tuple[Callable, Callable, Call
         state, metrics = algorithm(before.floats).update(before.state, step)
         return with_floats(before.floats, state), metrics
 
-    def play(trained, seed):
-        act = algorithm(trained.floats).act
-        if act is None or not job.run.eval_episodes:
-            return jnp.zeros(0), jnp.zeros(0, int)
+    def play(floats, params, seed):
         env = make_env(config.env_id, job.run.eval_episodes)
-        key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
-        return evaluate(env, act, trained.params, key)
+        key = jax.random.fold_in(jax.random.key(seed), salt)
+        return evaluate(env, algorithm(floats).act, params, key)
 
     return init, update, play
 
 
-def spread_over(devices: list, size: int) -> tuple[Callable, Callable, Any]:
-    """Return how at most `size` members are spread over devices.
+def compile_for(
+    function: Callable, arguments: tuple, devices: list, pool: ThreadPoolExecutor
+) -> Future:
+    """Lower a jitted function of such arguments (arrays or shapes); return a Future of its compiled
+    functions, one for each device.
 
-    `spread(function, *specs, donate) -> function` runs it on every device's own members;
-    `shard(tree [M, ...]) -> tree [P, ...]` pads and places arrays; `sharding` is where they lie.
+    XLA compiles in a thread of the pool, once: the other devices then find the program in the
+    cache. (A program sharded over all devices would end with other bits.)
     """
-    mesh = Mesh(np.array(devices), ("seeds",))
-    split = PartitionSpec("seeds")
-    is_alone = len(devices) == 1
-    sharding = SingleDeviceSharding(devices[0]) if is_alone else NamedSharding(mesh, split)
-    num_rows = math.ceil(size / len(devices)) * len(devices)
+    if jax.config.jax_disable_jit:
+        return pool.submit(lambda: [function] * len(devices))
 
-    def spread(function, *specs, donate=()):
-        if is_alone:
-            return jax.jit(function, donate_argnums=donate)
+    def lower(device):
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return function.lower(*jax.tree.map(shape, arguments))
 
-        def own(*trees):  # XLA does not take an array without elements from several devices
-            trees = jax.tree.map(lambda x: x if x.size else jnp.zeros(x.shape, x.dtype), trees)
-            return function(*trees)
+    def compile_all(lowered):
+        return [lowered.compile(), *(lower(device).compile() for device in devices[1:])]
 
-        # Each device runs the program on its own members and never waits for another.
-        program = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-        return jax.jit(program, donate_argnums=donate)
-
-    def shard(tree):
-        def pad(x):  # with copies of the last member, which `unpad` removes
-            return x if len(x) == num_rows else x[np.minimum(np.arange(num_rows), len(x) - 1)]
-
-        return jax.tree.map(lambda x: jax.device_put(pad(x), sharding), tree)
-
-    return spread, shard, sharding
-
-
-def unpad(tree: Any, num_members: int) -> Any:
-    """Return the rows of the members [M, ...] of padded arrays or shapes [P, ...]."""
-
-    def rows(x):
-        if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct((num_members, *x.shape[1:]), x.dtype)
-        return x if len(x) == num_members else x[:num_members]
-
-    return jax.tree.map(rows, tree)
+    return pool.submit(compile_all, lower(devices[0]))

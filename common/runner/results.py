@@ -1,175 +1,326 @@
-"""What a finished run leaves: summary.json, evaluation.csv, policy.npz and pictures.
+"""What a finished run leaves: policy.npz, metrics.csv, evaluation.csv, summary.json and pictures.
 
-Shapes: G configurations of a sweep, S seeds, M members (a seed with a configuration), E episodes.
+Shapes: G configurations of a sweep, S seeds, L rows of metrics, E episodes, M members of a block.
 """
 
-import csv
 import dataclasses
 import functools
+import hashlib
 import importlib
-import io
 import math
 import resource
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from common.algorithm import Algorithm
 from common.runner import checkpoint, plots, policy_map, statistics
-from common.runner.groups import Group, Job, enumerate_members, setting_label, steps_after
-from common.runner.program import RunState, unpad
-from common.runner.run_folder import from_json, provenance, read_metrics, write_json
+from common.runner.blocks import Block, Job, setting_label, steps_after
+from common.runner.checkpoint import CheckpointError
+from common.runner.evaluation import MAX_LENGTH
+from common.runner.imports import load_module
+from common.runner.run_folder import from_json, load_block, provenance
 
 
-def append_results(
-    finished: dict[str, np.ndarray],
-    group: Group,
-    run_state: RunState,
-    episodes: tuple[jax.Array, jax.Array],
-) -> dict[str, np.ndarray]:
-    """Return `finished` with the results of one more group, row by row.
+class Table(NamedTuple):
+    """What all members did in training, by configuration and seed."""
 
-    "<program_id>/<name>" are arrays of params; "returns" and "lengths" [M, E] are the evaluation's
-    episodes; "diverged" [M] is the update after which a member's params were not finite, or -1.
-    """
-    num_members = len(group.seed)
-    arrays = checkpoint.named_arrays(unpad(run_state.state.params, num_members))
-    results = {f"{group.program_id}/{name}": x for name, x in arrays.items()}
-    returns, lengths = (np.asarray(unpad(x, num_members)) for x in episodes)
-    diverged = np.asarray(unpad(run_state.diverged, num_members))
-    has_score = (diverged[:, None] < 0) & np.isfinite(returns)
-    returns = np.where(has_score, returns, np.nan)
-    results |= {"returns": returns, "lengths": lengths, "diverged": diverged}
-    return finished | {
-        name: np.concatenate([finished[name], x]) if name in finished else x
-        for name, x in results.items()
-    }
+    updates: np.ndarray  # [G, S, L] int, after each row; 0 where a member has no such row
+    metrics: dict[str, np.ndarray]  # [G, S, L] each; NaN: nothing to report
+    diverged: np.ndarray  # [G, S] the update after which params were not finite, or -1
+    seconds: float  # of training, summed over blocks
+
+
+def read_table(job: Job, blocks: list[Block]) -> Table:
+    """Return the rows of all blocks. CheckpointError if a file cannot be used."""
+    loaded = [(block, *load_block(job, block, "trained.npz")) for block in blocks]
+    num_rows = max(len(header["at"]["rows"]) for _, _, header in loaded)
+    shape = len(job.grid), job.run.num_seeds
+    updates = np.zeros((*shape, num_rows), np.int64)
+    diverged = np.full(shape, -1)
+    names = [k.removeprefix("history/") for k in loaded[0][1] if k.startswith("history/")]
+    metrics = {name: np.full(updates.shape, np.nan, np.float32) for name in names}
+    for block, arrays, header in loaded:
+        rows = header["at"]["rows"]
+        place = block.config_index, block.seed - job.run.seed
+        updates[(*place, slice(len(rows)))] = rows
+        diverged[place] = arrays["diverged"]
+        for name in names:
+            metrics[name][(*place, slice(len(rows)))] = arrays[f"history/{name}"].T
+    return Table(updates, metrics, diverged, sum(x["at"]["seconds"] for _, _, x in loaded))
+
+
+def read_episodes(job: Job, blocks: list[Block]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the returns and lengths [G, S, E] of the evaluation; None if there is none.
+    CheckpointError if a file cannot be used."""
+    loaded = [(block, load_block(job, block, "episodes.npz")) for block in blocks]
+    if not all(found for _, found in loaded):
+        return None
+    shape = len(job.grid), job.run.num_seeds, loaded[0][1][0]["returns"].shape[1]
+    returns, lengths = np.full(shape, np.nan), np.zeros(shape, int)
+    for block, (arrays, _) in loaded:
+        place = block.config_index, block.seed - job.run.seed
+        returns[place], lengths[place] = arrays["returns"], arrays["lengths"]
+    return returns, lengths
 
 
 def write_results(
-    job: Job,
-    groups: list[Group],
-    finished: dict[str, np.ndarray],
-    seconds: float,
-    compile_seconds: float,
+    job: Job, blocks: list[Block], width: int, compile_seconds: float
 ) -> tuple[dict, list[dict]]:
-    """Write the files of a finished run; return its summary and the ranking of its configurations.
+    """Write the files of a finished run but summary.json; return the summary and the ranking of the
+    configurations.
 
-    `finished` holds the results of all groups, `seconds` is the time spent in training. OSError if
-    the disk refuses.
+    `width` is the number of blocks that trained at a time. OSError if the disk refuses.
     """
-    steps, metrics = read_metrics(job)
-    diverged = by_configuration(job, groups, finished["diverged"], -1)
-    episodes = metrics.pop("episodes", 1.0)
-    scores = statistics.final_scores(metrics["episode_return"], episodes)
-    scores = np.where(diverged < 0, scores, np.nan)
-    training, evaluation = scores, None
-    if finished["returns"].shape[1] > 0:
-        means = finished["returns"].mean(-1)
-        scores = evaluation = by_configuration(job, groups, means, np.nan)
+    table, episodes = write_tables(job, blocks), read_episodes(job, blocks)
+    training = training_scores(table)
+    evaluation = None if episodes is None else episodes[0].mean(-1)
+    scores = training if evaluation is None else evaluation
     labels = [setting_label(setting) for setting in job.grid]
-    ranking = statistics.sweep_table(labels, scores)
-    best = labels.index(ranking[0]["setting"])
+    tasks = [setting.get("env_id") for setting in job.grid]
+    ranking = statistics.sweep_table(labels, scores, tasks)
+    best = labels.index(ranking[0]["setting"]) if len(set(tasks)) == 1 else None
+    seconds = table.seconds / width
+
+    def of_best(scores):  # there is no best setting where tasks differ
+        return None if best is None or scores is None else statistics.summarize(scores[best])
 
     summary = {
         "algorithm": job.name,
         "env_id": job.config.env_id,
-        "steps": int(np.nanmax(steps)),
+        "steps": max(last_steps(job, blocks)),
         "seeds": job.run.num_seeds,
-        "training": statistics.summarize(training[best]),
-        "evaluation": None if evaluation is None else statistics.summarize(evaluation[best]),
-        "steps_per_second": count_steps(job, groups) / max(seconds, 1e-9),
+        "training": of_best(training),
+        "evaluation": of_best(evaluation),
+        "retrained": None,
+        "episodes": int(np.nansum(table.metrics.get("episodes", 1))),
+        "unfinished_episodes": 0 if episodes is None else int(np.sum(episodes[1] == MAX_LENGTH)),
+        "steps_per_second": trained_steps(job, blocks, table) / max(seconds, 1e-9),
         "compile_seconds": compile_seconds,
         "run_seconds": seconds,
         "peak_bytes": peak_bytes(),
         "diverged_seeds": [
-            {"seed": job.run.seed + int(s), **job.grid[g], "update": int(diverged[g, s])}
-            for g, s in zip(*np.nonzero(diverged >= 0), strict=True)
+            {"seed": job.run.seed + int(s), **job.grid[g], "update": int(table.diverged[g, s])}
+            for g, s in zip(*np.nonzero(table.diverged >= 0), strict=True)
         ],
         **provenance(),
     }
     if job.run.sweep:
-        summary |= {"best": job.grid[best], "sweep": ranking}
-    write_episodes(job, groups, finished)
-    members = write_policies(job, groups, finished, scores)
+        summary |= {"best": None if best is None else job.grid[best], "sweep": ranking}
+    if episodes is not None:
+        write_evaluation(job, *episodes)
+    write_policies(job, blocks, scores)
     if policy_map.has_map(job.config.env_id):
-        draw_best(job, members, finished)
+        draw_best(job)
     score_name = "training return" if evaluation is None else "greedy return"
-    draw_training(job, steps, metrics, labels, scores, score_name)
-    write_json(job.folder / "summary.json", summary)  # last: it marks the run as finished
+    draw_training(job, table, scores, score_name)
     return summary, ranking
 
 
-def by_configuration(job: Job, groups: list[Group], values: np.ndarray, fill: float) -> np.ndarray:
-    """Return the members' values [M] by configuration and seed, [G, S]; `fill` where there is
-    none."""
-    config_index = np.concatenate([group.config_index for group in groups])
-    column = np.concatenate([group.seed for group in groups]) - job.run.seed
-    table = np.full((len(job.grid), job.run.num_seeds), fill)
-    table[config_index, column] = values
+def training_scores(table: Table) -> np.ndarray:
+    """Return every member's mean return over the last tenth of its rows, [G, S]; NaN if it
+    diverged."""
+    episodes = table.metrics.get("episodes", np.float32(1))
+    scores = statistics.final_scores(table.metrics["episode_return"], episodes)
+    return np.where(table.diverged < 0, scores, np.nan)
+
+
+def last_steps(job: Job, blocks: list[Block]) -> list[int]:
+    """Return the environment steps of one seed of each block in the whole run."""
+    algorithms = [job.make(block.config) for block in blocks]
+    return [steps_after(algorithm, algorithm.num_updates) for algorithm in algorithms]
+
+
+def trained_steps(job: Job, blocks: list[Block], table: Table) -> int:
+    """Return the environment steps of all members in the updates that they trained."""
+    total = 0
+    for block in blocks:
+        updates = table.updates[block.config_index, block.seed - job.run.seed].max(-1)
+        total += int(updates.sum()) * job.make(block.config).steps_per_update
+    return total
+
+
+def write_tables(job: Job, blocks: list[Block]) -> Table:
+    """Write metrics.csv, one row per point and member; return what it holds. OSError if the disk
+    refuses."""
+    table = read_table(job, blocks)
+    programs = {}
+    for block in blocks:
+        configs = programs.setdefault(block.program_id, (job.make(block.config), set()))[1]
+        configs |= set(block.config_index.tolist())
+    names = [name for name in table.metrics if name != "episodes"]
+    names += [name for name in table.metrics if name == "episodes"]
+    seeds = job.run.seed + np.arange(job.run.num_seeds)
+
+    def chunks():
+        yield ",".join(["seed", *job.grid[0], "step", *names]) + "\n"
+        for algorithm, configs in programs.values():
+            for row in range(table.updates.shape[-1]):
+                for g in sorted(configs):
+                    has_row = table.updates[g, :, row] > 0
+                    steps = [steps_after(algorithm, int(u)) for u in table.updates[g, has_row, row]]
+                    columns = [table.metrics[name][g, has_row, row].tolist() for name in names]
+                    text = ",".join(["%d", *map(escaped, job.grid[g].values()), "%d"])
+                    yield lines(
+                        text + ",%.7g" * len(names), seeds[has_row].tolist(), steps, *columns
+                    )
+
+    write_text(job.folder / "metrics.csv", chunks())
     return table
 
 
-def count_steps(job: Job, groups: list[Group]) -> int:
-    """Return the environment steps of all members in all their updates."""
-    algorithms = [job.make(group.config) for group in groups]
-    return sum(
-        len(group.seed) * algorithm.num_updates * algorithm.steps_per_update
-        for group, algorithm in zip(groups, algorithms, strict=True)
-    )
+def write_evaluation(job: Job, returns: np.ndarray, lengths: np.ndarray) -> None:
+    """Write evaluation.csv from [G, S, E]: one row per episode of the final policies.
 
-
-def write_episodes(job: Job, groups: list[Group], finished: dict[str, np.ndarray]) -> None:
-    """Write evaluation.csv: one row per episode of the final policies."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["seed", *job.grid[0], "episode", "episode_return", "episode_length"])
-    seeds = np.concatenate([group.seed for group in groups])
-    for _, i, _, g in enumerate_members(groups):
-        episodes = zip(finished["returns"][i], finished["lengths"][i], strict=True)
-        for episode, (episode_return, length) in enumerate(episodes):
-            row = [seeds[i], *job.grid[g].values(), episode, f"{episode_return:.7g}", length]
-            writer.writerow(row)
-    checkpoint.write_atomically(
-        job.folder / "evaluation.csv", lambda file: file.write(text.getvalue().encode())
-    )
-
-
-def write_policies(
-    job: Job, groups: list[Group], finished: dict[str, np.ndarray], scores: np.ndarray
-) -> list[dict[str, Any]]:
-    """Write policy.npz, the params of every member; return its list of members.
-
-    A member is a dict of its seed, its swept fields, its program_id and row in the arrays, and its
-    score, from the scores [G, S]; None if it has none.
+    OSError if the disk refuses.
     """
-    seeds = np.concatenate([group.seed for group in groups])
-    members = []
-    for group, i, row, g in enumerate_members(groups):
-        score = scores[g, seeds[i] - job.run.seed]
-        member = {"seed": int(seeds[i]), **job.grid[g], "program_id": group.program_id, "row": row}
-        members.append(member | {"score": None if np.isnan(score) else float(score)})
-    params = {name: x for name, x in finished.items() if "/" in name}
-    header = {"algorithm": job.name, "config": dataclasses.asdict(job.config), "members": members}
-    checkpoint.save(job.folder / "policy.npz", params, {**header, "imports": job.run.imports})
-    return members
+    episodes = list(range(returns.shape[-1]))
+
+    def chunks():
+        yield ",".join(["seed", *job.grid[0], "episode", "episode_return", "episode_length"]) + "\n"
+        for g, setting in enumerate(job.grid):
+            for s in range(job.run.num_seeds):
+                text = ",".join(
+                    [str(job.run.seed + s), *map(escaped, setting.values()), "%d,%.7g,%d"]
+                )
+                yield lines(text, episodes, returns[g, s].tolist(), lengths[g, s].tolist())
+
+    write_text(job.folder / "evaluation.csv", chunks())
 
 
-def draw_training(
-    job: Job,
-    steps: np.ndarray,
-    metrics: dict[str, np.ndarray],
-    labels: list[str],
-    scores: np.ndarray,
-    score_name: str,
-) -> None:
-    """Draw curves.png, and sweep.png if there is a sweep; shapes as in `plots`."""
+def lines(template: str, *columns: list) -> str:
+    """Return one line for each entry of the columns. (One `%` for all of them is ten times as fast
+    as csv.writer.)"""
+    flat = tuple(x for row in zip(*columns, strict=True) for x in row)
+    return (template + "\n") * len(columns[0]) % flat
+
+
+def escaped(value: Any) -> str:
+    """Return a swept value as text for CSV and for the % operator."""
+    text = str(value).replace("%", "%%")
+    return f'"{text}"' if "," in text else text
+
+
+def write_text(path: Path, chunks: Iterator[str]) -> None:
+    """Write a text file whole or not at all. OSError if the disk refuses."""
+
+    def write(file):
+        for chunk in chunks:
+            file.write(chunk.encode())
+
+    checkpoint.write_atomically(path, write)
+
+
+def write_policies(job: Job, blocks: list[Block], scores: np.ndarray | None = None) -> None:
+    """Write policy.npz, the params of every member with its score from [G, S]; without scores, its
+    training return. OSError if the disk refuses.
+
+    Arrays "<program_id>/<name>" are params, [members of that program, ...]; "member/seed",
+    "member/setting" (an index into the header's settings), "member/program", "member/row" (in the
+    arrays of its program), "member/score" (NaN if it has none) and "member/sha256" (of its params)
+    describe the members, [members].
+    """
+    scores = training_scores(read_table(job, blocks)) if scores is None else scores
+    parts, members, rows = {}, [], {}
+    for block in blocks:
+        arrays, _ = load_block(job, block, "trained.npz")
+        own = {k.removeprefix("params/"): x for k, x in arrays.items() if k.startswith("params/")}
+        for name, x in own.items():
+            parts.setdefault(f"{block.program_id}/{name}", []).append(x)
+        for i, (g, seed) in enumerate(zip(block.config_index, block.seed, strict=True)):
+            row = rows[block.program_id] = rows.get(block.program_id, -1) + 1
+            digest = hashlib.sha256(b"".join(own[name][i].tobytes() for name in sorted(own)))
+            score = scores[g, seed - job.run.seed]
+            members.append((seed, g, block.program_id, row, score, digest.digest()))
+    seed, setting, program, row, score, digest = zip(*members, strict=True)
+    tree = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
+    tree |= {"member/seed": np.array(seed), "member/setting": np.array(setting)}
+    tree |= {"member/program": np.array(program), "member/row": np.array(row)}
+    tree |= {"member/score": np.array(score, float)}
+    tree |= {"member/sha256": np.frombuffer(b"".join(digest), np.uint8).reshape(-1, 32)}
+    header = {"algorithm": job.name, "source": str(source_of(job.make)), "settings": job.grid}
+    header |= {"config": dataclasses.asdict(job.config), "imports": job.run.imports}
+    checkpoint.save(job.folder / "policy.npz", tree, header)
+
+
+def source_of(make: Callable) -> Path:
+    """Return the file that defines an algorithm."""
+    return Path(sys.modules[make.__module__].__file__).resolve()
+
+
+def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> Callable:
+    """Return the trained policy of one seed, `obs, key -> action`; by default the best seed's.
+
+    `setting` selects among the configurations of a sweep, for example learning_rate=1e-3. Reads the
+    params of that seed only. CheckpointError if policy.npz cannot be read; ValueError if it has no
+    such member, or if the algorithm has no policy that acts on an observation.
+    """
+    path = Path(folder) / "policy.npz"
+    algorithm, params = load_member(path, seed, setting)[:2]
+    if algorithm.act is None:
+        raise ValueError(f"{folder}: this planner has no policy; it acts only inside its own run")
+    return jax.jit(functools.partial(algorithm.act, params))
+
+
+def load_member(
+    path: Path, seed: int | None, setting: dict[str, Any]
+) -> tuple[Algorithm, Any, dict]:
+    """Return the Algorithm and the params of one member of policy.npz, the one with the highest
+    score that matches, and its fields. Errors as of `load_agent`."""
+    header, table = checkpoint.load_header(path, "member/")
+    for module in header["imports"]:
+        load_module(module)
+    settings = header["settings"]
+    matches = [all(s.get(k) == x for k, x in setting.items()) for s in settings]
+    is_wanted = np.array(matches)[table["member/setting"]]
+    is_wanted &= seed is None or table["member/seed"] == seed
+    if not is_wanted.any():
+        wanted = setting if seed is None else {"seed": seed, **setting}
+        raise ValueError(f"{path.parent} has no member with {wanted}")
+    score = np.nan_to_num(table["member/score"], nan=-math.inf)
+    index = int(np.argmax(np.where(is_wanted, score, -np.inf) + np.where(is_wanted, 0, -np.inf)))
+    index = index if is_wanted[index] else int(np.argmax(is_wanted))
+    module = load_source(header)
+    fields = settings[table["member/setting"][index]]
+    config = dataclasses.replace(from_json(module.Config, header["config"]), **fields)
+    algorithm = module.make(config)
+    shapes = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
+    prefix = f"{table['member/program'][index]}/"
+    rows = checkpoint.load_rows(path, prefix, int(table["member/row"][index]))
+    digest = hashlib.sha256(b"".join(rows[name].tobytes() for name in sorted(rows))).digest()
+    if digest != table["member/sha256"][index].tobytes():
+        raise CheckpointError(f"{path} is damaged (the SHA-256 of that seed is wrong)")
+    params = jax.device_put(checkpoint.restore(shapes, rows, prefix))
+    return algorithm, params, {"seed": int(table["member/seed"][index]), **fields}
+
+
+def load_source(header: dict) -> Any:
+    """Return the module of an algorithm: that of algorithms/, or else the file that trained it."""
+    path = Path(header["source"])
+    try:
+        module = importlib.import_module(f"algorithms.{header['algorithm']}")
+        if Path(module.__file__).resolve() == path or not path.exists():
+            return module
+    except ModuleNotFoundError:
+        pass
+    return load_module(str(path))
+
+
+def draw_training(job: Job, table: Table, scores: np.ndarray, score_name: str) -> None:
+    """Draw curves.png, and sweep.png if there is a sweep."""
     title = f"{job.name} on {job.config.env_id}"
     unit = "environment steps" if hasattr(job.config, "total_timesteps") else "updates"
-    path = job.folder / "curves.png"
+    path, labels = job.folder / "curves.png", [setting_label(setting) for setting in job.grid]
+    steps = np.full((len(job.grid), table.updates.shape[-1]), np.nan)
+    for g, setting in enumerate(job.grid):
+        algorithm = job.make(dataclasses.replace(job.config, **setting))
+        updates = table.updates[g].max(0)
+        steps[g] = [steps_after(algorithm, int(u)) if u else np.nan for u in updates]
+    metrics = {name: x for name, x in table.metrics.items() if name != "episodes"}
     if job.run.sweep:
         plots.plot_curves(path, steps, metrics, labels, title, unit)
         plots.plot_sweep(job.folder / "sweep.png", labels, scores, score_name)
@@ -190,29 +341,27 @@ def draw_first(job: Job, algorithm: Algorithm, states: Any) -> None:
     plots.write_picture(job.folder / "picture.png", figure)
 
 
-def draw_best(job: Job, members: list[dict[str, Any]], finished: dict[str, np.ndarray]) -> None:
+def draw_best(job: Job) -> None:
     """Draw policy.png: the policy of the best member of a run in a grid world."""
-    member = max(members, key=rank)
-    setting = {name: member[name] for name in job.grid[0]}
-    config = dataclasses.replace(job.config, **setting)
-    algorithm = job.make(config)
+    algorithm, params, fields = load_member(job.folder / "policy.npz", None, {})
     if algorithm.act is None:
         return
-    params = {name: x for name, x in finished.items() if "/" in name}
-    act = functools.partial(algorithm.act, member_params(algorithm, params, member))
-    choice = f", the best of {len(members)}" if len(members) > 1 else ""
-    label = setting_label(setting | {"seed": member["seed"]})
+    config = dataclasses.replace(job.config, **{k: x for k, x in fields.items() if k != "seed"})
+    num_members = len(job.grid) * job.run.num_seeds
+    choice = f", the best of {num_members}" if num_members > 1 else ""
+    seed = fields.pop("seed")
+    label = setting_label(fields | {"seed": seed})
     title = f"{job.name} on {config.env_id}\nthe policy of {label}{choice}"
     steps = steps_after(algorithm, algorithm.num_updates) // getattr(config, "num_envs", 1)
     num_steps = steps if hasattr(config, "total_timesteps") else 0  # dynamic programming takes none
-    gamma = getattr(config, "gamma", 1.0)
+    act, gamma = functools.partial(algorithm.act, params), getattr(config, "gamma", 1.0)
     path = job.folder / "policy.png"
     policy_map.draw_policy(path, config.env_id, act, gamma, num_steps, title)
 
 
 def peak_bytes() -> int:
     """Return the most memory that was in use: on the accelerators, or else by this process."""
-    stats = [device.memory_stats() or {} for device in jax.devices()]
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
     on_devices = sum(stat.get("peak_bytes_in_use", 0) for stat in stats)
     if on_devices:
         return on_devices
@@ -220,38 +369,3 @@ def peak_bytes() -> int:
     if status.exists():
         return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> Callable:
-    """Return the trained policy of one seed, `obs, key -> action`; by default the best seed's.
-
-    `setting` selects among the configurations of a sweep, for example learning_rate=1e-3.
-    CheckpointError if policy.npz cannot be read; ValueError if it has no such member.
-    """
-    arrays, header = checkpoint.load(Path(folder) / "policy.npz")
-    for module in header["imports"]:
-        importlib.import_module(module)
-    wanted = setting if seed is None else {"seed": seed, **setting}
-    members = [m for m in header["members"] if all(m.get(k) == x for k, x in wanted.items())]
-    if not members:
-        raise ValueError(f"{folder} has no member with {wanted}")
-    member = max(members, key=rank)
-    module = importlib.import_module(f"algorithms.{header['algorithm']}")
-    config = from_json(module.Config, header["config"])
-    fields = {field.name for field in dataclasses.fields(config)}
-    config = dataclasses.replace(config, **{k: x for k, x in member.items() if k in fields})
-    algorithm = module.make(config)
-    return jax.jit(functools.partial(algorithm.act, member_params(algorithm, arrays, member)))
-
-
-def rank(member: dict[str, Any]) -> float:
-    """Return the sort key: the score, or -inf if the member diverged."""
-    return -math.inf if member["score"] is None else member["score"]
-
-
-def member_params(algorithm: Algorithm, arrays: dict[str, np.ndarray], member: dict) -> Any:
-    """Return the params of one member of policy.npz, whose arrays are given."""
-    shapes = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
-    prefix = f"{member['program_id']}/"
-    rows = {name: x[member["row"]] for name, x in arrays.items() if name.startswith(prefix)}
-    return jax.device_put(checkpoint.restore(shapes, rows, prefix))

@@ -1,73 +1,103 @@
-"""The run folder during a run: config.json, metrics.csv, and the checkpoint to resume from."""
+"""The folder of a run: its flags, and the files of its blocks until the run is finished.
 
-import csv
+blocks/<index>/ holds checkpoint.npz and previous.npz while the block trains, then trained.npz
+(params, metrics), then episodes.npz (the evaluation). Whoever finds all of them merges them.
+"""
+
 import dataclasses
-import io
+import hashlib
 import json
+import os
 import platform
 import sys
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
 
-from common.algorithm import Algorithm, flag
+from common.algorithm import flag
 from common.runner import checkpoint
+from common.runner.blocks import Block, Job
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import Run, warn
-from common.runner.groups import Group, Job, steps_after
-from common.runner.program import RunState, unpad
 
-RESUME_FLAGS = {"resume", "quiet", "checkpoint_every"}  # flags that --resume does not fix
+# Flags that may differ when a run goes on.
+FREE_FLAGS = {"resume", "out", "quiet", "checkpoint_every", "share", "distributed", "eval_episodes"}
 
 
-def new_folder(name: str, config: Any, run: Run) -> Path:
-    """Make a run's folder with its config.json; ValueError if the folder already holds a run."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    stem = f"{name}-{config.env_id}-{stamp}"
-    unique = (Path("runs") / f"{stem}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 99))))
-    folder = Path(run.out) if run.out else next(path for path in unique if not path.exists())
-    if (folder / "config.json").exists():
-        raise ValueError(f"--out {folder} already holds a run; --resume {folder} continues it")
+def new_path(name: str, env_id: str) -> Path:
+    """Return the path of a folder that does not exist, runs/<algorithm>-<environment>-<time>."""
+    stem = f"{name}-{env_id}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    names = (f"{stem}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 99))))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
+
+
+def create(folder: Path, name: str, config: Any, run: Run) -> bool:
+    """Make a run's folder with its config.json; return False if another process was first."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = {"config": dataclasses.asdict(config), "run": dataclasses.asdict(run)}
-    write_json(folder / "config.json", {"algorithm": name, **flags, "command": sys.argv[1:]})
-    return folder
+    content = {"algorithm": name, **flags, "command": sys.argv[1:]}
+    own = folder / f".config.json.{os.getpid()}"
+    write_json(own, content)
+    try:
+        os.link(own, folder / "config.json")  # fails if it exists
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        os.replace(own, folder / "config.json")
+    finally:
+        own.unlink(missing_ok=True)
+    return True
 
 
-def read_flags(name: str, Config: type, config: Any, run: Run) -> tuple[Any, Run]:
-    """Return the Config and the Run of the folder to resume.
+def read_flags(folder: Path, name: str, config: Any, run: Run, given: set[str]) -> tuple[Any, Run]:
+    """Return the Config and the Run of a folder that goes on.
 
-    CheckpointError if there is none, if it is of another algorithm, or if a flag given with
-    --resume contradicts it.
+    `given` are the fields that count. CheckpointError if there is no run, if it is of another
+    algorithm, or if one of those fields contradicts it.
     """
-    folder = Path(run.resume)
     try:
         stored = json.loads((folder / "config.json").read_text())
         algorithm = stored["algorithm"]
-        old_config = from_json(Config, stored["config"]) if algorithm == name else None
+        if algorithm == name:
+            old_config, old_run = from_json(type(config), stored["config"]), None
         old_run = from_json(Run, stored["run"])
     except FileNotFoundError:
         raise CheckpointError(f"--resume {folder}: no run there (it has no config.json)") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"--resume {folder}: config.json cannot be read: {error}") from None
+        raise CheckpointError(f"{folder}/config.json cannot be read: {error}") from None
     if algorithm != name:
         raise CheckpointError(
-            f"--resume {folder}: a run of {algorithm}; use python -m algorithms.{algorithm}"
+            f"{folder} holds a run of {algorithm}; use python -m algorithms.{algorithm}"
         )
     for new, old in ((config, old_config), (run, old_run)):
         for field in dataclasses.fields(new):
             value, old_value = getattr(new, field.name), getattr(old, field.name)
-            if field.name not in RESUME_FLAGS and value not in (field.default, old_value):
+            if field.name not in given or field.name in FREE_FLAGS:
+                continue
+            if field.name == "block" and not value:  # the run decided
+                continue
+            if value != old_value:
                 raise CheckpointError(
-                    f"--resume {folder}: that run has {flag(field.name)} {old_value}; "
-                    "leave the flag out, or start a new run"
+                    f"the run in {folder} has {flag(field.name)} {old_value}, not {value}; "
+                    "leave the flag as it was, or start a new run with another --out"
                 )
-    kept = {name: getattr(run, name) for name in RESUME_FLAGS}
-    return old_config, dataclasses.replace(old_run, **kept)
+    now = {name: getattr(run, name) for name in FREE_FLAGS & given - {"eval_episodes"}}
+    if "eval_episodes" in given and run.eval_episodes != old_run.eval_episodes:
+        if run.eval_episodes:
+            raise CheckpointError(
+                f"the run in {folder} has --eval-episodes {old_run.eval_episodes}; "
+                "it may end with that many or with 0"
+            )
+        now |= {"eval_episodes": 0, "eval_every": 0}
+    for field in dataclasses.fields(old_config):
+        if field.name not in stored["config"]:
+            value = getattr(old_config, field.name)
+            warn(f"warning: the run had no {flag(field.name)} yet; it goes on with {value}")
+    return old_config, dataclasses.replace(old_run, **now)
 
 
 def from_json(kind: type, fields: dict[str, Any]) -> Any:
@@ -85,15 +115,30 @@ def from_json(kind: type, fields: dict[str, Any]) -> Any:
     return made
 
 
-def latest_checkpoint(job: Job) -> tuple[dict[str, np.ndarray], dict] | None:
-    """Return the arrays and the header of the folder's checkpoint; None if there is none yet.
+def block_path(job: Job, block: Block, name: str) -> Path:
+    """Return the path of a file of a block."""
+    return job.folder / "blocks" / f"{block.index:06d}" / name
 
-    If the checkpoint is damaged, prints a warning and returns the previous one. CheckpointError if
-    none can be used.
+
+def save_block(
+    job: Job, block: Block, name: str, tree: Any, at: dict[str, Any], keep_previous: bool = False
+) -> None:
+    """Save a file of a block with its position `at`; OSError if the disk refuses."""
+    path = block_path(job, block, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    previous = path.with_name("previous.npz") if keep_previous else None
+    checkpoint.save(path, tree, {**run_header(job), "at": at, **provenance()}, previous)
+
+
+def load_block(job: Job, block: Block, *names: str) -> tuple[dict[str, np.ndarray], dict] | None:
+    """Return the arrays and the header of the first of a block's files that can be used; None if
+    there is none yet.
+
+    Warns if one is damaged and another follows it. CheckpointError if none can be used.
     """
     reasons = []
-    for name in ("checkpoint.npz", "previous.npz"):
-        path = job.folder / name
+    for name in names:
+        path = block_path(job, block, name)
         if not path.exists():  # after a kill between the two renames of a save
             continue
         try:
@@ -105,85 +150,61 @@ def latest_checkpoint(job: Job) -> tuple[dict[str, np.ndarray], dict] | None:
         if reasons:
             updates = header["at"]["update"]
             warn(f"warning: {reasons[0]}; continuing from {name}, {updates:,} updates")
-        then, now = (x["versions"] | {"device": x["device"]} for x in (header, provenance()))
-        changed = [f"{k} {then[k]}, now {x}" for k, x in now.items() if then[k] != x]
-        if changed:
-            warn(f"warning: saved with {'; '.join(changed)}: the last digits may change")
+        warn_of_changes(header)
         return arrays, header
     if reasons:
-        raise CheckpointError(f"{reasons[0]}; start a new run")
+        raise CheckpointError(f"{reasons[0]}; delete it to train its seeds again")
     return None
 
 
 def check_header(job: Job, path: Path, header: dict) -> None:
-    """Raise CheckpointError unless a checkpoint is of this run and all rows it counts exist."""
-    flags = json.loads(json.dumps(checkpoint_header(job)))
+    """Raise CheckpointError unless a file is of this run."""
+    flags = json.loads(json.dumps(run_header(job)))
+    header["config"] = flags["config"] | header["config"]  # it may have gained a field since
     if any(header[name] != x for name, x in flags.items()):
         raise CheckpointError(f"{path} was written with other flags than config.json names")
-    metrics = job.folder / "metrics.csv"
-    if not metrics.exists() or metrics.stat().st_size < header["at"]["metrics_bytes"]:
-        raise CheckpointError(f"{metrics} has lost rows that {path} counts on")
 
 
-def checkpoint_header(job: Job) -> dict[str, Any]:
-    """Return what a checkpoint's header says about its run."""
-    run = {k: x for k, x in dataclasses.asdict(job.run).items() if k not in RESUME_FLAGS}
+def run_header(job: Job) -> dict[str, Any]:
+    """Return what the header of a block's file says about its run."""
+    free = FREE_FLAGS | {"eval_every"}
+    run = {k: x for k, x in dataclasses.asdict(job.run).items() if k not in free}
     return {"algorithm": job.name, "config": dataclasses.asdict(job.config), "run": run}
 
 
+def warn_of_changes(header: dict) -> None:
+    """Warn once if versions, the kind of device or the sources are not those of a header."""
+    then, now = ({**x["versions"], "device": x["device"]} for x in (header, provenance()))
+    changed = [f"{k} {then.get(k)}, now {x}" for k, x in now.items() if then.get(k) != x]
+    edited = [k for k, x in sources().items() if header["sources"].get(k, x) != x]
+    if edited:
+        changed.append(f"another {', '.join(edited)}")
+    if changed and (text := "; ".join(changed)) not in _warned:
+        _warned.add(text)
+        warn(f"warning: saved with {text}: the result may differ")
+
+
+_warned: set[str] = set()
+
+
 def provenance() -> dict[str, Any]:
-    """Return versions and device: what else determines the exact result."""
+    """Return versions, device and sources: what else determines the exact result."""
     packages = ("jax", "jaxlib", "optax", "gymnax", "numpy")
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    device = f"{jax.devices()[0].device_kind} x{len(jax.devices())}"
-    return {"versions": versions, "device": device}
+    device = jax.local_devices()[0].device_kind
+    return {"versions": versions, "device": device, "sources": sources()}
 
 
-def write_metrics(
-    file: BinaryIO,
-    job: Job,
-    group: Group,
-    algorithm: Algorithm,
-    update: int,
-    run_state: RunState,
-    extra: dict[str, np.ndarray],
-) -> None:
-    """Write one row per member: seed, swept fields, environment steps, then the metrics' means
-    since the last row and the `extra` columns [M]."""
-    num_members = len(group.seed)
-    mean, count = jax.device_get(unpad((run_state.mean, run_state.count), num_members))
-    columns = {name: np.where(count[name] > 0, x, np.nan) for name, x in mean.items()} | extra
-    if "episode_length" in columns:
-        columns["episodes"] = count["episode_return"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    if file.tell() == 0:
-        writer.writerow(["seed", *job.grid[0], "step", *columns])
-    for i in range(num_members):
-        swept = job.grid[group.config_index[i]].values()
-        numbers = (f"{x[i]:.7g}" for x in columns.values())
-        writer.writerow([group.seed[i], *swept, steps_after(algorithm, update), *numbers])
-    file.write(text.getvalue().encode())
-
-
-def read_metrics(job: Job) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return metrics.csv as steps [G, L] and metrics [G, S, L]: G configurations, S seeds, L rows;
-    NaN where a seed has fewer rows."""
-    with open(job.folder / "metrics.csv", newline="") as file:
-        header, *rows = csv.reader(file)
-    names = header[header.index("step") + 1 :]
-    config_indices = {tuple(map(str, setting.values())): g for g, setting in enumerate(job.grid)}
-    shape = (len(job.grid), job.run.num_seeds)
-    series = {(g, s): [] for g in range(shape[0]) for s in range(shape[1])}
-    for row in rows:
-        g, values = config_indices[tuple(row[1 : len(job.grid[0]) + 1])], row[-len(names) - 1 :]
-        series[g, int(row[0]) - job.run.seed].append([float(x) for x in values])
-    table = np.full((*shape, max(map(len, series.values())), len(names) + 1), np.nan)
-    for member, points in series.items():
-        if points:  # none if all members of its group diverged before the first row
-            table[member][: len(points)] = points
-    steps = np.nanmax(table[..., 0], axis=1)
-    return steps, {name: table[..., i] for i, name in enumerate(names, start=1)}
+def sources() -> dict[str, str]:
+    """Return a hash of every loaded file of algorithms/ and of what algorithms use of common/."""
+    digests = {}
+    for name, module in sorted(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        is_ours = name.startswith(("algorithms.", "common.")) or name == "__main__"
+        if is_ours and path and ".runner." not in name and ".tools." not in name:
+            key = Path(path).name
+            digests[key] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return digests
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike
 
+MIN_SEEDS = 5  # with fewer no interval is shown: it would be far too narrow, see `interval`
+
 
 def iqm(x: ArrayLike) -> float:
     """Return the interquartile mean: the mean without the lowest and the highest quarter; NaN
@@ -24,7 +26,13 @@ def iqm(x: ArrayLike) -> float:
 
 
 def interval(x: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the percentile bootstrap interval (low, high) of the IQM over seeds (Efron 1979)."""
+    """Return the percentile bootstrap interval (low, high) of the IQM over seeds (Efron 1979;
+    Agarwal et al. 2021).
+
+    Coverage of 95 % intervals, measured over 400 samples of a normal, an exponential and a bimodal
+    distribution: 47 to 50 % with 2 seeds, 72 to 76 % with 3, 88 to 89 % with 4, 89 to 92 % with 5,
+    93 % with 8, 92 to 95 % with 10 or more.
+    """
     from scipy import stats
 
     x = finite(x)
@@ -43,27 +51,39 @@ def interval(x: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
 
 
 def summarize(x: ArrayLike) -> dict[str, float | None]:
-    """Return IQM, its 95 % interval, and the extremes over seeds, ready for JSON; None without
-    data."""
+    """Return IQM, its 95 % interval and the extremes over seeds, ready for JSON.
+
+    None without data; the interval is None, too, for fewer than MIN_SEEDS.
+    """
     x = finite(x)
     if x.size == 0:
         return dict.fromkeys(("iqm", "low", "high", "min", "max"))
-    low, high = interval(x)
+    low, high = interval(x) if x.size >= MIN_SEEDS else (None, None)
     return {"iqm": iqm(x), "low": low, "high": high, "min": float(x.min()), "max": float(x.max())}
 
 
-def sweep_table(labels: Iterable, scores: ArrayLike) -> list[dict]:
+def sweep_table(labels: Iterable, scores: ArrayLike, tasks: Iterable | None = None) -> list[dict]:
     """Return one row per configuration from the final scores [G, S], the best first.
 
     They are ranked by the IQM in which a seed without a score counts as the worst one. Where more
-    than a quarter of the seeds have none that is -inf, and the IQM of the others decides.
+    than a quarter of the seeds have none that is -inf, and the IQM of the others decides. Equal
+    ones share a rank. `tasks` names the task of each configuration: scores of different tasks are
+    not compared, and each task has its own ranks.
     """
+    scores = np.asarray(scores, float)
+    tasks = [None] * len(scores) if tasks is None else list(tasks)
+    keys = [rank_key(x) for x in scores]
     rows = [
-        {"setting": label, **summarize(x), "diverged": int(np.sum(~np.isfinite(x)))}
-        for label, x in zip(labels, np.asarray(scores, float), strict=True)
+        {
+            "rank": 1 + sum(keys[j] > keys[i] for j in range(len(keys)) if tasks[j] == tasks[i]),
+            "setting": label,
+            **summarize(scores[i]),
+            "diverged": int(np.sum(~np.isfinite(scores[i]))),
+        }
+        for i, label in enumerate(labels)
     ]
-    order = sorted(range(len(rows)), key=lambda i: rank_key(scores[i]), reverse=True)
-    return [{"rank": rank, **rows[i]} for rank, i in enumerate(order, start=1)]
+    order = sorted(range(len(rows)), key=lambda i: (tasks.index(tasks[i]), rows[i]["rank"]))
+    return [rows[i] for i in order]
 
 
 def rank_key(x: ArrayLike) -> tuple[float, float]:
@@ -85,12 +105,12 @@ def finite(x: ArrayLike) -> np.ndarray:
 def final_scores(curves: ArrayLike, weights: ArrayLike = 1.0) -> np.ndarray:
     """Return the weighted mean over the last 10 % of the points without NaN: [..., S, L] ->
     [..., S]."""
-    curves = np.asarray(curves, float)
-    last = np.isfinite(curves) & (
-        np.arange(curves.shape[-1]) >= curves.shape[-1] - max(1, curves.shape[-1] // 10)
-    )
-    weight = np.where(last, weights, 0.0)
-    total = np.sum(np.where(last, curves, 0) * weight, -1)
+    curves, weights = np.asarray(curves), np.asarray(weights)
+    num_last = max(1, curves.shape[-1] // 10)
+    last = curves[..., -num_last:].astype(float)
+    known = np.isfinite(last)
+    weight = np.where(known, weights[..., -num_last:] if weights.ndim else weights, 0.0)
+    total = np.sum(np.where(known, last, 0) * weight, -1)
     weight = weight.sum(-1)
     return np.where(weight > 0, total / np.maximum(weight, 1e-30), np.nan)
 
@@ -110,14 +130,19 @@ def bands(curves: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for n in np.unique(num_seeds[num_seeds > 0]):
         points, cut = num_seeds == n, n // 4
         values = ordered[:n, points]
-        num_resamples = int(np.clip(2_000_000 // n, 500, 2000))  # bounds time and memory
-        draws = generator.integers(n, size=(num_resamples, n))
-        draws += n * np.arange(num_resamples)[:, None]
-        counts = np.bincount(draws.ravel(), minlength=num_resamples * n).reshape(num_resamples, n)
-        kept = np.clip(counts.cumsum(1), cut, n - cut)  # drops ranks below cut and above n - cut
-        weights = np.diff(kept, prepend=cut, axis=1) / (n - 2 * cut)
         line[points] = values[cut : n - cut].mean(0)
-        low[points], high[points] = np.quantile(weights @ values, (0.025, 0.975), axis=0)
+        if n < MIN_SEEDS:
+            continue
+        num_resamples = int(np.clip(2_000_000 // n, 200, 2000))  # bounds the time
+        num_batches = -(-num_resamples * n // 4_000_000)  # bounds the memory
+        resamples = []
+        for batch in np.array_split(np.arange(num_resamples), num_batches):
+            draws = generator.integers(n, size=(len(batch), n))
+            draws += n * np.arange(len(batch))[:, None]
+            counts = np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)
+            kept = np.clip(counts.cumsum(1), cut, n - cut)  # drops ranks below cut, above n - cut
+            resamples.append(np.diff(kept, prepend=cut, axis=1) / (n - 2 * cut) @ values)
+        low[points], high[points] = np.quantile(np.concatenate(resamples), (0.025, 0.975), axis=0)
     # Rounding can leave the range of the data by one unit in the last place, and a flat curve
     # would look noisy.
     return tuple(np.clip(x, ordered[0], np.fmax.reduce(ordered)) for x in (line, low, high))

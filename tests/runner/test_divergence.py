@@ -18,9 +18,7 @@ from common import envs
 from common.algorithm import Algorithm
 from common.run import main
 from common.runner import checkpoint
-from common.runner.groups import Group
 from common.runner.program import all_finite, init_run, run_updates
-from common.runner.results import append_results
 
 PLACES = ["observation", "reward", "action", "gradient", "parameter", "replay"]
 SEED, AT, STOP = 2, 17, 60
@@ -184,19 +182,6 @@ class State(NamedTuple):
     params: jax.Array
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_diverged_seed_and_one_whose_return_is_not_finite_have_no_score(bad):
-    run_state = init_run(
-        lambda key: State(jnp.zeros(2)),
-        lambda state, step: (state, {"episode_return": jnp.float32(0)}),
-        keys(0, 1, 2),
-    )._replace(diverged=jnp.array([-1, 5, -1]))
-    group = Group(0, None, {}, np.zeros(3, int), np.arange(3))
-    returns = np.array([[1.0, 2.0], [500.0, 500.0], [bad, 3.0]])
-    finished = append_results({}, group, run_state, (returns, np.ones((3, 2), int)))
-    np.testing.assert_array_equal(finished["returns"], [[1, 2], [np.nan] * 2, [np.nan, 3]])
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     env_id: str = "CartPole-v1"
@@ -245,5 +230,6 @@ def test_a_policy_of_nan_scores_nothing(env_id, scoreless, tmp_path, monkeypatch
     ]
     assert summary["evaluation"]["min"] == pytest.approx(min(means))
     assert summary["evaluation"]["max"] == pytest.approx(max(means))
-    members = checkpoint.load(tmp_path / "a" / "policy.npz")[1]["members"]
-    assert {str(x["seed"]) for x in members if x["score"] is None} == scoreless
+    arrays = checkpoint.load(tmp_path / "a" / "policy.npz")[0]
+    without = arrays["member/seed"][np.isnan(arrays["member/score"])]
+    assert {str(seed) for seed in without} == scoreless

@@ -1,7 +1,5 @@
 """policy.png: values by hand, what the picture shows, and which runs get one."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -12,10 +10,11 @@ from algorithms import value_iteration
 from common.environments.gridworlds import DYNA_MAZE
 from common.environments.mdp import MDP
 from common.environments.tabular import TABULAR, make_mdp
-from common.runner import checkpoint, policy_map
+from common.runner import policy_map
+from common.runner.blocks import Job, plan
 from common.runner.cli import Run
-from common.runner.groups import Job
-from common.runner.results import draw_best
+from common.runner.results import draw_best, write_policies
+from common.runner.run_folder import save_block
 
 
 def test_values_of_a_policy_by_hand():
@@ -130,24 +129,23 @@ def test_a_run_in_a_grid_world_gets_a_picture(tmp_path):
         assert not policy_map.has_map(env_id)  # and its runs get none
 
 
-def test_the_policy_drawn_is_that_of_the_best_member(monkeypatch):
+def test_the_policy_drawn_is_that_of_the_best_member(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(policy_map, "draw_policy", lambda *rest: seen.update(rest=rest))
     q = np.zeros((4, 16, 4))
     q[np.arange(4), :, np.arange(4)] = 1.0  # the policy of row i takes action i
     params = value_iteration.Params(v=np.zeros((4, 16), "f"), q=q.astype("f"))
-    finished = {f"0/{name}": x for name, x in checkpoint.named_arrays(params).items()}
     settings = [{"gamma": 0.9}, {"gamma": 0.5}]
-    scores = [(0, 5, None), (0, 6, 1.0), (1, 5, 3.0), (1, 6, 2.0)]
-    members = [
-        {"seed": seed, **settings[g], "program_id": 0, "row": row, "score": score}
-        for row, (g, seed, score) in enumerate(scores)
-    ]
+    run = Run(num_seeds=2, seed=5, block=4)
     config = value_iteration.Config()
-    job = Job("value_iteration", value_iteration.make, config, Run(), settings, Path("folder"))
-    draw_best(job, members, finished)
+    job = Job("value_iteration", value_iteration.make, config, run, settings, tmp_path)
+    blocks = plan(job)
+    tree = {"params": params, "diverged": np.full(4, -1), "history": {}}
+    save_block(job, blocks[0], "trained.npz", tree, {"rows": [], "update": 1, "seconds": 1.0})
+    write_policies(job, blocks, np.array([[np.nan, 1.0], [3.0, 2.0]]))
+    draw_best(job)
     path, env_id, act, gamma, num_steps, title = seen["rest"]
-    assert (path, env_id, gamma) == (Path("folder/policy.png"), "FrozenLake-tabular", 0.5)
+    assert (path, env_id, gamma) == (tmp_path / "policy.png", "FrozenLake-tabular", 0.5)
     assert act(7, jax.random.key(0)) == 2 and num_steps == 0
     assert title == (
         "value_iteration on FrozenLake-tabular\nthe policy of gamma=0.5 seed=5, the best of 4"

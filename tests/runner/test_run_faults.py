@@ -4,6 +4,7 @@ need be from the previous checkpoint, or it ends with exit code 3 and one line."
 import json
 import shutil
 import sys
+import time
 
 import jax
 import numpy as np
@@ -12,14 +13,15 @@ import pytest
 from algorithms import q_learning
 from common import run
 from common.runner import checkpoint, loop, run_folder
+from common.runner.blocks import Job, plan
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import Run
-from common.runner.groups import Job
 
 FLAGS = (
     "--total-timesteps 400 --steps-per-update 20 --num-seeds 2 --eval-episodes 2 --log-points 10"
 )
-FLAGS = [*FLAGS.split(), "--checkpoint-every", "1e-9"]  # after every chunk, here two updates
+FLAGS = [*FLAGS.split(), "--block", "2", "--checkpoint-every", "1e-9"]  # after every chunk
+BLOCK = "blocks/000000"
 
 
 class Killed(BaseException):
@@ -39,6 +41,7 @@ def main(*arguments, patch, killed_at=0):
         save(path, *rest)
 
     patch.setattr(checkpoint, "save", counted)
+    patch.setattr(loop, "SAVE_SHARE", np.inf)
     patch.setattr(sys, "argv", ["q_learning", *map(str, arguments), "--quiet"])
     try:
         run.main(q_learning.Config, q_learning.make)
@@ -69,11 +72,10 @@ def killed(folders, tmp_path):
 def assert_same_results(path, whole):
     for name in ("metrics.csv", "evaluation.csv"):
         assert (path / name).read_bytes() == (whole / name).read_bytes()
-    for name in ("checkpoint.npz", "policy.npz"):
-        mine, other = checkpoint.load(path / name)[0], checkpoint.load(whole / name)[0]
-        assert mine.keys() == other.keys()
-        assert all(mine[k].tobytes() == other[k].tobytes() for k in mine)
-    assert not (path / "previous.npz").exists()
+    mine, other = (checkpoint.load(x / "policy.npz")[0] for x in (path, whole))
+    assert mine.keys() == other.keys()
+    assert all(mine[k].tobytes() == other[k].tobytes() for k in mine)
+    assert not (path / "blocks").exists()
 
 
 def damage(path):
@@ -84,25 +86,26 @@ def damage(path):
 
 def job_of(path):
     config, flags = run_folder.read_flags(
-        "q_learning", q_learning.Config, q_learning.Config(), Run(resume=str(path))
+        path, "q_learning", q_learning.Config(), Run(resume=str(path)), {"resume"}
     )
     return Job("q_learning", q_learning.make, config, flags, [{}], path)
 
 
-def test_a_run_keeps_two_checkpoints_and_when_it_is_done_one(folders):
+def test_a_run_keeps_two_checkpoints_and_when_it_is_done_none(folders):
+    """The first chunk is one update, so that the first look at signals comes early."""
     updates = [
-        checkpoint.load(folders / "killed" / name)[1]["at"]["update"]
+        checkpoint.load(folders / "killed" / BLOCK / name)[1]["at"]["update"]
         for name in ("previous.npz", "checkpoint.npz")
     ]
-    assert updates == [10, 12]
-    assert not (folders / "whole" / "previous.npz").exists()
+    assert updates == [8, 10]  # after 1, 2, 4, 6, 8, 10
+    assert not (folders / "whole" / "blocks").exists()
 
 
 @pytest.mark.parametrize("fault", ["none", "damaged", "empty", "missing", "both missing"])
 def test_a_resumed_run_ends_with_the_same_bits(fault, killed, folders, monkeypatch, capsys):
     """It resumes from the checkpoint, or from the previous one if that is damaged or missing, as it
     is between the two renames of a save; and from the start if there is none."""
-    path = killed / "checkpoint.npz"
+    path = killed / BLOCK / "checkpoint.npz"
     match fault:
         case "damaged":
             damage(path)
@@ -112,13 +115,13 @@ def test_a_resumed_run_ends_with_the_same_bits(fault, killed, folders, monkeypat
             path.unlink()
         case "both missing":
             path.unlink()
-            (killed / "previous.npz").unlink()
+            path.with_name("previous.npz").unlink()
     assert main("--resume", killed, patch=monkeypatch) == 0
     assert_same_results(killed, folders / "whole")
     error = capsys.readouterr().err
     if fault in ("damaged", "empty"):
         assert error.count("\n") == 1 and len(error) <= 200
-        assert "damaged" in error and "continuing from previous.npz, 10 updates" in error
+        assert "damaged" in error and "continuing from previous.npz, 8 updates" in error
     else:
         assert error == ""
 
@@ -152,17 +155,19 @@ def of_another_shape(path):
         (zeroed_header, "damaged"),
         (rewritten(algorithm="sarsa"), "other flags"),
         (rewritten(config={"gamma": 0.5}), "other flags"),
+        (rewritten(format=1), "has format 1"),
         (of_another_shape, "this program expects"),
     ],
 )
 def test_if_no_checkpoint_can_be_used_the_exit_code_is_3(change, says, killed, monkeypatch, capsys):
     for name in ("checkpoint.npz", "previous.npz"):
-        change(killed / name)
-    before = {path.name: path.read_bytes() for path in killed.iterdir()}
+        change(killed / BLOCK / name)
+    files = lambda: {x.name: x.read_bytes() for x in killed.rglob("*") if x.is_file()}
+    before = files()
     assert main("--resume", killed, patch=monkeypatch) == 3
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and len(error) <= 200 and says in error.replace("...", says)
-    assert {path.name: path.read_bytes() for path in killed.iterdir()} == before
+    assert files() == before
 
 
 def test_an_interrupt_while_results_are_written_is_one_line(killed, folders, monkeypatch, capsys):
@@ -178,20 +183,67 @@ def test_an_interrupt_while_results_are_written_is_one_line(killed, folders, mon
     assert_same_results(killed, folders / "whole")
 
 
-def test_lost_rows_are_not_made_up(killed, monkeypatch, capsys):
-    """metrics.csv must hold the rows that the checkpoint counts on."""
-    rows = (killed / "metrics.csv").read_bytes()
-    (killed / "metrics.csv").write_bytes(rows[:50])
-    assert main("--resume", killed, patch=monkeypatch) == 3
-    assert "metrics.csv has lost rows" in capsys.readouterr().err
-    assert (killed / "metrics.csv").read_bytes() == rows[:50]
+def test_a_changed_source_is_a_warning(killed, folders, monkeypatch, capsys):
+    path = killed / BLOCK / "checkpoint.npz"
+    header = checkpoint.load(path)[1]
+    assert {"q_learning.py", "envs.py"} <= header["sources"].keys()
+    rewritten(sources=header["sources"] | {"q_learning.py": "0"})(path)
+    assert main("--resume", killed, patch=monkeypatch) == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "another q_learning.py" in error
+    assert_same_results(killed, folders / "whole")
+
+
+def test_a_field_that_the_config_has_gained_is_a_warning(killed, folders, monkeypatch, capsys):
+    stored = json.loads((killed / "config.json").read_text())
+    del stored["config"]["epsilon"]
+    (killed / "config.json").write_text(json.dumps(stored))
+    for name in ("checkpoint.npz", "previous.npz"):
+        rewritten(config=stored["config"])(killed / BLOCK / name)
+    assert main("--resume", killed, patch=monkeypatch) == 0
+    assert "had no --epsilon yet" in capsys.readouterr().err
+    assert_same_results(killed, folders / "whole")
+
+
+def test_the_same_command_goes_on(killed, folders, monkeypatch, capsys):
+    assert main(*FLAGS, "--out", killed, patch=monkeypatch) == 0
+    assert_same_results(killed, folders / "whole")
+    assert main(*FLAGS, "--gamma", "0.5", "--out", killed, patch=monkeypatch) == 3
+    assert "--gamma" in capsys.readouterr().err
+
+
+def test_a_flag_given_at_its_default_is_not_ignored(killed, monkeypatch, capsys):
+    assert main("--resume", killed, "--num-seeds", 1, patch=monkeypatch) == 3
+    assert "--num-seeds 2, not 1" in capsys.readouterr().err
+
+
+def test_a_run_may_end_without_its_evaluation(killed, monkeypatch):
+    assert main("--resume", killed, "--eval-episodes", 0, patch=monkeypatch) == 0
+    assert json.loads((killed / "summary.json").read_text())["evaluation"] is None
+    assert (killed / "policy.npz").exists() and not (killed / "evaluation.csv").exists()
+
+
+def test_saves_take_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    """With --checkpoint-every at nothing: 20 chunks of no time, and saves that take a tenth of a
+    second each."""
+    monkeypatch.setattr(loop, "SAVE_SHARE", loop.SAVE_SHARE)
+    saves, save = [], loop.save_block
+
+    def slow(job, block, name, *rest, **kwargs):
+        saves.append(name)
+        time.sleep(0.1)
+        save(job, block, name, *rest, **kwargs)
+
+    monkeypatch.setattr(loop, "save_block", slow)
+    monkeypatch.setattr(sys, "argv", ["q_learning", *FLAGS, "--out", str(tmp_path / "a")])
+    run.main(q_learning.Config, q_learning.make)
+    assert saves.count("checkpoint.npz") <= 2 and saves.count("trained.npz") == 1
 
 
 def test_other_versions_are_a_warning(killed, folders, monkeypatch, capsys):
-    header = checkpoint.load(killed / "checkpoint.npz")[1]
-    rewritten(versions=header["versions"] | {"jax": "0.0.1", "python": "2.7"})(
-        killed / "checkpoint.npz"
-    )
+    path = killed / BLOCK / "checkpoint.npz"
+    header = checkpoint.load(path)[1]
+    rewritten(versions=header["versions"] | {"jax": "0.0.1", "python": "2.7"})(path)
     assert main("--resume", killed, patch=monkeypatch) == 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "jax 0.0.1, now 0." in error and "python 2.7, now" in error
@@ -200,7 +252,7 @@ def test_other_versions_are_a_warning(killed, folders, monkeypatch, capsys):
 
 @pytest.mark.parametrize("with_previous", [True, False])
 def test_300_flipped_bits_and_30_truncations_are_never_a_wrong_load(with_previous, killed, capsys):
-    paths = [killed / name for name in ("checkpoint.npz", "previous.npz")]
+    paths = [killed / BLOCK / name for name in ("checkpoint.npz", "previous.npz")]
     newest, before = (contents(checkpoint.load(path)) for path in paths)
     assert newest != before
     if not with_previous:
@@ -213,7 +265,7 @@ def test_300_flipped_bits_and_30_truncations_are_never_a_wrong_load(with_previou
     for damaged in files:
         paths[0].write_bytes(damaged)
         try:
-            resumed = contents(run_folder.latest_checkpoint(job))
+            resumed = contents(load(job))
         except CheckpointError as error:
             assert not with_previous and "\n" not in str(error)
             outcomes["refused"] += 1
@@ -225,6 +277,10 @@ def test_300_flipped_bits_and_30_truncations_are_never_a_wrong_load(with_previou
     assert caught + outcomes["whole"] == 330 and caught >= 200
 
 
+def load(job):
+    return run_folder.load_block(job, plan(job)[0], "checkpoint.npz", "previous.npz")
+
+
 def contents(loaded):
     arrays, header = loaded
     return {name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays.items()}, header
@@ -234,8 +290,8 @@ def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
     """It is refused as it is read, or by the checkpoint, whose header has the flags."""
     path, right = killed / "config.json", job_of(killed)
     whole, rng = path.read_bytes(), np.random.default_rng(2)
-    header = checkpoint.load(killed / "checkpoint.npz")[1]
-    flags = json.loads(json.dumps(run_folder.checkpoint_header(right)))
+    header = checkpoint.load(killed / BLOCK / "checkpoint.npz")[1]
+    flags = json.loads(json.dumps(run_folder.run_header(right)))
     assert {name: header[name] for name in flags} == flags
     outcomes = {"read": 0, "refused": 0}
     for _ in range(300):
@@ -244,19 +300,19 @@ def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
         path.write_bytes(damaged)
         try:
             job = job_of(killed)
-            run_folder.latest_checkpoint(job)
+            load(job)
         except (CheckpointError, ValueError) as error:
             assert "\n" not in str(error)
             outcomes["refused"] += 1
         else:
-            assert run_folder.checkpoint_header(job) == run_folder.checkpoint_header(right)
+            assert run_folder.run_header(job) == run_folder.run_header(right)
             outcomes["read"] += 1
     assert outcomes["refused"] > 100 and outcomes["read"] > 10
 
 
 def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
     """A run, and a resumed one, compile two programs before the first chunk and none later."""
-    events, compile_now, write = [], jax.stages.Lowered.compile, loop.write_metrics
+    events, compile_now, write = [], jax.stages.Lowered.compile, loop.metrics_row
 
     def compiled(*arguments, **kwargs):
         events.append("program")
@@ -267,9 +323,9 @@ def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
             events.append("compiled")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
-    monkeypatch.setattr(loop, "write_metrics", lambda *x: (events.append("row"), write(*x)))
+    monkeypatch.setattr(loop, "metrics_row", lambda x: (events.append("row"), write(x))[1])
     jax.monitoring.register_event_duration_secs_listener(heard)
-    for flags, rows in (([*FLAGS, "--out", tmp_path / "a"], 10), (["--resume", killed], 4)):
+    for flags, rows in (([*FLAGS, "--out", tmp_path / "a"], 10), (["--resume", killed], 5)):
         events.clear()
         assert main(*flags, patch=monkeypatch) == 0
         first = events.index("row")

@@ -1,7 +1,6 @@
 """The runner from outside: run folders, resuming after any kind of end, groups, sweeps, faults."""
 
 import csv
-import io
 import json
 import os
 import re
@@ -19,16 +18,14 @@ import pytest
 from helpers import ROOT, run
 
 import algorithms.dqn
-import common.run
 from common.algorithm import Algorithm
 from common.run import main
-from common.runner import checkpoint, loop
+from common.runner import checkpoint, loop, program
+from common.runner.blocks import Job, block_size, log_points, plan, steps_after
 from common.runner.cli import Run, settings
-from common.runner.groups import Group, Job, log_points, plan, steps_after
 from common.runner.loop import caught_signals
-from common.runner.program import RunState, init_run, run_updates
+from common.runner.program import init_run, run_updates
 from common.runner.results import load_agent
-from common.runner.run_folder import write_metrics
 
 SMALL = "--total-timesteps 3000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
 SMALL += " --hidden-sizes 16 --num-envs 4 --eval-episodes 5 --log-points 10"
@@ -61,12 +58,11 @@ def test_a_run_leaves_its_folder(finished):
     folder, printed = finished
     names = {path.name for path in folder.iterdir()}
     tables, pictures = {"metrics.csv", "evaluation.csv"}, {"curves.png"}
-    assert names == tables | pictures | {"config.json", "summary.json"} | {
-        "checkpoint.npz",
-        "policy.npz",
-    }
+    others = {"config.json", "summary.json", "policy.npz"}
+    assert {x for x in names if not x.startswith(".")} == tables | pictures | others
     table = rows(folder)
-    assert list(table[0]) == ["seed", "step", "episode_return", "loss", "value"]
+    metrics = ["episode_length", "episode_return", "loss", "value", "episodes"]
+    assert list(table[0]) == ["seed", "step", *metrics]
     assert [row["seed"] for row in table] == ["5", "6", "7", "8"] * 10
     steps = [int(row["step"]) for row in table[::4]]
     assert steps == [200 + 2800 * i // 10 for i in range(1, 11)]
@@ -91,12 +87,13 @@ def test_the_summary_follows_from_the_tables(finished):
     last = [float(row["episode_return"]) for row in rows(folder)[-4:]]
     assert result["training"]["max"] == max(last)
     assert result["steps"] == 3_000 and result["diverged_seeds"] == []
+    assert result["evaluation"]["low"] is None  # 4 seeds are too few for an interval
     assert result["steps_per_second"] > 0 and result["peak_bytes"] > 1e6
     assert {"jax", "optax"} <= set(result["versions"])
     assert re.search(r"dqn · CartPole-v1 · 4 seeds · 3,000 steps each · cpu x2 · \d+ KiB", printed)
     assert re.search(r"compiled in \d+\.\d s", printed)
     assert re.search(r"100 %  11\.2 k steps .* return \d", printed)
-    assert re.search(r"training return, last 10 %:  IQM .*\(4 seeds\)", printed)
+    assert re.search(r"training return, last 10 %:  IQM [\d.]+   min .*\(4 seeds\)", printed)
     assert re.search(r"greedy policy, 5 episodes: +IQM", printed)
 
 
@@ -106,11 +103,18 @@ def test_five_lines_load_one_agent(finished):
     obs = jnp.array([0.0, 0.5, 0.02, -0.5])
     assert best(obs, jax.random.key(0)) in (0, 1) and seed_6(obs, jax.random.key(0)) in (0, 1)
     arrays, header = checkpoint.load(folder / "policy.npz")
+    assert arrays["member/seed"].tolist() == [5, 6, 7, 8] and header["settings"] == [{}]
     w, b = (arrays[f"0/1/{i}"][1] for i in (0, 1))
     hidden = np.maximum(np.asarray(obs) @ arrays["0/0/0"][1] + arrays["0/0/1"][1], 0)
     assert seed_6(obs, jax.random.key(0)) == np.argmax(hidden @ w + b)
-    scores = {member["seed"]: member["score"] for member in header["members"]}
-    assert scores.keys() == {5, 6, 7, 8}
+    per_seed = [[] for _ in range(4)]
+    for row in rows(folder, "evaluation.csv"):
+        per_seed[int(row["seed"]) - 5].append(float(row["episode_return"]))
+    np.testing.assert_allclose(arrays["member/score"], np.mean(per_seed, axis=1))
+    best_seed = 5 + int(np.argmax(np.mean(per_seed, axis=1)))
+    many = np.random.default_rng(0).normal(size=(50, 4)) / 10
+    acts = lambda act: [int(act(x, jax.random.key(0))) for x in many]
+    assert acts(best) == acts(load_agent(folder, seed=best_seed))
     with pytest.raises(ValueError, match="no member"):
         load_agent(folder, seed=99)
 
@@ -122,7 +126,7 @@ def test_same_flags_same_bytes(finished, tmp_path):
     assert_same_arrays(tmp_path / "b", finished[0])
 
 
-def assert_same_arrays(a, b, name="checkpoint.npz"):
+def assert_same_arrays(a, b, name="policy.npz"):
     (x, _), (y, _) = checkpoint.load(a / name), checkpoint.load(b / name)
     assert x.keys() == y.keys()
     for key in x:
@@ -152,18 +156,22 @@ def test_a_run_stopped_in_the_middle_resumes_bit_for_bit(number, uninterrupted, 
     else:
         assert process.returncode == 128 + number
         assert error.count("\n") == 1 and f"--resume {folder}" in error
-    at = checkpoint.load(folder / "checkpoint.npz")[1]["at"]
+    at = checkpoint.load(checkpoints(folder)[0])[1]["at"]
     assert 0 < at["update"] < 37_450
     run("algorithms.dqn", "--resume", folder, "--quiet")
     assert_same_arrays(folder, uninterrupted)
-    assert_same_arrays(folder, uninterrupted, "policy.npz")
     for name in ("metrics.csv", "evaluation.csv"):
         assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
+def checkpoints(folder):
+    """Return the checkpoints of the blocks, first to last."""
+    return sorted(folder.glob("blocks/*/checkpoint.npz"))
+
+
 def wait_for_checkpoint(folder, process):
     deadline = time.monotonic() + 120
-    while not (folder / "checkpoint.npz").exists():
+    while not checkpoints(folder):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     time.sleep(0.4)
@@ -214,8 +222,9 @@ def test_a_damaged_checkpoint_is_refused_with_exit_code_3(finished, tmp_path):
     folder = tmp_path / "c"
     folder.mkdir()
     (folder / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
-    whole = (finished[0] / "checkpoint.npz").read_bytes()
-    (folder / "checkpoint.npz").write_bytes(whole[: len(whole) // 2])
+    whole = (finished[0] / "policy.npz").read_bytes()
+    (folder / "blocks" / "000001").mkdir(parents=True)
+    (folder / "blocks" / "000001" / "checkpoint.npz").write_bytes(whole[: len(whole) // 2])
     done = run("algorithms.dqn", "--resume", folder, check=3)
     assert done.stderr.count("\n") == 1 and "damaged" in done.stderr
 
@@ -224,15 +233,16 @@ X64 = {"JAX_ENABLE_X64": "1"}
 
 
 def params_of(folder):
-    return {k: x for k, x in checkpoint.load(folder / "policy.npz")[0].items()}
+    arrays = checkpoint.load(folder / "policy.npz")[0]
+    return {k: x for k, x in arrays.items() if not k.startswith("member/")}
 
 
-@pytest.mark.parametrize("at_once, env", [(2, {}), (3, {}), (4, {"JAX_NUM_CPU_DEVICES": "1"})])
-def test_groups_and_devices_train_the_same_seeds(at_once, env, tmp_path):
-    """In float64 they agree to 1e-9, whatever the groups and devices; 3 at once pads the groups."""
+@pytest.mark.parametrize("block, env", [(2, {}), (3, {}), (4, {"JAX_NUM_CPU_DEVICES": "1"})])
+def test_blocks_of_any_size_train_the_same_seeds(block, env, tmp_path):
+    """In float64 they agree to 1e-9; blocks of 2 and 3 of 5 seeds are padded."""
     arguments = ["--num-seeds", "5", "--total-timesteps", "1000"]
-    dqn(*arguments, "--out", tmp_path / "all", env=X64)
-    dqn(*arguments, "--seeds-at-once", at_once, "--out", tmp_path / "some", env=X64 | env)
+    dqn(*arguments, "--block", 5, "--out", tmp_path / "all", env=X64)
+    dqn(*arguments, "--block", block, "--out", tmp_path / "some", env=X64 | env)
     together, apart = params_of(tmp_path / "all"), params_of(tmp_path / "some")
     assert together.keys() == apart.keys()
     for name, x in together.items():
@@ -280,6 +290,12 @@ def test_a_device_for_each_seed_and_core_and_no_more_threads(num_members, given,
     assert done.stdout.decode() == f"{expected}\n"
 
 
+def test_the_size_of_blocks_does_not_depend_on_the_devices_of_a_cpu():
+    sizes = {n: block_size(n, None) for n in (1, 4, 8, 32, 512, 20_000, 100_000)}
+    assert sizes == {1: 1, 4: 1, 8: 2, 32: 8, 512: 8, 20_000: 313, 100_000: 1563}
+    assert block_size(100_000, 64) == 1563 and block_size(3, 2) == 2
+
+
 @pytest.mark.parametrize(
     "flags, expected",
     [
@@ -295,7 +311,7 @@ def test_devices_are_asked_for_as_many_members_as_train_at_once(flags, expected,
         asked.append(num_members)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common.run, "start_jax", stop)
+    monkeypatch.setattr(program, "start_jax", stop)
     monkeypatch.setattr(sys, "argv", ["dqn", *flags.split()])
     with pytest.raises(SystemExit):
         main(algorithms.dqn.Config, algorithms.dqn.make)
@@ -306,17 +322,17 @@ def test_memory_follows_the_group(tmp_path):
     """Compare 8 replay memories of 21 MB each, all at once and one at a time."""
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
     arguments += ["--buffer-size", "500_000"]
-    together = dqn(*arguments, "--out", tmp_path / "all").stdout
+    together = dqn(*arguments, "--block", "4", "--out", tmp_path / "all").stdout
     apart = dqn(*arguments, "--seeds-at-once", "1", "--out", tmp_path / "some").stdout
-    assert "160 MiB" in together and "20 MiB" in apart and "in 8 groups" in apart
+    assert "160 MiB" in together and "20 MiB" in apart and "8 blocks" in apart
     peaks = [summary(tmp_path / name)["peak_bytes"] for name in ("all", "some")]
     assert peaks[0] - peaks[1] > 100 * 2**20
 
 
-def test_float32_groups_agree_to_rounding_after_20_updates(tmp_path):
+def test_float32_blocks_agree_to_rounding_after_20_updates(tmp_path):
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
-    dqn(*arguments, "--out", tmp_path / "all")
-    dqn(*arguments, "--seeds-at-once", "2", "--out", tmp_path / "some")
+    dqn(*arguments, "--block", "8", "--out", tmp_path / "all")
+    dqn(*arguments, "--block", "2", "--out", tmp_path / "some")
     for name, x in params_of(tmp_path / "all").items():
         np.testing.assert_allclose(params_of(tmp_path / "some")[name], x, rtol=0, atol=1e-5)
 
@@ -325,7 +341,7 @@ def test_a_sweep_ranks_its_settings_and_a_diverged_seed_is_never_scored(tmp_path
     """Learning rate 1e38 overflows in the first updates: its seeds are flagged with the update and
     have no score, and those of the other setting have the same bits as next to a healthy one."""
     folder, healthy = tmp_path / "a", tmp_path / "b"
-    common = ["--num-seeds", "2", "--log-points", "5"]
+    common = ["--num-seeds", "2", "--log-points", "5", "--block", "4"]
     done = dqn("--sweep", "learning_rate=1e38,1e-3", *common, "--out", folder)
     dqn("--sweep", "learning_rate=2e-3,1e-3", *common, "--out", healthy)
     result = summary(folder)
@@ -463,11 +479,15 @@ def test_the_copied_file_ends_with_the_same_params_as_the_runner(tmp_path):
         (["--import", "no_such_module"], 2, "no_such_module"),
         (["--resume", "nothing"], 3, "no run there"),
         (["--resume", "other"], 3, "a run of q_learning; use python -m algorithms.q_learning"),
-        (["--resume", "mine", "--gamma", "0.5"], 3, "--gamma 0.99"),
+        (["--resume", "mine", "--gamma", "0.5"], 3, "--gamma 0.99, not 0.5"),
         (["--resume", "mine", "--num-seeds", "7"], 3, "--num-seeds 2"),
         (["--resume", "broken"], 3, "config.json"),
         (["--out", "file/run"], 5, "cannot write"),
-        (["--out", "mine"], 2, "already holds a run"),
+        (["--resume", "mine", "--num-seeds", "1"], 3, "--num-seeds 2, not 1"),
+        (["--out", "mine"], 3, "--num-seeds 2, not 1"),
+        (["--share", "0/2"], 2, "need --out"),
+        (["--share", "2/2", "--out", "a"], 2, "write i/n"),
+        (["--distributed", "here", "--out", "a"], 2, "host:port/n/i"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_everything_as_it_was(
@@ -511,7 +531,7 @@ def test_a_disk_that_fills_up_is_exit_code_5_and_keeps_the_last_checkpoint(tmp_p
     )
     assert done.returncode == 5, done.stderr
     assert done.stderr.count("\n") == 1 and "--resume" in done.stderr
-    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+    assert not list(folder.rglob("*.tmp"))
     run("algorithms.dqn", "--resume", folder, "--quiet")
     assert summary(folder)["steps"] == 3_000
 
@@ -523,7 +543,7 @@ def job(sweep=(), **fields):
 
 
 def test_a_plan_groups_members_by_what_cannot_be_vmapped():
-    groups = plan(job(["gamma=0.9,0.99", "batch_size=8,16"], num_seeds=3, seed=10))
+    groups = plan(job(["gamma=0.9,0.99", "batch_size=8,16"], num_seeds=3, seed=10, block=6))
     assert [group.program_id for group in groups] == [0, 1]
     assert [group.config.batch_size for group in groups] == [8, 16]
     np.testing.assert_array_equal(groups[0].seed, [10, 11, 12] * 2)
@@ -531,11 +551,13 @@ def test_a_plan_groups_members_by_what_cannot_be_vmapped():
     np.testing.assert_allclose(groups[0].floats["gamma"], [0.9] * 3 + [0.99] * 3)
 
 
-@pytest.mark.parametrize("num_seeds, at_once, sizes", [
+@pytest.mark.parametrize("num_seeds, block, sizes", [
     (256, 64, [64] * 4), (10, 4, [4, 3, 3]), (3, 8, [3]), (5, 0, [5]), (5, 1, [1] * 5),
 ])  # fmt: skip
-def test_groups_are_even_and_never_larger_than_asked(num_seeds, at_once, sizes):
-    groups = plan(job(num_seeds=num_seeds, seeds_at_once=at_once))
+def test_blocks_are_even_and_never_larger_than_asked(num_seeds, block, sizes):
+    groups = plan(job(num_seeds=num_seeds, block=block))
+    assert {group.num_rows for group in groups} == {max(sizes)}
+    assert [group.index for group in groups] == list(range(len(sizes)))
     assert [len(group.seed) for group in groups] == sizes
     np.testing.assert_array_equal(np.concatenate([g.seed for g in groups]), np.arange(num_seeds))
 
@@ -607,20 +629,6 @@ def test_steps_are_counted_exactly_beyond_what_float32_and_int32_hold():
     assert steps_after(many, log_points(2**30, 7)[-1]) == 2**50 + 1
 
 
-def test_rows_hold_steps_beyond_2_to_the_31_exactly():
-    algorithm = Algorithm(None, None, None, 10, steps_per_update=3, initial_steps=2**31 - 1)
-    run_state = RunState(
-        None, {"value": np.ones(2)}, {"value": np.ones(2, int)}, np.array([-1, -1])
-    )
-    group = Group(0, None, {}, np.zeros(2, int), np.arange(2))
-    file = io.BytesIO()
-    one = Job("test", None, None, None, [{}], None)
-    for update in range(3):
-        write_metrics(file, one, group, algorithm, update, run_state, {})
-    lines = file.getvalue().decode().splitlines()[1:]
-    assert [int(line.split(",")[1]) for line in lines[::2]] == [2**31 - 1 + 3 * u for u in range(3)]
-
-
 def test_a_run_traces_its_update_once(tmp_path, monkeypatch):
     """The number of chunks, rows and checkpoints does not matter."""
     from algorithms import q_learning
@@ -641,7 +649,7 @@ def test_a_run_traces_its_update_once(tmp_path, monkeypatch):
     out = ["--checkpoint-every", "1e-9", "--out", str(tmp_path / "a")]
     monkeypatch.setattr(sys, "argv", ["q_learning", *flags.split(), *out])
     sizes = []
-    monkeypatch.setattr(loop, "write_metrics", counted(loop.write_metrics, sizes))
+    monkeypatch.setattr(loop, "metrics_row", counted(loop.metrics_row, sizes))
     main(q_learning.Config, make)
     assert len(sizes) == 25
     assert len(traces) == 1  # by init_run and run_updates together

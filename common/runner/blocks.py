@@ -1,11 +1,12 @@
-"""Members of a run, in groups that train together.
+"""Members of a run, in blocks that each train on one device.
 
-A member is one seed with one configuration of the sweep.
+A member is one seed with one configuration of the sweep. How a run is cut into blocks is fixed when
+it starts: whoever trains a block, on whatever machine, trains the same program on the same members.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,45 +27,49 @@ class Job(NamedTuple):
     folder: Path
 
 
-class Group(NamedTuple):
+class Block(NamedTuple):
     """Members [M] that train together."""
 
-    program_id: int  # groups with the same number share a program and the shapes of params
+    index: int
+    program_id: int  # blocks with the same number share a program and the shapes of params
+    num_rows: int  # members of the program, P >= M: as many as the largest of its blocks has
     config: Any  # of all members, but for the swept floats
     floats: dict[str, np.ndarray]  # [M] the swept floats
     config_index: np.ndarray  # [M] index into the job's grid
     seed: np.ndarray  # [M]
 
 
-def plan(job: Job) -> list[Group]:
-    """Return the groups: members that differ in nothing but swept floats and seeds, at most
-    `--seeds-at-once` in each."""
+def block_size(num_members: int, num_accelerators: int | None) -> int:
+    """Return how many members train together by default.
+
+    On a CPU (None) that does not depend on the number of devices, so that results do not either:
+    vmapping more than 8 members saves little there, and 64 blocks keep 64 cores busy. Accelerators
+    are fastest with one block each.
+    """
+    if num_accelerators is not None:
+        return math.ceil(num_members / num_accelerators)
+    return max(math.ceil(num_members / 64), min(math.ceil(num_members / 4), 8))
+
+
+def plan(job: Job) -> list[Block]:
+    """Return the blocks: members that differ in nothing but swept floats and seeds, at most
+    `--block` in each."""
     names = [name for name, x in job.grid[0].items() if isinstance(x, float)]
     fixed = [tuple((k, x) for k, x in setting.items() if k not in names) for setting in job.grid]
-    groups = []
+    blocks = []
     for program_id, combination in enumerate(dict.fromkeys(fixed)):
         indices = [i for i, other in enumerate(fixed) if other == combination]
         config_index = np.repeat(indices, job.run.num_seeds)
         seed = np.tile(job.run.seed + np.arange(job.run.num_seeds), len(indices))
         floats = {k: np.array([float(job.grid[i][k]) for i in config_index]) for k in names}
         config = dataclasses.replace(job.config, **dict(combination))
-        num_parts = math.ceil(len(seed) / (job.run.seeds_at_once or len(seed)))
-        for part in np.array_split(np.arange(len(seed)), num_parts):
+        num_blocks = math.ceil(len(seed) / (job.run.block or len(seed)))
+        for part in np.array_split(np.arange(len(seed)), num_blocks):
             own_floats = {name: x[part] for name, x in floats.items()}
-            groups.append(Group(program_id, config, own_floats, config_index[part], seed[part]))
-    return groups
-
-
-def enumerate_members(groups: list[Group]) -> Iterator[tuple[Group, int, int, int]]:
-    """Yield (group, member's index, row in policy.npz, index of its configuration) for each
-    member."""
-    rows = dict.fromkeys((group.program_id for group in groups), 0)
-    index = 0
-    for group in groups:
-        for config_index in group.config_index:
-            yield group, index, rows[group.program_id], int(config_index)
-            rows[group.program_id] += 1
-            index += 1
+            num_rows = math.ceil(len(seed) / num_blocks)
+            members = own_floats, config_index[part], seed[part]
+            blocks.append(Block(len(blocks), program_id, num_rows, config, *members))
+    return blocks
 
 
 def log_points(num_updates: int, num_points: int) -> list[int]:
