@@ -113,8 +113,8 @@ def prepare(
         config, run = run_folder.read_flags(folder, name, config, run, every_field)
     grid = settings(run.sweep, config)
     num_members = len(grid) * run.num_seeds
-    start_jax(min(num_members, run.seeds_at_once or num_members))
     sharing.connect(run)
+    start_jax(min(num_members, run.seeds_at_once or num_members))
     for module in run.imports:
         load_module(module)
     for setting in grid:

@@ -366,12 +366,9 @@ def save_trained(
     algorithm = job.make(block.config)
     if block.index == 0 and algorithm.picture is not None:
         draw_first(job, algorithm, unpad(run_state.state.state, 1))
-    num_members = len(block.seed)
-    tree = {
-        "params": unpad(run_state.state.params, num_members),
-        "diverged": unpad(run_state.diverged, num_members),
-        "history": history,
-    }
+    own = unpad((run_state.state.params, run_state.diverged), len(block.seed))
+    params = {f"params/{name}": x for name, x in checkpoint.named_arrays(own[0]).items()}
+    tree = {**params, "diverged": own[1], "history": history}
     save_block(job, block, "trained.npz", tree, at)
     for name in ("checkpoint.npz", "previous.npz"):
         block_path(job, block, name).unlink(missing_ok=True)

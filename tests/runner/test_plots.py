@@ -273,16 +273,16 @@ def test_a_sweep_of_dynamic_programming_keeps_the_given_order(figures):
 
 
 def test_the_ranking_puts_the_best_on_top_with_interval_seeds_and_diverged_count(figures):
-    scores = np.array([[1.0, 2, 3, 4], [NAN] * 4, [9, NAN, 11, 10]])
+    scores = np.array([[1.0, 2, 3, 4, 5, 6], [NAN] * 6, [9, NAN, 11, 10, 12, 8]])
     plots.plot_sweep("unused", ["same", "same", "c"], scores, "episode_return")
     (axes,) = figures[-1].axes
     names = [text.get_text() for text in axes.get_yticklabels()]
-    assert names == ["c (1 of 4 diverged)", "same", "same (4 of 4 diverged)"]
+    assert names == ["c (1 of 6 diverged)", "same", "same (6 of 6 diverged)"]
     assert axes.yaxis_inverted() and axes.get_xlabel() == "episode return"
     bar, dots, point = axes.lines[:3]
-    np.testing.assert_array_equal(dots.get_xydata(), [[9, 1], [11, 1], [10, 1]])
+    np.testing.assert_array_equal(dots.get_xydata(), [[x, 1] for x in (9, 11, 10, 12, 8)])
     np.testing.assert_array_equal(point.get_xydata(), [[10, 1]])
-    np.testing.assert_array_equal(bar.get_xdata(), statistics.interval([9, 10, 11]))
+    np.testing.assert_array_equal(bar.get_xdata(), statistics.interval([8, 9, 10, 11, 12]))
     assert bar.get_solid_capstyle() == "butt"  # a round cap would lengthen the interval
     assert len(axes.lines) == 6  # nothing is drawn for the setting that died
 

@@ -311,7 +311,7 @@ def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
 
 
 def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
-    """A run, and a resumed one, compile two programs before the first chunk and none later."""
+    """A run, and a resumed one, compile two programs before the first chunk and none before the last."""
     events, compile_now, write = [], jax.stages.Lowered.compile, loop.metrics_row
 
     def compiled(*arguments, **kwargs):
@@ -330,6 +330,6 @@ def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
         assert main(*flags, patch=monkeypatch) == 0
         first = events.index("row")
         last = len(events) - events[::-1].index("row")
-        assert events[:first].count("program") == events.count("program") == 2
+        assert events[:first].count("program") == events[:last].count("program") == 2
         assert events[:first].count("compiled") >= 2
         assert events[first:last] == ["row"] * rows

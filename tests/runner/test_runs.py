@@ -90,7 +90,9 @@ def test_the_summary_follows_from_the_tables(finished):
     assert result["evaluation"]["low"] is None  # 4 seeds are too few for an interval
     assert result["steps_per_second"] > 0 and result["peak_bytes"] > 1e6
     assert {"jax", "optax"} <= set(result["versions"])
-    assert re.search(r"dqn · CartPole-v1 · 4 seeds · 3,000 steps each · cpu x2 · \d+ KiB", printed)
+    assert re.search(
+        r"dqn · CartPole-v1 · 4 seeds · 3,000 steps each · 4 blocks · cpu x2 · \d+ KiB", printed
+    )
     assert re.search(r"compiled in \d+\.\d s", printed)
     assert re.search(r"100 %  11\.2 k steps .* return \d", printed)
     assert re.search(r"training return, last 10 %:  IQM [\d.]+   min .*\(4 seeds\)", printed)
