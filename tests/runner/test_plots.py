@@ -282,7 +282,7 @@ def test_the_ranking_puts_the_best_on_top_with_interval_seeds_and_diverged_count
     bar, dots, point = axes.lines[:3]
     np.testing.assert_array_equal(dots.get_xydata(), [[x, 1] for x in (9, 11, 10, 12, 8)])
     np.testing.assert_array_equal(point.get_xydata(), [[10, 1]])
-    np.testing.assert_array_equal(bar.get_xdata(), statistics.interval([8, 9, 10, 11, 12]))
+    np.testing.assert_array_equal(bar.get_xdata(), statistics.interval([9, 11, 10, 12, 8]))
     assert bar.get_solid_capstyle() == "butt"  # a round cap would lengthen the interval
     assert len(axes.lines) == 6  # nothing is drawn for the setting that died
 

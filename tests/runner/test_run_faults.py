@@ -311,7 +311,8 @@ def test_a_flipped_bit_in_config_json_is_never_another_run(killed):
 
 
 def test_nothing_is_compiled_between_chunks(killed, tmp_path, monkeypatch):
-    """A run, and a resumed one, compile two programs before the first chunk and none before the last."""
+    """A run, and a resumed one, compile two programs before the first chunk, none before the
+    last."""
     events, compile_now, write = [], jax.stages.Lowered.compile, loop.metrics_row
 
     def compiled(*arguments, **kwargs):
