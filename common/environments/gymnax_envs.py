@@ -41,15 +41,13 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
     is_number = isinstance(obs_space, spaces.Discrete)
     is_integer = jnp.issubdtype(obs.dtype, jnp.integer) and not is_number
-    # Beyond 2^24 float32 does not tell integers apart.
-    is_scaled = is_integer and is_bounded(low, high, most=2**24)
+    has_room = is_bounded(low, high, most=2**24)  # float32 tells such integers apart
+    offset, scale = (low, high - low) if has_room else (0, 1)
 
     def encode(obs):
         if env_id.endswith("-MinAtar"):  # copied for MinAtar
             return obs.astype(bool)
-        if is_scaled:
-            return (obs - low) / (high - low)
-        return obs.astype(float) if is_integer else obs
+        return (obs - offset) / scale if is_integer else obs
 
     def reset(key):
         obs, inner = env.reset(key, params)
