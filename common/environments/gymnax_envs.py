@@ -107,9 +107,9 @@ def load_module(text: str) -> None:
             if not f"{text}.".startswith(f"{missing}."):
                 raise
             hint = "give its name from the folder that holds it, or its file, path/to/envs.py"
-            raise ValueError(f"{what}: no such module from {os.getcwd()}; {hint}") from error
+            raise ValueError(f"{what}: no such module; {hint}, not from {os.getcwd()}") from error
     if not file.is_file():
-        raise ValueError(f"{what}: there is no file {file}")
+        raise ValueError(f"{what}: there is no such file, from {os.getcwd()}")
     attempt(what, load_file, file)
 
 

@@ -232,14 +232,14 @@ def test_a_file_is_loaded_once_whatever_the_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("no_such", "--import no_such: no such module from"),
-        ("no_such.part", "--import no_such.part: no such module from"),
-        ("json.no_such", "--import json.no_such: no such module from"),
+        ("no_such", "--import no_such: no such module; give its name"),
+        ("no_such.part", "--import no_such.part: no such module; give its name"),
+        ("json.no_such", "--import json.no_such: no such module; give its name"),
         ("needs.py", "--import needs.py fails with ModuleNotFoundError: No module named 'absent'"),
         ("needs", "--import needs fails with ModuleNotFoundError: No module named 'absent'"),
         ("wrong.py", "--import wrong.py fails with SyntaxError"),
         ("json.py", "there is another module named json; rename the file"),
-        ("sub/none.py", "--import sub/none.py: there is no file"),
+        ("sub/none.py", "--import sub/none.py: there is no such file"),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(text, says, tmp_path, monkeypatch):

@@ -523,8 +523,8 @@ def test_the_command_line(tmp_path):
         again = run("common.check_env", *arguments, check=1, env=env)
         assert (again.stderr, again.stdout) == ("", done.stdout)
     for arguments, says in (
-        (["no_such_module:X-v0"], "--import no_such_module: no such module from "),
-        ([f"{folder}/your.py:X-v0"], f"there is no file {folder}/your.py"),
+        (["no_such_module:X-v0"], "--import no_such_module: no such module; give its name"),
+        ([f"{folder}/your.py:X-v0"], "your.py: there is no such file"),
         ([f"{folder}/wrong.py:X-v0"], "wrong.py fails with RuntimeError: not today"),
         (["X-v0", "--import"], "expected one argument; see --help"),
         ([], "required: environment; see --help"),
