@@ -252,8 +252,9 @@ def make(config: Config) -> Algorithm:
             feedback = jnp.einsum("nij,nj->ni", K, x - planned_x)
             control = jnp.clip(control + feedback, low, high)
             env_state, _ = env.step(env_state, control, key)
-            ends = jnp.isnan(returns) & env_state.episode.done  # the first episode that ends counts
-            returns = jnp.where(ends, env_state.episode.total, returns)
+            total, *_, done = env_state.episode
+            ends = jnp.isnan(returns) & done  # the first episode that ends counts
+            returns = jnp.where(ends, total, returns)
             return (env_state, returns), (x, control)
 
         time_first = [jnp.moveaxis(x, 1, 0) for x in (plan.x, plan.controls, plan.gains)]

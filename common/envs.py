@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Transition(NamedTuple):
@@ -75,15 +76,27 @@ def find_family(env_id: str) -> Callable:
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """Return `num_envs` copies of an environment; ValueError if there is none with that id, or if
-    its actions ("discrete" or "continuous") or its observations ("integer") are of another kind.
+    its actions ("discrete", or "continuous" within finite bounds) or its observations ("integer")
+    are of another kind.
     """
     env = find_family(env_id)(env_id, num_envs)
     kind = "continuous" if env.num_actions is None else "discrete"
     if actions not in ("any", kind):
         raise ValueError(f"{env_id} has {kind} actions; this algorithm needs {actions} ones")
+    if actions == "continuous" and not is_bounded(env.action_low, env.action_high):  # not copied
+        needs = "finite bounds with low < high for every action"
+        raise ValueError(f"{env_id}: this algorithm needs {needs}")
     if observations == "integer" and env.num_states is None:  # copied for observations="integer"
         raise ValueError(f"{env_id} has no numbered states; this algorithm needs them")
     return env
+
+
+def is_bounded(low: np.ndarray, high: np.ndarray, most: float = np.finfo(np.float32).max) -> bool:
+    """Return whether 0 < high - low < `most` in every component; false for infinite bounds, and
+    for the largest floats, which stand for them."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        span = np.subtract(high, low, dtype=float)
+    return bool(np.all((span > 0) & (span < most)))
 
 
 def scale_action(env: Env, action: jax.Array) -> jax.Array:

@@ -100,9 +100,9 @@ def orthonormalize(x: jax.Array) -> jax.Array:
 def make_network(
     env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
 ) -> Network:
-    """Return a network for the environment's observations: `conv` for images, else an MLP over
-    vectors, flattened matrices or one-hot integers."""
-    if len(env.obs_shape) == 3:  # copied for MinAtar
+    """Return a network for the environment's observations: `conv` for images that its filters fit
+    into, else an MLP over vectors, flattened arrays or one-hot integers."""
+    if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)
     network = mlp([num_inputs, *hidden_sizes, num_outputs], activation)

@@ -45,16 +45,18 @@ def linear_dynamics(env_id: str) -> Dynamics:
 def gymnax_dynamics(env_id: str) -> Dynamics:
     """Return the dynamics of a gymnax environment, or raise ValueError without its gradients."""
     # Imports gymnax, for which `--help` need not wait.
-    from common.environments.gymnax_envs import make_cached
+    from common.environments.gymnax_envs import gymnax, make_cached
 
-    env, params = make_cached(env_id, jax.config.jax_enable_x64)
-    if not env.supports_transition_gradients:
+    is_known = env_id in gymnax.registered_envs
+    env, params = make_cached(env_id, jax.config.jax_enable_x64) if is_known else (None, None)
+    if not getattr(env, "supports_transition_gradients", False):
         raise ValueError(
             f"{env_id} has no transition gradients; this algorithm needs them, "
             "as Pendulum-v1 has them or any <name>-linear"
         )
     with jax.ensure_compile_time_eval():
         leaves, tree = jax.tree.flatten(env.reset(jax.random.key(0), params)[1])
+        action_shape = env.action_space(params).shape
     env = env.with_transition_gradients()
     is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
 
@@ -71,6 +73,7 @@ def gymnax_dynamics(env_id: str) -> Dynamics:
                 start = stop
             filled.append(leaf)
         inner = jax.tree.unflatten(tree, filled)
+        action = action.reshape(action_shape)
         _, inner, reward, terminated, _ = env.step_env(jax.random.key(0), inner, action, params)
         return numbers(inner), reward, terminated
 

@@ -1,7 +1,13 @@
 """gymnax's environments, and those that users register with it."""
 
 import functools
+import importlib
+import importlib.util
+import math
+import os
+import sys
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import gymnax
@@ -11,14 +17,17 @@ import numpy as np
 from gymnax.environments import spaces
 
 from common.environments.batching import batch_env
-from common.envs import Env
+from common.environments.gymnax_checks import attempt, check, spaces_of
+from common.envs import Env, is_bounded
 
 
 def make_gymnax_env(env_id: str, num_envs: int) -> Env:
-    """Return `num_envs` copies of a registered environment, or raise ValueError.
+    """Return `num_envs` copies of a registered environment; ValueError, one line, if there is none
+    or if algorithms cannot use it.
 
     MinAtar's observations of 0 and 1 become bool (replay is 4 times smaller), arrays of integers
-    are scaled to [0, 1], and numbered states stay integers.
+    become floats, scaled to [0, 1] if their bounds allow it, and numbered states stay integers.
+    Continuous actions have one axis, whatever the shape of their space.
     """
     if env_id not in gymnax.registered_envs:
         message = f"no environment {env_id!r} is registered with gymnax"
@@ -27,46 +36,43 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     if env_id == "MNISTBandit-bsuite":  # not copied
         raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
     env, params = make_cached(env_id, jax.config.jax_enable_x64)
-    with jax.ensure_compile_time_eval():  # some spaces have bounds that are JAX's arrays
-        obs_space, action_space = env.observation_space(params), env.action_space(params)
+    obs_space, action_space = spaces_of(env, params)
     obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
-    obs_low, obs_high = getattr(obs_space, "low", None), getattr(obs_space, "high", None)
-    is_scaled = jnp.issubdtype(obs.dtype, jnp.integer) and obs_low is not None
+    low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
+    is_number = isinstance(obs_space, spaces.Discrete)
+    is_integer = jnp.issubdtype(obs.dtype, jnp.integer) and not is_number
+    has_room = is_bounded(low, high, most=2**24)  # float32 tells such integers apart
+    offset, scale = (low, high - low) if has_room else (0, 1)
 
     def encode(obs):
         if env_id.endswith("-MinAtar"):  # copied for MinAtar
             return obs.astype(bool)
-        return (obs - obs_low) / (obs_high - obs_low) if is_scaled else obs
+        return (obs - offset) / scale if is_integer else obs
 
     def reset(key):
         obs, inner = env.reset(key, params)
         return encode(obs), inner
 
     def step(key, inner, action):
+        action = action.reshape(action_space.shape)
         obs, inner, reward, terminated, truncated, info = env.step(key, inner, action, params)
         next_obs = encode(info["final_observation"])
         return encode(obs), inner, jnp.asarray(reward), terminated, truncated, next_obs
 
     fields = {"max_steps": int(getattr(params, "max_steps_in_episode", 10_000))}
-    if jnp.issubdtype(obs.dtype, jnp.floating):  # copied for obs_low
-        fields |= finite_bounds(obs_low, obs_high)
-    if isinstance(obs_space, spaces.Discrete):
+    is_float = jnp.issubdtype(obs.dtype, jnp.floating)
+    if is_float and is_bounded(low, high):  # copied for obs_low
+        fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
+    if is_number:
         fields["num_states"] = int(obs_space.n)
     if isinstance(action_space, spaces.Discrete):
         fields["num_actions"] = int(action_space.n)
     if isinstance(action_space, spaces.Box):  # copied unless actions="discrete"
-        shape = fields["action_shape"] = tuple(action_space.shape)
-        fields["action_low"] = np.broadcast_to(action_space.low, shape)
-        fields["action_high"] = np.broadcast_to(action_space.high, shape)
+        shape = tuple(action_space.shape)
+        fields["action_shape"] = (math.prod(shape),)
+        fields["action_low"] = np.broadcast_to(action_space.low, shape).ravel()
+        fields["action_high"] = np.broadcast_to(action_space.high, shape).ravel()
     return batch_env(reset, step, num_envs, obs_shape=obs.shape, **fields)
-
-
-def finite_bounds(low: Any, high: Any) -> dict[str, np.ndarray]:
-    """Return Env's `obs_low` and `obs_high`; nothing if they are not finite or leave no room."""
-    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
-    with np.errstate(over="ignore"):  # the largest floats stand for infinity
-        span = high - low
-    return {"obs_low": low, "obs_high": high} if np.all(np.isfinite(span) & (span > 0)) else {}
 
 
 def suggestion(env_id: str) -> str:
@@ -82,5 +88,43 @@ def suggestion(env_id: str) -> str:
 # gymnax has jitted are not traced again.
 @functools.cache
 def make_cached(env_id: str, x64: bool) -> tuple[Any, Any]:
-    """Return a registered environment and its params."""
-    return gymnax.make(env_id)
+    """Return a registered environment and its params; ValueError if algorithms cannot use it."""
+    with jax.ensure_compile_time_eval():  # some params are JAX's arrays
+        env, params = attempt(f"{env_id}: gymnax.make", gymnax.make, env_id)
+    check(env_id, env, params)  # not copied
+    return env, params
+
+
+def load_module(text: str) -> None:
+    """Import a module by its name, or a file by its path, such as path/to/envs.py. ValueError, one
+    line, if there is none or if it fails."""
+    what, file = f"--import {text}", Path(text).resolve()
+    if not text.endswith(".py"):
+        try:
+            return attempt(what, importlib.import_module, text)
+        except ValueError as error:
+            missing = getattr(error.__cause__, "name", None)  # or what the module itself imports
+            if not f"{text}.".startswith(f"{missing}."):
+                raise
+            hint = "give its name from the folder that holds it, or its file, path/to/envs.py"
+            raise ValueError(f"{what}: no such module; {hint}, not from {os.getcwd()}") from error
+    if not file.is_file():
+        raise ValueError(f"{what}: there is no such file, from {os.getcwd()}")
+    attempt(what, load_file, file)
+
+
+def load_file(file: Path) -> None:
+    """Run a file as a module named by its stem, once; it can import its neighbours."""
+    loaded = sys.modules.get(file.stem)
+    if loaded and getattr(loaded, "__file__", None) == str(file):
+        return
+    if loaded:
+        raise ImportError(f"there is another module named {file.stem}; rename the file")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise

@@ -38,6 +38,8 @@ def with_history(env: Env, length: int) -> Env:
 
     def first(obs):
         obs = obs.reshape(len(obs), size)
+        if env.num_actions is None:  # so that bools do not make bools of real actions
+            obs = obs.astype(jnp.promote_types(obs.dtype, jnp.float32))
         nothing_done = jnp.zeros((len(obs), num_actions), obs.dtype)
         return jnp.concatenate([*[obs, nothing_done] * (length - 1), obs], -1)
 

@@ -1,11 +1,26 @@
 """For copies with gymnax's environments alone: common/envs.py's `make_env`."""
 
+import math
+from typing import Any, NamedTuple
+
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.envs import Env, EnvState, Transition, first_episode, next_episode
+from common.envs import Env, Transition
+
+
+class EnvState(NamedTuple):
+    inner: Any  # the environment's own state
+    obs: jax.Array  # [N, ...] what the policy sees next, after any reset
+    episode: tuple  # return and length up to the last step, and whether that ended it; each [N]
+
+
+def episode_metrics(episode: tuple) -> dict[str, jax.Array]:
+    """Return the mean return of the episodes that ended, NaN if none did, and how many did."""
+    total, _, done = episode
+    return {"episode_return": jnp.mean(total, where=done), "episodes": jnp.sum(done)}
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
@@ -17,23 +32,26 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     is_discrete = hasattr(action_space, "n")
     if actions not in ("any", "discrete" if is_discrete else "continuous"):
         raise ValueError(f"--env-id: {env_id} has no {actions} actions")
-    low, high = (getattr(obs_space, name, None) for name in ("low", "high"))
+    low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
     reset_all = jax.vmap(lambda key: env.reset(key, params))
-    step_all = jax.vmap(lambda key, inner, action: env.step(key, inner, action, params))
+    step_all = jax.vmap(lambda k, s, a: env.step(k, s, a.reshape(action_space.shape), params))
     shapes = jax.eval_shape(reset_all, jax.random.split(jax.random.key(0), num_envs))
-    is_scaled = jnp.issubdtype(shapes[0].dtype, jnp.integer) and low is not None
+    is_integer = jnp.issubdtype(shapes[0].dtype, jnp.integer) and not hasattr(obs_space, "n")
+    has_room = np.all((low < high) & (high - low < 2**24))  # float32 tells such integers apart
+    offset, scale = (low, high - low) if has_room else (0, 1)
 
     def encode(obs):  # integers are scaled to [0, 1], but the numbers of states
         if env_id.endswith("-MinAtar"):  # copied for MinAtar
             return obs.astype(bool)
-        return (obs - low) / (high - low) if is_scaled else obs
+        return (obs - offset) / scale if is_integer else obs
 
     def strong(tree, shapes):  # some environments reset to weakly typed arrays
         return jax.tree.map(lambda x, y: jax.lax.convert_element_type(x, y.dtype), tree, shapes)
 
     def reset(key):
         obs, inner = strong(reset_all(jax.random.split(key, num_envs)), shapes)
-        return EnvState(inner, encode(obs), first_episode(num_envs))
+        episode = jnp.zeros(num_envs), jnp.zeros(num_envs, int), jnp.zeros(num_envs, bool)
+        return EnvState(inner, encode(obs), episode)
 
     def step(state, action, key):
         outputs = step_all(jax.random.split(key, num_envs), state.inner, action)
@@ -42,17 +60,17 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         next_obs = encode(strong(info["final_observation"], shapes[0]))
         reward = jnp.asarray(reward, float)
         transition = Transition(state.obs, action, reward, next_obs, terminated, truncated)
-        episode = next_episode(state.episode, reward, terminated | truncated)
-        return EnvState(inner, encode(obs), episode), transition
+        total, length, done = state.episode
+        total, length = jnp.where(done, 0, total) + reward, jnp.where(done, 0, length) + 1
+        return EnvState(inner, encode(obs), (total, length, terminated | truncated)), transition
 
     fields = {"max_steps": getattr(params, "max_steps_in_episode", 10_000)}
-    with np.errstate(over="ignore"):  # copied for obs_low
-        span = np.asarray(high, np.float32) - np.asarray(low, np.float32)
-    if np.all(np.isfinite(span)):  # copied for obs_low
-        fields |= {"obs_low": low, "obs_high": high}
+    if np.all((low < high) & (high - low < np.finfo(np.float32).max)):  # copied for obs_low
+        fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
     if not is_discrete:  # copied unless actions="discrete"
-        shape = fields["action_shape"] = action_space.shape
-        fields["action_low"] = jnp.broadcast_to(action_space.low, shape)
-        fields["action_high"] = jnp.broadcast_to(action_space.high, shape)
+        shape = action_space.shape
+        fields["action_shape"] = (math.prod(shape),)
+        fields["action_low"] = jnp.broadcast_to(action_space.low, shape).ravel()
+        fields["action_high"] = jnp.broadcast_to(action_space.high, shape).ravel()
     num_states, num_actions = getattr(obs_space, "n", None), getattr(action_space, "n", None)
     return Env(reset, step, num_envs, shapes[0].shape[1:], num_states, num_actions, **fields)

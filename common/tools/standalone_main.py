@@ -47,8 +47,7 @@ def main(config_class: type, make: Callable[[Any], Algorithm]) -> None:
     def train(state, steps):  # one scan for all seeds: `steps` has no axis of seeds
         state, metrics = jax.lax.scan(jax.vmap(algorithm.update, (0, None)), state, steps)
         returns, episodes = metrics["episode_return"], metrics.get("episodes", 1)
-        known = episodes * ~jnp.isnan(returns)
-        return state, jnp.sum(jnp.where(known > 0, returns, 0) * known) / jnp.sum(known)
+        return state, jnp.nansum(returns * episodes) / jnp.sum(episodes * ~jnp.isnan(returns))
 
     state = jax.jit(jax.vmap(algorithm.init))(keys)
     for steps in np.array_split(np.arange(algorithm.num_updates), min(10, algorithm.num_updates)):
@@ -70,18 +69,18 @@ def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
     key_reset, key_steps = jax.random.split(key)
 
     def mean_return(params):
-        def step(carry, key):
-            state, is_first_episode = carry
+        def step(state, key):
             key_act, key_env = jax.random.split(key)
             keys = jax.random.split(key_act, 100)
             action = jax.vmap(algorithm.act, (None, 0, 0))(params, state.obs, keys)
             state, transition = env.step(state, action, key_env)
             done = transition.terminated | transition.truncated
-            return (state, is_first_episode & ~done), is_first_episode * transition.reward
+            return state, (transition.reward, done)
 
-        start = env.reset(key_reset), jnp.ones(100, bool)
-        _, rewards = jax.lax.scan(step, start, jax.random.split(key_steps, env.max_steps))
-        return jnp.mean(jnp.sum(rewards, axis=0))
+        keys = jax.random.split(key_steps, env.max_steps)
+        _, (rewards, done) = jax.lax.scan(step, env.reset(key_reset), keys)
+        is_first_episode = jnp.cumsum(done, axis=0) - done == 0
+        return jnp.mean(jnp.sum(rewards, axis=0, where=is_first_episode))
 
     returns = jax.jit(jax.vmap(mean_return))(params)
     print("return of each policy:", *(f"{x:.4g}" for x in returns))

@@ -144,7 +144,8 @@ def test_policies_may_be_rolled_out_for_seeds_at_once():
     def episode_return(key):
         key_reset, key_rollout = jax.random.split(key)
         idle = lambda obs, key: jnp.zeros((2, 1))
-        return rollout(env, idle, env.reset(key_reset), key_rollout, env.max_steps)[2]
+        _, _, episodes = rollout(env, idle, env.reset(key_reset), key_rollout, env.max_steps)
+        return episodes["episode_return"]
 
     returns = jax.jit(jax.vmap(episode_return))(keys(0, 1, 2))
     assert returns.shape == (3,) and np.isfinite(returns).all()  # the time limit ends them

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import environment, spaces
 from helpers import run, small_config, trained
 from probes import Probe
 
@@ -94,6 +95,34 @@ def test_bounds_are_those_of_what_is_in_the_window():
     assert env.obs_low.shape == env.obs_high.shape == env.obs_shape
     env = make_env("CartPole-v1-history2", 1)  # which has none
     assert env.obs_low is None and env.obs_high is None
+
+
+class Signs(environment.Environment):
+    """Shows the sign of a number, and takes real actions."""
+
+    default_params = environment.EnvParams(max_steps_in_episode=5)
+
+    def reset_env(self, key, params):
+        return jax.random.normal(key, (2,)) > 0, environment.EnvState(time=jnp.int32(0))
+
+    def step_env(self, key, state, action, params):
+        obs, _ = self.reset_env(key, params)
+        return obs, state.replace(time=state.time + 1), action[0], jnp.bool_(False), {}
+
+    def action_space(self, params):
+        return spaces.Box(-1.0, 1.0, (1,))
+
+    def observation_space(self, params):
+        return spaces.Box(0, 1, (2,), jnp.bool_)
+
+
+def test_real_actions_stay_real_beside_bools():
+    gymnax.register("Signs-probe", Signs)
+    env = make_env("Signs-probe-history2", 3)
+    _, steps, _ = rollout(
+        env, random_policy(env), env.reset(jax.random.key(0)), jax.random.key(1), 4
+    )
+    np.testing.assert_array_equal(steps.next_obs[..., 2], steps.action[..., 0])
 
 
 @pytest.mark.parametrize(

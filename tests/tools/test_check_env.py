@@ -12,6 +12,7 @@ from helpers import ROOT, run
 from common.environments import brax_envs
 from common.environments.linear import LINEAR
 from common.environments.tabular import TABULAR
+from common.envs import make_env
 from common.tools import check_env
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
@@ -91,14 +92,34 @@ class NoActionSpace(Walk):
     action_space = environment.Environment.action_space
 
 
-class EndlessActions(Walk):
-    def action_space(self, params):
-        return spaces.Box(-jnp.inf, jnp.inf, (1,), jnp.float32)
+class Parts(Walk):
+    def observation_space(self, params):
+        return spaces.Tuple([spaces.Discrete(2), super().observation_space(params)])
 
 
-class ActionsWithoutAxis(Walk):
+class NothingToSee(Walk):
+    def observation(self, state):
+        return jnp.zeros(0)
+
+
+class NamedActions(Walk):
     def action_space(self, params):
-        return spaces.Box(-1, 1, (), jnp.float32)
+        return spaces.Dict({"move": spaces.Discrete(2)})
+
+
+class WholeActions(Walk):
+    def action_space(self, params):
+        return spaces.Box(0, 3, (2,), jnp.int32)
+
+
+class NothingToDo(Walk):
+    def action_space(self, params):
+        return spaces.Box(-1, 1, (0,), jnp.float32)
+
+
+class BoundsCrossed(Walk):
+    def action_space(self, params):
+        return spaces.Box(1, -1, (1,), jnp.float32)
 
 
 class NoTime(Walk):
@@ -119,16 +140,16 @@ class FlagIsANumber(Walk):
         return obs, state, reward, terminated.astype(float), info
 
 
+class FlagIsAVector(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, reward, terminated[None], info
+
+
 class RewardIsAVector(Walk):
     def step_env(self, *arguments):
         obs, state, reward, terminated, info = super().step_env(*arguments)
         return obs, state, reward[None], terminated, info
-
-
-class RewardIsABool(Walk):
-    def step_env(self, *arguments):
-        obs, state, reward, terminated, info = super().step_env(*arguments)
-        return obs, state, terminated, terminated, info
 
 
 class PythonIf(Walk):
@@ -186,19 +207,42 @@ class Raises(Walk):
         raise OSError("no such file")
 
 
+class RaisesInReset(Walk):
+    def reset_env(self, key, params):
+        raise RuntimeError("no\n  map")
+
+
+class TooLarge(Walk):
+    def observation(self, state):
+        return jnp.stack([state.x, jnp.float32(1)]) * 1.1e38
+
+
+class TooClose(Walk):
+    """A difference that is lost beside a large number."""
+
+    def observation(self, state):
+        return jnp.stack([state.x * 1e-30, jnp.float32(1)])
+
+
 BROKEN = {
-    Dictionary: "the observation is a dict: it must be one array",
+    Dictionary: "the observation is a dict: it must be one array; "
+    "join its parts with jnp.concatenate",
     WrongShape: "observations have shape (2,), their space (3,)",
-    FloatForANumber: "the observation is float32: a Discrete space needs an integer",
+    FloatForANumber: "the observation is float32[]: a Discrete space needs one integer",
     NumberTooLarge: "a state's number is not below the 5 of the Discrete space",
     NoActionSpace: "action_space(params) is not implemented",
-    EndlessActions: "the action space needs finite bounds with low < high in every axis",
-    ActionsWithoutAxis: "actions of shape (): they must have one axis, as in (1,)",
-    NoTime: "max_steps_in_episode is 0: it must be a whole number above 0",
+    Parts: "the observation space is a Tuple: it must be Discrete or one Box",
+    NothingToSee: "the observation has shape (0,): it must hold at least one number",
+    NamedActions: "the action space is a Dict: it must be Discrete or one Box",
+    WholeActions: "the action space is a Box of int32: use Discrete, "
+    "or a Box of floats that step_env rounds",
+    NothingToDo: "actions have shape (0,): there is nothing to choose",
+    BoundsCrossed: "the action space has a low above its high, or NaN",
+    NoTime: "max_steps_in_episode is 0: it must be a whole number above 0 and below 2^31",
     TypeChanges: "the state's x is int32[] after reset and float32[] after step",
     FlagIsANumber: "terminated is float32: it must be bool",
+    FlagIsAVector: "terminated has shape (1,): it must be one number, shape ()",
     RewardIsAVector: "reward has shape (1,): it must be one number, shape ()",
-    RewardIsABool: "the reward is bool: it must be a number",
     PythonIf: "step_env cannot be compiled: Python's if, and, or of a traced value; use jnp.where",
     NanAfterReset: "the observation after reset is NaN or infinite",
     InfiniteReward: "a reward is NaN or infinite",
@@ -211,6 +255,9 @@ BROKEN = {
     FinalObservationAfterReset: 'info["final_observation"] is the observation after the reset, '
     "not before",
     Raises: "gymnax.make fails with OSError: no such file",
+    RaisesInReset: "reset fails with RuntimeError: no map",
+    TooLarge: "observations are so large that a network's output is not finite",
+    TooClose: "observations differ, but not to a network: scale them to about [-1, 1]",
 }
 
 
@@ -237,9 +284,23 @@ def remove(registered, name):
 def test_a_broken_environment_is_told_why(kind, register):
     register(kind)
     problems, _ = check_env.check(f"{kind.__name__}-check")
-    assert BROKEN[kind] in problems
+    assert BROKEN[kind] in problems and not any("\n" in line for line in problems)
     related = {NanAfterReset: 3, Dictionary: 1}  # NaN after reset is in later observations too
     assert len(problems) <= related.get(kind, 2)
+
+
+PLAYED_ONLY = [WrongShape, NumberTooLarge, NanAfterReset, InfiniteReward, TimeStandsStill]
+PLAYED_ONLY += [KeyUsedTwice, FinalObservationAfterReset, TooLarge, TooClose]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in BROKEN if kind not in PLAYED_ONLY], ids=lambda kind: kind.__name__
+)
+def test_what_cannot_work_is_refused_by_make_env(kind, register):
+    register(kind)
+    with pytest.raises(ValueError) as error:
+        make_env(f"{kind.__name__}-check", 1)
+    assert str(error.value) == f"{kind.__name__}-check: {BROKEN[kind]}"
 
 
 def test_a_sound_one_has_neither_problems_nor_notes(register):
@@ -255,6 +316,29 @@ class CutOffElsewhere(Walk):
         return super().is_truncated(state, params) | (state.x > 1)
 
 
+class RewardIsABool(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, terminated, terminated, info
+
+
+class Pushed(Walk):
+    """Two forces and two wheels, as a matrix."""
+
+    def step_env(self, key, state, action, params):
+        assert action.shape == (2, 2)
+        return super().step_env(key, state, action.mean(), params)
+
+    def action_space(self, params):
+        return spaces.Box(-jnp.ones((2, 2)), jnp.ones((2, 2)), (2, 2), jnp.float32)
+
+
+@pytest.mark.parametrize("kind", [CutOffElsewhere, RewardIsABool, Pushed])
+def test_what_is_unusual_is_no_problem(kind, register):
+    register(kind)
+    assert check_env.check(f"{kind.__name__}-check") == ([], [])
+
+
 class SameObservation(Walk):
     """Shows one number, always the same, as some bandits do."""
 
@@ -262,10 +346,43 @@ class SameObservation(Walk):
         return jnp.ones(2)
 
 
-@pytest.mark.parametrize("kind", [CutOffElsewhere, SameObservation])
-def test_what_is_unusual_is_no_problem(kind, register):
+class EndlessActions(Walk):
+    def step_env(self, key, state, action, params):
+        return super().step_env(key, state, action[0] > 0, params)
+
+    def action_space(self, params):
+        return spaces.Box(-jnp.inf, jnp.inf, (1,), jnp.float32)
+
+
+class FarAway(Walk):
+    def observation(self, state):
+        return jnp.stack([state.x + 4e5, jnp.float32(1)])
+
+
+class TerminatedAtLimit(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, reward, terminated | (state.time >= 20), info
+
+
+class NoLimit(Walk):
+    default_params = None
+
+
+NOTES = {
+    SameObservation: "all observations are the same",
+    EndlessActions: "actions without finite bounds low < high: some algorithms refuse them",
+    FarAway: "observations are as large as 4e+05: scale them to about [-1, 1]",
+    TerminatedAtLimit: "every episode of 20 steps, the limit, is terminated: "
+    "is that the time limit? Then it must not be in `terminated`",
+    NoLimit: "params have no max_steps_in_episode: evaluation stops after 10,000 steps",
+}
+
+
+@pytest.mark.parametrize("kind", NOTES, ids=lambda kind: kind.__name__)
+def test_what_may_be_meant_is_noted(kind, register):
     register(kind)
-    assert check_env.check(f"{kind.__name__}-check") == ([], [])
+    assert check_env.check(f"{kind.__name__}-check") == ([], [NOTES[kind]])
 
 
 BRAX = ["Fast-brax", "InvertedPendulum-brax", "Reacher-brax"]  # the others take longer to trace
@@ -383,17 +500,34 @@ def test_what_there_is_not_is_said_in_one_line(env_id, words):
 
 
 def test_the_command_line(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import gymnax\nfrom test_check_env import FlagIsANumber\n"
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "neighbour.py").write_text("from test_check_env import FlagIsANumber\n")
+    (folder / "mine.py").write_text(
+        "import gymnax\nfrom neighbour import FlagIsANumber\n"
         'gymnax.register("Mine-v0", FlagIsANumber)\n'
     )
-    folders = [tmp_path, ROOT, ROOT / "tests", ROOT / "tests" / "tools"]
+    (folder / "wrong.py").write_text("raise RuntimeError('not\\ntoday')")
+    folders = [folder, ROOT, ROOT / "tests", ROOT / "tests" / "tools"]
     env = {"PYTHONPATH": ":".join(map(str, folders))}
     done = run("common.check_env", "mine:Mine-v0", check=1, env=env)
     assert done.stderr == ""
     assert done.stdout.splitlines()[0] == "problem: terminated is float32: it must be bool"
+    env = {"PYTHONPATH": ":".join(map(str, folders[1:]))}
+    mine = str(folder / "mine.py")
+    for arguments in (
+        [f"{mine}:Mine-v0"],
+        ["Mine-v0", "--import", mine],
+        [f"--import={mine}", "Mine-v0"],
+    ):
+        again = run("common.check_env", *arguments, check=1, env=env)
+        assert (again.stderr, again.stdout) == ("", done.stdout)
     for arguments, says in (
-        (["no_such_module:X-v0"], "no_such_module"),
+        (["no_such_module:X-v0"], "--import no_such_module: no such module; give its name"),
+        ([f"{folder}/your.py:X-v0"], "your.py: there is no such file"),
+        ([f"{folder}/wrong.py:X-v0"], "wrong.py fails with RuntimeError: not today"),
+        (["X-v0", "--import"], "expected one argument; see --help"),
+        ([], "required: environment; see --help"),
         (["CartPol-v1"], "did you mean CartPole-v1?"),
         (["Swimmer-brax"], "choose another"),
     ):

@@ -177,7 +177,8 @@ def train_original(algorithm, seeds):
     @jax.jit
     def train(state, steps):
         state, metrics = jax.lax.scan(update, state, steps)
-        return state, jnp.nanmean(metrics["episode_return"])
+        returns, episodes = metrics["episode_return"], metrics.get("episodes", 1)
+        return state, jnp.nansum(returns * episodes) / jnp.sum(episodes * ~jnp.isnan(returns))
 
     for steps in np.array_split(np.arange(algorithm.num_updates), min(10, algorithm.num_updates)):
         state, _ = train(state, steps)
