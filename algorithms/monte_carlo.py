@@ -43,7 +43,7 @@ class Config:
     steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 1.0  # step size α, at the first visit to a state
     learning_rate_power: float = 1.0  # p: at the n-th visit it is α n^-p
-    gamma: float = 1.0  # discount factor
+    gamma: float | None = None  # discount factor; None: the environment's own
     epsilon_start: float = 0.1  # initial probability of a random action in control
     epsilon_end: float = 0.1  # final probability of a random action
     exploration_fraction: float = 1.0  # of the updates, over which epsilon falls linearly
@@ -113,6 +113,7 @@ def root_mean_square(x, where) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
     policy = load_policy(config.policy, env.num_states, env.num_actions)
     is_fixed = config.env_id in TABULAR and not TABULAR[config.env_id].random
     mdp = make_mdp(config.env_id) if is_fixed and not config.control else None
@@ -127,7 +128,7 @@ def make(config: Config) -> Algorithm:
         visits = jnp.zeros(shape, int)
         exact = jnp.full(shape, jnp.nan, float)
         if mdp is not None:
-            exact = policy_values(mdp, policy, config.gamma)
+            exact = policy_values(mdp, policy, gamma)
         return State(key, table, visits, start_episode(table), env.reset(key_env), exact)
 
     def update(state, step):
@@ -149,7 +150,7 @@ def make(config: Config) -> Algorithm:
             visits = visits.at[visited].add(counts)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             episode = add_visit(episode, visited, counts * alpha)
-            episode = add_reward(episode, transition.reward, config.gamma)
+            episode = add_reward(episode, transition.reward, gamma)
 
             done = transition.terminated | transition.truncated
             table = jnp.where(done, end_episode(table, episode), table)

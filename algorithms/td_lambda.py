@@ -37,7 +37,7 @@ class Config:
     total_timesteps: int = 10_000  # environment steps
     steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 0.1  # step size α
-    gamma: float = 1.0  # discount factor
+    gamma: float | None = None  # discount factor; None: the environment's own
     n_step: int = 1  # rewards before the bootstrap, n
     td_lambda: float = 0.0  # decay of the eligibility trace, λ; needs n = 1
     initial_value: float = 0.0  # of every state
@@ -86,6 +86,7 @@ def root_mean_square(x, where) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
     policy = load_policy(config.policy, env.num_states, env.num_actions)
     is_fixed = config.env_id in TABULAR and not TABULAR[config.env_id].random
     mdp = make_mdp(config.env_id) if is_fixed else None
@@ -107,7 +108,7 @@ def make(config: Config) -> Algorithm:
         zeros = jnp.zeros(env.num_states)
         exact = jnp.full(env.num_states, jnp.nan, float)
         if mdp is not None:
-            exact = policy_values(mdp, policy, config.gamma)
+            exact = policy_values(mdp, policy, gamma)
         return State(key, zeros + config.initial_value, zeros, pending, env_state, exact)
 
     def update(state, step):
@@ -120,10 +121,10 @@ def make(config: Config) -> Algorithm:
 
             next_value = v[window.next_obs]
             target = n_step_return(
-                window.reward, next_value, window.terminated, window.truncated, config.gamma
+                window.reward, next_value, window.terminated, window.truncated, gamma
             )
             error = target - v[first.obs]
-            trace = accumulating_trace(trace, first.obs, config.gamma, config.td_lambda)
+            trace = accumulating_trace(trace, first.obs, gamma, config.td_lambda)
             v = v + config.learning_rate * error * trace
 
             done = first.terminated | first.truncated

@@ -47,6 +47,7 @@ class Tabular(NamedTuple):
 
     make: Callable[[jax.Array], MDP]  # key -> MDP; fixed MDPs ignore the key
     max_steps: int  # time limit of an episode
+    gamma: float  # discount factor of its source; 1 if the source has none and episodes end
     random: bool = False  # whether the MDP depends on the key  # copied for .random
     grid: Grid | None = None  # the cells, to draw a policy on
     change_after: int | None = None  # steps until it changes  # copied for Maze-tabular
@@ -54,38 +55,50 @@ class Tabular(NamedTuple):
 
 
 TABULAR = {
-    "CliffWalking-tabular": Tabular(lambda key: cliff_walking(), 10_000, grid=CLIFF),
-    "FrozenLake-tabular": Tabular(lambda key: frozen_lake(LAKE_4X4), 100, grid=LAKE_4X4),
-    "FrozenLake8x8-tabular": Tabular(lambda key: frozen_lake(LAKE_8X8), 200, grid=LAKE_8X8),
-    "Taxi-tabular": Tabular(lambda key: taxi(), 200),
-    "GridWorld-tabular": Tabular(lambda key: grid_world(), 1_000, grid=GRID_4X4),
-    "GridWorld5x5-tabular": Tabular(lambda key: grid_world_5x5(), 100, grid=GRID_5X5),
-    "WindyGridWorld-tabular": Tabular(lambda key: windy_grid_world(), 10_000, grid=WINDY),
-    "DynaMaze-tabular": Tabular(lambda key: maze(DYNA_MAZE), 10_000, grid=DYNA_MAZE),
+    "CliffWalking-tabular": Tabular(lambda key: cliff_walking(), 10_000, gamma=1.0, grid=CLIFF),
+    "FrozenLake-tabular": Tabular(
+        lambda key: frozen_lake(LAKE_4X4), 100, gamma=0.99, grid=LAKE_4X4
+    ),
+    "FrozenLake8x8-tabular": Tabular(
+        lambda key: frozen_lake(LAKE_8X8), 200, gamma=0.99, grid=LAKE_8X8
+    ),
+    "Taxi-tabular": Tabular(lambda key: taxi(), 200, gamma=1.0),
+    "GridWorld-tabular": Tabular(lambda key: grid_world(), 1_000, gamma=1.0, grid=GRID_4X4),
+    "GridWorld5x5-tabular": Tabular(lambda key: grid_world_5x5(), 100, gamma=0.9, grid=GRID_5X5),
+    "WindyGridWorld-tabular": Tabular(
+        lambda key: windy_grid_world(), 10_000, gamma=1.0, grid=WINDY
+    ),
+    "DynaMaze-tabular": Tabular(lambda key: maze(DYNA_MAZE), 10_000, gamma=0.95, grid=DYNA_MAZE),
     "BlockingMaze-tabular": Tabular(
         lambda key: maze(OPEN_RIGHT),
         10_000,
+        gamma=0.95,
         grid=OPEN_RIGHT,
         change_after=1_000,
         change_to="BlockingMazeChanged-tabular",
     ),
-    "BlockingMazeChanged-tabular": Tabular(lambda key: maze(OPEN_LEFT), 10_000, grid=OPEN_LEFT),
+    "BlockingMazeChanged-tabular": Tabular(
+        lambda key: maze(OPEN_LEFT), 10_000, gamma=0.95, grid=OPEN_LEFT
+    ),
     "ShortcutMaze-tabular": Tabular(
         lambda key: maze(OPEN_LEFT),
         10_000,
+        gamma=0.95,
         grid=OPEN_LEFT,
         change_after=3_000,
         change_to="ShortcutMazeChanged-tabular",
     ),
-    "ShortcutMazeChanged-tabular": Tabular(lambda key: maze(OPEN_BOTH), 10_000, grid=OPEN_BOTH),
-    "FourRooms-tabular": Tabular(lambda key: four_rooms(), 1_000, grid=FOUR_ROOMS),
-    "RandomWalk5-tabular": Tabular(lambda key: random_walk(5, 0.0), 10_000),
-    "RandomWalk19-tabular": Tabular(lambda key: random_walk(19, -1.0), 10_000),
-    "Gambler-tabular": Tabular(lambda key: gamblers_problem(), 10_000),
-    "JacksCarRental-tabular": Tabular(lambda key: jacks_car_rental(), 100),
-    "Blackjack-tabular": Tabular(lambda key: blackjack(), 100),
-    "MaximizationBias-tabular": Tabular(lambda key: maximization_bias(), 10),
-    "Garnet-tabular": Tabular(garnet, 100, random=True),
+    "ShortcutMazeChanged-tabular": Tabular(
+        lambda key: maze(OPEN_BOTH), 10_000, gamma=0.95, grid=OPEN_BOTH
+    ),
+    "FourRooms-tabular": Tabular(lambda key: four_rooms(), 1_000, gamma=0.9, grid=FOUR_ROOMS),
+    "RandomWalk5-tabular": Tabular(lambda key: random_walk(5, 0.0), 10_000, gamma=1.0),
+    "RandomWalk19-tabular": Tabular(lambda key: random_walk(19, -1.0), 10_000, gamma=1.0),
+    "Gambler-tabular": Tabular(lambda key: gamblers_problem(), 10_000, gamma=1.0),
+    "JacksCarRental-tabular": Tabular(lambda key: jacks_car_rental(), 100, gamma=0.9),
+    "Blackjack-tabular": Tabular(lambda key: blackjack(), 100, gamma=1.0),
+    "MaximizationBias-tabular": Tabular(lambda key: maximization_bias(), 10, gamma=1.0),
+    "Garnet-tabular": Tabular(garnet, 100, gamma=0.99, random=True),
 }
 
 
@@ -143,5 +156,12 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
         inner = (obs, jnp.where(done, 0, time + 1), age + 1)
         return obs, inner, reward, terminated, truncated, next_state
 
-    spaces = {"num_states": num_states, "num_actions": num_actions}
-    return batch_env(reset, step, num_envs, max_steps=max_steps, **spaces)
+    return batch_env(
+        reset,
+        step,
+        num_envs,
+        num_states=num_states,
+        num_actions=num_actions,
+        max_steps=max_steps,
+        gamma=entry.gamma,
+    )

@@ -24,7 +24,7 @@ def has_map(env_id: str) -> bool:
 
 
 def draw_policy(
-    path: Path, env_id: str, act: Callable, gamma: float, num_steps: int, title: str
+    path: Path, env_id: str, act: Callable, gamma: float | None, num_steps: int, title: str
 ) -> None:
     """Draw `act(obs, key) -> action` in every state of a grid world, and its values.
 
@@ -35,6 +35,7 @@ def draw_policy(
     if env.change_to and num_steps >= env.change_after:
         env_id = env.change_to
     mdp, grid = make_mdp(env_id), TABULAR[env_id].grid
+    gamma = TABULAR[env_id].gamma if gamma is None else gamma
     states = np.arange(len(mdp.terminal))
     keys = jax.random.split(jax.random.key(0), NUM_SAMPLES)
     actions = jax.jit(jax.vmap(jax.vmap(act, (0, None)), (None, 0)))(states, keys)

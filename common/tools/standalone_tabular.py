@@ -18,7 +18,7 @@ def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """Return `num_envs` copies of a tabular MDP, whose observations are numbers of states."""
-    mdp, max_steps = make_mdp(env_id), TABULAR[env_id].max_steps
+    mdp, (_, max_steps, gamma, *_) = make_mdp(env_id), TABULAR[env_id]
     # At most K states can follow (s, a); tables of these [S, A, K] make a step cost K, not S.
     num_successors = int((mdp.P > 0).sum(-1).max())
     successor = np.argsort(mdp.P <= 0, axis=-1, kind="stable")[..., :num_successors]
@@ -49,4 +49,5 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         obs, time = jnp.where(done, first_obs, next_obs), jnp.where(done, 0, time)
         return EnvState(time, obs, next_episode(env_state.episode, reward, done)), transition
 
-    return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps)
+    sizes = mdp.P.shape[:2]
+    return Env(reset, step, num_envs, (), *sizes, max_steps=max_steps, gamma=gamma)

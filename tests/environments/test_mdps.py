@@ -17,7 +17,7 @@ from common.environments.gridworlds import (
     windy_grid_world,
 )
 from common.environments.mdp import tabulate
-from common.environments.tabular import TABULAR, make_mdp
+from common.environments.tabular import TABULAR, make_mdp, make_tabular_env
 from common.environments.textbook import (
     blackjack,
     gamblers_problem,
@@ -304,6 +304,27 @@ def test_walls_keep_out_and_those_that_come_and_go_let_out():
     before, after = make_mdp("ShortcutMaze-tabular"), make_mdp("ShortcutMazeChanged-tabular")
     assert [successor(mdp, 44, up) for mdp in (before, after)] == [44, 35]
     assert [successor(mdp, 36, up) for mdp in (before, after)] == [27, 27]
+
+
+def test_discounts_are_those_of_the_sources():
+    """Sutton & Barto 2018: .9 in Examples 3.5 and 4.2, .95 in 8.1, 1 where none is named and
+    episodes end; Sutton, Precup & Singh 1999: .9. An Env has the discount of its MDP."""
+    discounted = {
+        "GridWorld5x5-tabular": 0.9,
+        "JacksCarRental-tabular": 0.9,
+        "FourRooms-tabular": 0.9,
+        "DynaMaze-tabular": 0.95,
+        "BlockingMaze-tabular": 0.95,
+        "BlockingMazeChanged-tabular": 0.95,
+        "ShortcutMaze-tabular": 0.95,
+        "ShortcutMazeChanged-tabular": 0.95,
+        "FrozenLake-tabular": 0.99,  # no source names one
+        "FrozenLake8x8-tabular": 0.99,
+        "Garnet-tabular": 0.99,
+    }
+    for env_id, entry in TABULAR.items():
+        assert entry.gamma == discounted.get(env_id, 1.0), env_id
+    assert make_tabular_env("FourRooms-tabular", 2).gamma == 0.9
 
 
 @pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.change_to])
