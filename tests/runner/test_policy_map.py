@@ -133,9 +133,9 @@ def test_a_run_in_a_grid_world_gets_a_picture(tmp_path):
 def test_the_policy_drawn_is_that_of_the_best_member(monkeypatch):
     seen = {}
     monkeypatch.setattr(policy_map, "draw_policy", lambda *rest: seen.update(rest=rest))
-    q = np.zeros((4, 16, 4))
-    q[np.arange(4), :, np.arange(4)] = 1.0  # the policy of row i takes action i
-    params = value_iteration.Params(v=np.zeros((4, 16), "f"), q=q.astype("f"))
+    policy = np.repeat(np.arange(4, dtype="i")[:, None], 16, axis=1)  # of row i: action i
+    zeros = np.zeros((4, 16, 4), "f")
+    params = value_iteration.Params(v=zeros[..., 0], q=zeros, policy=policy)
     finished = {f"0/{name}": x for name, x in checkpoint.named_arrays(params).items()}
     settings = [{"gamma": 0.9}, {"gamma": 0.5}]
     scores = [(0, 5, None), (0, 6, 1.0), (1, 5, 3.0), (1, 6, 2.0)]
