@@ -10,9 +10,13 @@ for the n-th visit to s_t, where all visits count, or only the first ones of eac
 averages the returns, p = 0 is a constant step. V is that of a fixed policy; with `--control` the
 table is Q(s, a), and the policy is ε-greedy in it.
 
-The table changes at the end of an episode, when G_t is known. All the updates of an episode make up
-one linear change of each entry, V(s) ← scale V(s) + shift, and State accumulates scale and shift;
-so an episode may have any length and span several calls of `update`.
+The book plays an episode, and then goes back through it: G ← r + γ G, and where a visit counts, V
+moves to G. Here the same is done on the way, so that an episode may have any length and span
+several calls of `update`: all the updates of an episode make up one linear change of each entry,
+V(s) ← scale V(s) + shift; a visit that counts adds one with G = 0, each reward then adds to the G
+of all visits so far, and the end of the episode makes the change.
+
+`rms_error` is that of V after the update, over the states that the policy visits.
 
 Departs from the book: the updates of an episode are made in the order of time, not backwards (no
 difference for averages). A truncated episode counts with the return it has, so that V is the value
@@ -64,6 +68,7 @@ class Episode(NamedTuple):
     The arrays are shaped like the table.
     """
 
+    seen: jax.Array  # bool: visited in this episode
     scale: jax.Array
     shift: jax.Array
     trace: jax.Array  # weight of the next reward in `shift`
@@ -80,7 +85,8 @@ class State(NamedTuple):
 
 def start_episode(table) -> Episode:
     """v ← v, before any visit."""
-    return Episode(jnp.ones_like(table), jnp.zeros_like(table), jnp.zeros_like(table))
+    zeros = jnp.zeros_like(table)
+    return Episode(jnp.zeros_like(table, bool), jnp.ones_like(table), zeros, zeros)
 
 
 def add_visit(episode: Episode, entry, alpha) -> Episode:
@@ -89,6 +95,7 @@ def add_visit(episode: Episode, entry, alpha) -> Episode:
     α is a scalar, 0 if the visit does not count.
     """
     return Episode(
+        seen=episode.seen.at[entry].set(True),
         scale=episode.scale.at[entry].multiply(1 - alpha),
         shift=episode.shift.at[entry].multiply(1 - alpha),
         trace=episode.trace.at[entry].multiply(1 - alpha).at[entry].add(alpha),
@@ -146,7 +153,7 @@ def make(config: Config) -> Algorithm:
 
             transition = jax.tree.map(lambda x: x[0], transitions)
             visited = (obs, action) if config.control else obs
-            counts = (episode.scale[visited] == 1) | (not config.first_visit)
+            counts = ~episode.seen[visited] | (not config.first_visit)
             visits = visits.at[visited].add(counts)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             episode = add_visit(episode, visited, counts * alpha)
@@ -157,19 +164,18 @@ def make(config: Config) -> Algorithm:
             episode = jax.tree.map(
                 lambda new, old: jnp.where(done, new, old), start_episode(table), episode
             )
-            rms_error = jnp.where(done, root_mean_square(table - state.exact, scored), jnp.nan)
 
-            report = env_state.episode, table[visited], rms_error
+            report = env_state.episode, table[visited]
             return (table, visits, episode, env_state), report
 
         keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
-        (table, visits, episode, env_state), (played, value, rms_error) = jax.lax.scan(
+        (table, visits, episode, env_state), (played, value) = jax.lax.scan(
             interact, (state.params, state.visits, state.episode, state.env), keys
         )
         metrics = {
             **episode_metrics(played),
             "value": value.mean(),
-            "rms_error": jnp.nanmean(rms_error),
+            "rms_error": root_mean_square(table - state.exact, scored),
         }
         return State(state.key, table, visits, episode, env_state, state.exact), metrics
 
@@ -178,7 +184,12 @@ def make(config: Config) -> Algorithm:
             return jnp.argmax(params[obs])
         return jax.random.categorical(key, jnp.log(jnp.asarray(policy, float))[obs])
 
-    return Algorithm(init, update, act, num_updates, config.steps_per_update)
+    def picture(state):
+        """Return the learned values, the true ones, and the policy that they are of."""
+        return {"value": state.params, "exact": state.exact, "policy": policy}
+
+    picture = None if config.control else picture
+    return Algorithm(init, update, act, num_updates, config.steps_per_update, picture=picture)
 
 
 if __name__ == "__main__":

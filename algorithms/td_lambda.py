@@ -12,6 +12,8 @@ for a fixed policy. n-step TD has λ = 0, TD(λ) with accumulating traces has n 
 Where the episode ends, the return is cut: it bootstraps from 0 where the MDP terminated, and from
 V(s') at a time limit.
 
+`rms_error` is that of V after the update, over the states that the policy visits.
+
 Departs from the book: nothing. The update of s_t is made when n more steps are known, even if they
 belong to the next episode. The book makes the last n - 1 updates of an episode at its end, and none
 in the first n - 1 steps of the next one: the order is the same. `init` takes the first n steps.
@@ -128,14 +130,13 @@ def make(config: Config) -> Algorithm:
             v = v + config.learning_rate * error * trace
 
             done = first.terminated | first.truncated
-            rms_error = jnp.where(done, root_mean_square(v - state.exact, scored), jnp.nan)
             trace = jnp.where(done, 0, trace)
-            return (v, trace), (v[first.obs], jnp.abs(error), rms_error)
+            return (v, trace), (v[first.obs], jnp.abs(error))
 
         key = jax.random.fold_in(state.key, step)
         env_state, played, episodes = play(state.env, key, config.steps_per_update)
         transitions = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, played)
-        (v, trace), (value, error, rms_error) = jax.lax.scan(
+        (v, trace), (value, error) = jax.lax.scan(
             learn, (state.params, state.trace), jnp.arange(config.steps_per_update)
         )
         pending = jax.tree.map(lambda x: x[config.steps_per_update :], transitions)
@@ -143,11 +144,17 @@ def make(config: Config) -> Algorithm:
             **episodes,
             "value": value.mean(),
             "td_error": error.mean(),
-            "rms_error": jnp.nanmean(rms_error),
+            "rms_error": root_mean_square(v - state.exact, scored),
         }
         return State(state.key, v, trace, pending, env_state, state.exact), metrics
 
-    return Algorithm(init, update, act, num_updates, config.steps_per_update, config.n_step)
+    def picture(state):
+        """Return the learned values, the true ones, and the policy that they are of."""
+        return {"value": state.params, "exact": state.exact, "policy": policy}
+
+    return Algorithm(
+        init, update, act, num_updates, config.steps_per_update, config.n_step, picture
+    )
 
 
 if __name__ == "__main__":
