@@ -51,7 +51,7 @@ class Tabular(NamedTuple):
     random: bool = False  # whether the MDP depends on the key  # copied for .random
     grid: Grid | None = None  # the cells, to draw a policy on
     change_after: int | None = None  # steps until it changes  # copied for Maze-tabular
-    change_to: str | None = None  # the id of what it becomes  # copied for Maze-tabular
+    phases: tuple[str, ...] = ()  # ids of what it is before and after  # copied for Maze-tabular
 
 
 TABULAR = {
@@ -75,10 +75,7 @@ TABULAR = {
         gamma=0.95,
         grid=OPEN_RIGHT,
         change_after=1_000,
-        change_to="BlockingMazeChanged-tabular",
-    ),
-    "BlockingMazeChanged-tabular": Tabular(
-        lambda key: maze(OPEN_LEFT), 10_000, gamma=0.95, grid=OPEN_LEFT
+        phases=("OpenRightMaze-tabular", "OpenLeftMaze-tabular"),
     ),
     "ShortcutMaze-tabular": Tabular(
         lambda key: maze(OPEN_LEFT),
@@ -86,9 +83,15 @@ TABULAR = {
         gamma=0.95,
         grid=OPEN_LEFT,
         change_after=3_000,
-        change_to="ShortcutMazeChanged-tabular",
+        phases=("OpenLeftMaze-tabular", "OpenBothMaze-tabular"),
     ),
-    "ShortcutMazeChanged-tabular": Tabular(
+    "OpenRightMaze-tabular": Tabular(
+        lambda key: maze(OPEN_RIGHT), 10_000, gamma=0.95, grid=OPEN_RIGHT
+    ),
+    "OpenLeftMaze-tabular": Tabular(
+        lambda key: maze(OPEN_LEFT), 10_000, gamma=0.95, grid=OPEN_LEFT
+    ),
+    "OpenBothMaze-tabular": Tabular(
         lambda key: maze(OPEN_BOTH), 10_000, gamma=0.95, grid=OPEN_BOTH
     ),
     "FourRooms-tabular": Tabular(lambda key: four_rooms(), 1_000, gamma=0.9, grid=FOUR_ROOMS),
@@ -107,11 +110,23 @@ def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
     return lookup(TABULAR, env_id, "tabular MDP").make(jax.random.key(0) if key is None else key)
 
 
+def id_after(env_id: str, num_steps: int) -> str:
+    """Return the id of what an environment is after so many of its steps, and then remains.
+
+    That is `env_id` itself, unless it is the id of an MDP that changes, or of its history.
+    """
+    name, dash, history = env_id.partition("-history")
+    entry = TABULAR.get(name)
+    if entry is None or entry.change_after is None:
+        return env_id
+    return entry.phases[num_steps >= entry.change_after] + dash + history
+
+
 def make_tabular_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of a tabular MDP, whose observations are numbers of states.
 
     ValueError if there is no such id. After `change_after` steps of an environment, over all its
-    episodes, the MDP becomes that of `change_to`.
+    episodes, the MDP becomes that of the second of its `phases`.
     """
     entry = lookup(TABULAR, env_id, "tabular MDP")
     max_steps, change_after = entry.max_steps, entry.change_after
@@ -120,9 +135,9 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
     num_states, num_actions, _ = mdp.P.shape
     start, terminal, noise = np.cumsum(mdp.start), mdp.terminal, mdp.noise
     P, R = mdp.P, mdp.R
-    if entry.change_to is not None:  # copied for Maze-tabular
+    if change_after is not None:  # copied for Maze-tabular
         # The states of the changed MDP follow those of the first.
-        changed = make_mdp(entry.change_to)
+        changed = make_mdp(entry.phases[1])
         P, R = np.concatenate([P, changed.P]), np.concatenate([R, changed.R])
 
     # At most K states can follow (s, a); tables of these [S, A, K] make a step cost K, not S.

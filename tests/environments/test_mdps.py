@@ -17,7 +17,7 @@ from common.environments.gridworlds import (
     windy_grid_world,
 )
 from common.environments.mdp import tabulate
-from common.environments.tabular import TABULAR, make_mdp, make_tabular_env
+from common.environments.tabular import TABULAR, id_after, make_mdp, make_tabular_env
 from common.environments.textbook import (
     blackjack,
     gamblers_problem,
@@ -201,9 +201,9 @@ def test_time_limits_are_gymnasiums_where_it_has_one(env_id, gymnasium_id):
         (random_walk(19, -1.0), 1.0, None, 1.0),
         (make_mdp("DynaMaze-tabular"), 0.95, None, 0.95**13),  # 14 steps
         (make_mdp("BlockingMaze-tabular"), 0.95, None, 0.95**9),  # 10 steps, and then 16
-        (make_mdp("BlockingMazeChanged-tabular"), 0.95, None, 0.95**15),
+        (make_mdp("OpenLeftMaze-tabular"), 0.95, None, 0.95**15),
         (make_mdp("ShortcutMaze-tabular"), 0.95, None, 0.95**15),  # 16 steps, and then 10
-        (make_mdp("ShortcutMazeChanged-tabular"), 0.95, None, 0.95**9),
+        (make_mdp("OpenBothMaze-tabular"), 0.95, None, 0.95**9),
         (maximization_bias(), 1.0, None, 0.0),
     ],
 )
@@ -297,11 +297,11 @@ def test_walls_keep_out_and_those_that_come_and_go_let_out():
     mdp = make_mdp("DynaMaze-tabular")
     assert successor(mdp, 10, right) == 10 and successor(mdp, 2, down) == 2
     assert successor(mdp, 17, up) == 8 and mdp.R[17, up, 8] == 1 and mdp.R.sum() == 1
-    before, after = make_mdp("BlockingMaze-tabular"), make_mdp("BlockingMazeChanged-tabular")
+    before, after = make_mdp("BlockingMaze-tabular"), make_mdp("OpenLeftMaze-tabular")
     assert [successor(mdp, 44, up) for mdp in (before, after)] == [35, 44]
     assert [successor(mdp, 36, up) for mdp in (before, after)] == [36, 27]
     assert [successor(mdp, 35, up) for mdp in (before, after)] == [26, 26]
-    before, after = make_mdp("ShortcutMaze-tabular"), make_mdp("ShortcutMazeChanged-tabular")
+    before, after = make_mdp("ShortcutMaze-tabular"), make_mdp("OpenBothMaze-tabular")
     assert [successor(mdp, 44, up) for mdp in (before, after)] == [44, 35]
     assert [successor(mdp, 36, up) for mdp in (before, after)] == [27, 27]
 
@@ -315,9 +315,9 @@ def test_discounts_are_those_of_the_sources():
         "FourRooms-tabular": 0.9,
         "DynaMaze-tabular": 0.95,
         "BlockingMaze-tabular": 0.95,
-        "BlockingMazeChanged-tabular": 0.95,
+        "OpenLeftMaze-tabular": 0.95,
         "ShortcutMaze-tabular": 0.95,
-        "ShortcutMazeChanged-tabular": 0.95,
+        "OpenBothMaze-tabular": 0.95,
         "FrozenLake-tabular": 0.99,  # no source names one
         "FrozenLake8x8-tabular": 0.99,
         "Garnet-tabular": 0.99,
@@ -327,13 +327,29 @@ def test_discounts_are_those_of_the_sources():
     assert make_tabular_env("FourRooms-tabular", 2).gamma == 0.9
 
 
-@pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.change_to])
+@pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.phases])
 def test_what_changes_in_a_maze_is_its_walls(env_id):
-    before, after = make_mdp(env_id), make_mdp(TABULAR[env_id].change_to)
+    before, after = map(make_mdp, TABULAR[env_id].phases)
+    np.testing.assert_array_equal(before.P, make_mdp(env_id).P)
     np.testing.assert_array_equal(before.start, after.start)
     np.testing.assert_array_equal(before.terminal, after.terminal)
     assert before.P.shape == after.P.shape and (before.P != after.P).any()
-    assert TABULAR[TABULAR[env_id].change_to].change_to is None
+    assert not any(TABULAR[phase].phases for phase in TABULAR[env_id].phases)
+
+
+@pytest.mark.parametrize(
+    "env_id, num_steps, expected",
+    [
+        ("BlockingMaze-tabular", 999, "OpenRightMaze-tabular"),
+        ("BlockingMaze-tabular", 1_000, "OpenLeftMaze-tabular"),
+        ("ShortcutMaze-tabular", 2_999, "OpenLeftMaze-tabular"),
+        ("ShortcutMaze-tabular-history2", 3_000, "OpenBothMaze-tabular-history2"),
+        ("DynaMaze-tabular", 10**6, "DynaMaze-tabular"),
+        ("CartPole-v1-history2", 10**6, "CartPole-v1-history2"),
+    ],
+)
+def test_what_a_maze_is_after_so_many_steps_has_an_id(env_id, num_steps, expected):
+    assert id_after(env_id, num_steps) == expected
 
 
 def test_four_rooms_are_gymnaxs_and_steps_go_astray_a_third_of_the_time():
