@@ -62,8 +62,8 @@ class Config:
         )
 
 
-class Episode(NamedTuple):
-    """The updates of the current episode, which its end makes: v ← scale v + shift, for each entry.
+class Updates(NamedTuple):
+    """What the end of the current episode will do: v ← scale v + shift, for each entry.
 
     The arrays are shaped like the table.
     """
@@ -78,23 +78,23 @@ class State(NamedTuple):
     key: jax.Array
     params: jax.Array  # V [S] or Q [S, A]
     visits: jax.Array  # n, shaped like params
-    episode: Episode
+    episode: Updates
     env: EnvState
     exact: jax.Array  # the true values, shaped like params; NaN if they are not known
 
 
-def start_episode(table) -> Episode:
+def start_episode(table) -> Updates:
     """v ← v, before any visit."""
     zeros = jnp.zeros_like(table)
-    return Episode(jnp.zeros_like(table, bool), jnp.ones_like(table), zeros, zeros)
+    return Updates(jnp.zeros_like(table, bool), jnp.ones_like(table), zeros, zeros)
 
 
-def add_visit(episode: Episode, entry, alpha) -> Episode:
+def add_visit(episode: Updates, entry, alpha) -> Updates:
     """v ← (1 - α) v + α G for one entry, after the updates so far, with G = 0 before any reward.
 
     α is a scalar, 0 if the visit does not count.
     """
-    return Episode(
+    return Updates(
         seen=episode.seen.at[entry].set(True),
         scale=episode.scale.at[entry].multiply(1 - alpha),
         shift=episode.shift.at[entry].multiply(1 - alpha),
@@ -102,13 +102,13 @@ def add_visit(episode: Episode, entry, alpha) -> Episode:
     )
 
 
-def add_reward(episode: Episode, reward, gamma) -> Episode:
+def add_reward(episode: Updates, reward, gamma) -> Updates:
     """G ← G + γᵏ r in each update so far, where k is the number of steps since its visit."""
     shift = episode.shift + reward * episode.trace
     return episode._replace(shift=shift, trace=gamma * episode.trace)
 
 
-def end_episode(table, episode: Episode) -> jax.Array:
+def end_episode(table, episode: Updates) -> jax.Array:
     """v ← scale v + shift, for every entry of the table."""
     return episode.scale * table + episode.shift
 

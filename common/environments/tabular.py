@@ -171,12 +171,6 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
         inner = (obs, jnp.where(done, 0, time + 1), age + 1)
         return obs, inner, reward, terminated, truncated, next_state
 
-    return batch_env(
-        reset,
-        step,
-        num_envs,
-        num_states=num_states,
-        num_actions=num_actions,
-        max_steps=max_steps,
-        gamma=entry.gamma,
-    )
+    fields = {"num_states": num_states, "num_actions": num_actions, "max_steps": max_steps}
+    fields["gamma"] = entry.gamma  # copied for gamma: float | None
+    return batch_env(reset, step, num_envs, **fields)

@@ -49,5 +49,4 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         obs, time = jnp.where(done, first_obs, next_obs), jnp.where(done, 0, time)
         return EnvState(time, obs, next_episode(env_state.episode, reward, done)), transition
 
-    sizes = mdp.P.shape[:2]
-    return Env(reset, step, num_envs, (), *sizes, max_steps=max_steps, gamma=gamma)
+    return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps, gamma=gamma)

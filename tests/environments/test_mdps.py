@@ -317,6 +317,7 @@ def test_discounts_are_those_of_the_sources():
         "BlockingMaze-tabular": 0.95,
         "OpenLeftMaze-tabular": 0.95,
         "ShortcutMaze-tabular": 0.95,
+        "OpenRightMaze-tabular": 0.95,
         "OpenBothMaze-tabular": 0.95,
         "FrozenLake-tabular": 0.99,  # no source names one
         "FrozenLake8x8-tabular": 0.99,
