@@ -127,7 +127,7 @@ def test_terminal_states_are_where_the_layouts_say():
     assert terminal(gamblers_problem()) == [0, 100]
     # Walls count as terminal, but for those of a maze that open at another time.
     assert terminal(make_mdp("DynaMaze-tabular")) == [7, 8, 11, 16, 20, 25, 29, 41]
-    for maze in ("BlockingMaze", "BlockingMazeChanged", "ShortcutMaze", "ShortcutMazeChanged"):
+    for maze in ("BlockingMaze", "ShortcutMaze", "OpenRightMaze", "OpenLeftMaze", "OpenBothMaze"):
         assert terminal(make_mdp(f"{maze}-tabular")) == [8, *range(28, 35)]
     # Taxi: 25 cells x 4 destinations with the passenger already there.
     assert terminal(taxi()) == [s for s in range(500) if s // 4 % 5 == s % 4]
