@@ -268,8 +268,8 @@ def test_the_best_epsilon_soft_policies_are_worth_what_they_should():
     assert cliff_walking().start @ soft_values(cliff_walking(), 0.1) == pytest.approx(
         -20.7077, abs=1e-4
     )
-    steps = {"DynaMaze": 15.81, "BlockingMaze": 11.07, "BlockingMazeChanged": 17.54}
-    steps |= {"ShortcutMaze": 17.54, "ShortcutMazeChanged": 11.07}
+    steps = {"DynaMaze": 15.81, "BlockingMaze": 11.07, "OpenLeftMaze": 17.54}
+    steps |= {"ShortcutMaze": 17.54, "OpenBothMaze": 11.07}
     for maze, expected in steps.items():
         mdp = make_mdp(f"{maze}-tabular")
         mdp = mdp._replace(R=np.where(mdp.terminal[:, None, None], 0.0, -1.0) + 0 * mdp.P)
