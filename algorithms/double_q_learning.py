@@ -35,7 +35,7 @@ class Config:
     steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 0.5  # step size α, at the first visit to a state and action
     learning_rate_power: float = 0.0  # p: at the n-th visit it is α n^-p
-    gamma: float = 1.0  # discount factor
+    gamma: float | None = None  # discount factor; None: the environment's own
     epsilon: float = 0.1  # probability of a random action
 
     def __post_init__(self):
@@ -57,6 +57,7 @@ def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
     num_updates = config.total_timesteps // config.steps_per_update
 
     def init(key):
@@ -77,7 +78,7 @@ def make(config: Config) -> Algorithm:
             next_action = jnp.argmax(q[coin, transition.next_obs])
             next_value = q[1 - coin, transition.next_obs, next_action]
             reward, terminated = transition.reward, transition.terminated
-            error = td_error(q[visited], reward, next_value, terminated, config.gamma)
+            error = td_error(q[visited], reward, next_value, terminated, gamma)
             visits = visits.at[visited].add(1)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             q = q.at[visited].add(alpha * error)

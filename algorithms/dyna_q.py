@@ -11,10 +11,11 @@ sections 8.2 and 8.3, http://incompleteideas.net/book/the-book-2nd.html
     Q(s, a) ← Q(s, a) + α [r + κ √τ + γ (1 - d) max_a' Q(s', a') - Q(s, a)]
 
 with d = 1 where the MDP terminated; a time limit does not end the MDP. The second line is planning:
-(s, a) is drawn uniformly from the pairs that were tried, r, s' and d are the model's, and τ is the
-number of real steps since (s, a) was last tried. κ = 0 is Dyna-Q. Dyna-Q+ has κ > 0 and
-`plan_untried`: the untried actions of visited states are drawn too; the model says that they lead
-back to s with reward 0. The step size at the n-th update of (s, a), real or planned, is α n^-p.
+s is drawn from the states that were visited, a from the actions that were tried in s, both
+uniformly; r, s' and d are the model's, and τ is the number of real steps since (s, a) was last
+tried. κ = 0 is Dyna-Q. Dyna-Q+ has κ > 0 and `plan_untried`: untried actions of visited states are
+drawn too; the model says that they lead back to s with reward 0. The step size at the n-th update
+of (s, a), real or planned, is α n^-p.
 
 Departs from the book: the model keeps the last `num_outcomes` outcomes of (s, a), and draws one of
 them. The book keeps 1, which suits deterministic MDPs; on stochastic ones Q converges to Q* only as
@@ -40,7 +41,7 @@ class Config:
     steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 0.5  # step size α, at the first visit to a state and action
     learning_rate_power: float = 0.0  # p: at the n-th visit it is α n^-p
-    gamma: float = 1.0  # discount factor
+    gamma: float | None = None  # discount factor; None: the environment's own
     epsilon: float = 0.1  # probability of a random action
     num_planning_steps: int = 5  # updates with transitions of the model, per environment step
     num_outcomes: int = 1  # latest outcomes that the model keeps of each state and action
@@ -63,8 +64,8 @@ class Model(NamedTuple):
     terminated: jax.Array  # [S, A, K]
     count: jax.Array  # [S, A] how often (s, a) was tried
     last_time: jax.Array  # [S, A] the environment step at which it was last tried
-    pairs: jax.Array  # [S * A] numbers s * A + a of the pairs to plan with
-    num_pairs: jax.Array  # [] how many there are; the rest of `pairs` is unused
+    states: jax.Array  # [S] those that were visited, in the order of the first visits
+    num_states: jax.Array  # [] how many there are; the rest of `states` is unused
 
 
 class State(NamedTuple):
@@ -81,36 +82,31 @@ def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
     return jax.lax.stop_gradient(target) - q_value
 
 
-def update_model(model: Model, transition: Transition, time, plan_untried) -> Model:
-    """Model(s, a) ← r, s', d, tried at step `time` []; a new (s, a) joins the pairs, with
-    `plan_untried` (bool) all actions of a new s."""
-    num_actions, num_outcomes = model.reward.shape[1:]
+def update_model(model: Model, transition: Transition, time) -> Model:
+    """Model(s, a) ← r, s', d, tried at step `time` []; a new s joins the visited states."""
     obs, action = transition.obs, transition.action
-    if plan_untried:
-        is_new, actions = jnp.all(model.count[obs] == 0), jnp.arange(num_actions)
-    else:
-        is_new, actions = model.count[obs, action] == 0, action[None]
-    # Entries beyond num_pairs do not count, and JAX drops writes beyond the end of an array.
-    tail = model.num_pairs + jnp.arange(actions.size)
-    slot = obs, action, model.count[obs, action] % num_outcomes
+    is_new = jnp.all(model.count[obs] == 0)
+    slot = obs, action, model.count[obs, action] % model.reward.shape[-1]
     return Model(
         next_obs=model.next_obs.at[slot].set(transition.next_obs),
         reward=model.reward.at[slot].set(transition.reward),
         terminated=model.terminated.at[slot].set(transition.terminated),
         count=model.count.at[obs, action].add(1),
         last_time=model.last_time.at[obs, action].set(time),
-        pairs=model.pairs.at[tail].set(obs * num_actions + actions),
-        num_pairs=model.num_pairs + is_new * actions.size,
+        # What is written behind num_states does not count, and behind the end JAX drops it.
+        states=model.states.at[model.num_states].set(obs),
+        num_states=model.num_states + is_new,
     )
 
 
-def sample_model(key, model: Model, time, kappa) -> Transition:
-    """(s, a) ~ pairs; r, s', d ~ Model(s, a), with the bonus κ √τ added to r, at step `time` []."""
-    num_actions, num_outcomes = model.reward.shape[1:]
-    pair_u, outcome_u = jax.random.uniform(key, 2)
-    pair = model.pairs[jnp.int32(pair_u * model.num_pairs)]
-    obs, action = pair // num_actions, pair % num_actions
-    num_kept = jnp.clip(model.count[obs, action], 1, num_outcomes)
+def sample_model(key, model: Model, time, kappa, plan_untried) -> Transition:
+    """Draw s from the visited states, a from the actions tried in s, with `plan_untried` (bool)
+    from all; and r, s', d from Model(s, a), with the bonus κ √τ added to r, at step `time` []."""
+    state_u, action_u, outcome_u = jax.random.uniform(key, 3)
+    obs = model.states[jnp.int32(state_u * model.num_states)]
+    allowed = (model.count[obs] > 0) | plan_untried
+    action = jnp.argmax(jnp.cumsum(allowed) > action_u * jnp.sum(allowed))
+    num_kept = jnp.clip(model.count[obs, action], 1, model.reward.shape[-1])
     slot = obs, action, jnp.int32(outcome_u * num_kept)
     bonus = kappa * jnp.sqrt(time - model.last_time[obs, action])
     return Transition(
@@ -125,6 +121,7 @@ def sample_model(key, model: Model, time, kappa) -> Transition:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
     num_updates = config.total_timesteps // config.steps_per_update
 
     def init(key):
@@ -138,8 +135,8 @@ def make(config: Config) -> Algorithm:
             terminated=jnp.zeros(shape, bool),
             count=zeros,
             last_time=zeros,
-            pairs=zeros.ravel(),
-            num_pairs=jnp.int32(0),
+            states=zeros[:, 0],
+            num_states=jnp.int32(0),
         )
         return State(key, q, zeros, model, env.reset(key_env))
 
@@ -149,7 +146,7 @@ def make(config: Config) -> Algorithm:
             visited = transition.obs, transition.action
             next_value = jnp.max(q[transition.next_obs])
             reward, terminated = transition.reward, transition.terminated
-            error = td_error(q[visited], reward, next_value, terminated, config.gamma)
+            error = td_error(q[visited], reward, next_value, terminated, gamma)
             visits = visits.at[visited].add(1)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             q = q.at[visited].add(alpha * error)
@@ -164,13 +161,12 @@ def make(config: Config) -> Algorithm:
 
             transition = jax.tree.map(lambda x: x[0], transitions)
             (q, visits), (value, error) = update_q((q, visits), transition)
-            model = update_model(model, transition, time, config.plan_untried)
+            model = update_model(model, transition, time)
 
             keys = jax.random.split(key_planning, config.num_planning_steps)
-            sample = jax.vmap(sample_model, (0, None, None, None))
-            (q, visits), _ = jax.lax.scan(
-                update_q, (q, visits), sample(keys, model, time, config.kappa)
-            )
+            sample = jax.vmap(sample_model, (0, None, None, None, None))
+            samples = sample(keys, model, time, config.kappa, config.plan_untried)
+            (q, visits), _ = jax.lax.scan(update_q, (q, visits), samples)
 
             report = env_state.episode, value, error
             return (q, visits, model, env_state), report

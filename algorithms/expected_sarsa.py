@@ -11,9 +11,9 @@ http://incompleteideas.net/book/the-book-2nd.html
 
 with d = 1 where the MDP terminated; a time limit does not end the MDP. The step size at the n-th
 visit to (s, a) is α n^-p. With 1/2 < p <= 1, Q converges to the values of the best policy whose
-actions are random with probability `target_epsilon`. If that is `epsilon`, learning is on-policy;
-if it is 0, this is Q-learning, and Q converges to Q*. p = 0 is the constant step of the book's
-examples.
+actions are random with the probability of π, `target_epsilon`. By default that is `epsilon`, and
+learning is on-policy; if it is 0, this is Q-learning, and Q converges to Q*. p = 0 is the constant
+step of the book's examples.
 
 Departs from the book: nothing. `update` takes `steps_per_update` steps, each of which changes Q.
 """
@@ -37,9 +37,9 @@ class Config:
     steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 0.5  # step size α, at the first visit to a state and action
     learning_rate_power: float = 0.0  # p: at the n-th visit it is α n^-p
-    gamma: float = 1.0  # discount factor
+    gamma: float | None = None  # discount factor; None: the environment's own
     epsilon: float = 0.1  # probability of a random action
-    target_epsilon: float = 0.1  # probability of a random action under π
+    target_epsilon: float | None = None  # probability of a random action under π; None: epsilon
 
     def __post_init__(self):
         require(
@@ -71,6 +71,8 @@ def epsilon_greedy_probabilities(q_values, epsilon) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
+    target_epsilon = config.epsilon if config.target_epsilon is None else config.target_epsilon
     num_updates = config.total_timesteps // config.steps_per_update
 
     def init(key):
@@ -88,9 +90,9 @@ def make(config: Config) -> Algorithm:
             transition = jax.tree.map(lambda x: x[0], transitions)
             visited = transition.obs, transition.action
             next_q = q[transition.next_obs]
-            next_value = epsilon_greedy_probabilities(next_q, config.target_epsilon) @ next_q
+            next_value = epsilon_greedy_probabilities(next_q, target_epsilon) @ next_q
             reward, terminated = transition.reward, transition.terminated
-            error = td_error(q[visited], reward, next_value, terminated, config.gamma)
+            error = td_error(q[visited], reward, next_value, terminated, gamma)
             visits = visits.at[visited].add(1)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             q = q.at[visited].add(alpha * error)

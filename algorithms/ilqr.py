@@ -295,6 +295,7 @@ def make(config: Config) -> Algorithm:
             "realised": jnp.concatenate([x, controls], axis=-1)[:, worst],
             "planned": jnp.concatenate([best.x, best.controls], axis=-1)[worst][None],
             "start": jnp.zeros(1, int),
+            "title": "the plan with the lowest return",
         }
 
     return Algorithm(init, update, None, config.num_iterations, 1, picture=picture)

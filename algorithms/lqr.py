@@ -3,17 +3,21 @@
 Kalman 1960, Contributions to the theory of optimal control; Bertsekas 2017, Dynamic Programming and
 Optimal Control, vol. 1, section 3.1, http://www.athenasc.com/dpbook.html
 
-    x' = A x + B u + w,   cost Σ_t γᵗ (xᵀ Q x + uᵀ R u),   lowest cost from x: xᵀ P x + constant
+    x' = A x + B u + w,   cost Σ_t γᵗ (xᵀ Q x + uᵀ R u),   lowest cost from x: xᵀ P x + c
 
     K = γ (R + γ Bᵀ P B)⁻¹ Bᵀ P A,   u = -K x
+    c ← γ (c + E[wᵀ P w])
     P ← Q + γ Aᵀ P (A - B K)                                                (Riccati equation)
 
-One update is one Riccati step, backwards in time from P = 0. With an infinite horizon the last gain
+One update is one Riccati step, backwards in time from P = 0 and c = 0: after k updates the lowest
+cost is that of k steps. With an infinite horizon the last gain
 is used at every step; with a finite one each step has its own, and as `act` does not know the time
 step, it is None. `--fit-model` takes random actions and fits A and B by least squares; Riccati's
 equation then uses the fitted model as if it were exact (certainty equivalence; Mania et al. 2019,
-https://arxiv.org/abs/1902.07826). `episode_return` is the exact expectation. In Random-linear every
-seed has its own system, which no environment can play, so `act` is None there, too.
+https://arxiv.org/abs/1902.07826). `episode_return` is the exact expectation. `cost_ratio` is the
+expected discounted cost of an episode, divided by the lowest one, in which every step has its own
+gain. In Random-linear every seed has its own system, which no environment can play, so `act` is
+None there, too.
 
 Departs from the book: a discount; a fixed number of Riccati steps (the metric `riccati_residual`
 shows whether they suffice). JAX_ENABLE_X64=1 gives float64.
@@ -53,6 +57,7 @@ class Config:
 
 class Params(NamedTuple):
     P: jax.Array  # [n, n]
+    c: jax.Array  # [] cost of the noise
     gains: jax.Array  # [T, m, n]: K of each step of a finite horizon, or T = 1
 
 
@@ -60,7 +65,7 @@ class State(NamedTuple):
     params: Params
     system: System  # the true one
     model: System  # the one that the Riccati equation uses
-    best_cost: jax.Array  # expected discounted cost of an episode with the true system's gains
+    best_cost: jax.Array  # lowest expected discounted cost of an episode, in the true system
 
 
 def gain(system: System, P, gamma) -> jax.Array:
@@ -79,14 +84,15 @@ def riccati(system: System, P, K, gamma) -> jax.Array:
 def step_back(system: System, params: Params, step, gamma) -> Params:
     """Take Riccati step number `step`, counted from the end of the horizon, and store its gain."""
     K = gain(system, params.P, gamma)
+    c = gamma * (params.c + jnp.sum(jnp.diag(params.P) * jnp.square(system.noise)))
     last = len(params.gains) - 1
     gains = params.gains.at[jnp.maximum(last - step, 0)].set(K)
-    return Params(riccati(system, params.P, K, gamma), gains)
+    return Params(riccati(system, params.P, K, gamma), c, gains)
 
 
-def start_cost(system: System, P) -> jax.Array:
-    """E[xᵀ P x] over first states, []."""
-    return jnp.sum(jnp.diag(P) * jnp.square(system.start) / 3)
+def start_cost(system: System, P, c) -> jax.Array:
+    """E[xᵀ P x] + c over first states, []."""
+    return jnp.sum(jnp.diag(P) * jnp.square(system.start) / 3) + c
 
 
 def expected_cost(system: System, gains, gamma) -> jax.Array:
@@ -154,16 +160,17 @@ def make(config: Config) -> Algorithm:
             return params.gains
         return jnp.broadcast_to(params.gains, (task.max_steps, *params.gains.shape[1:]))
 
-    def zero_params(system):
+    def zero_params(system, num_gains):
         n, m = system.B.shape
-        num_gains = config.num_riccati_steps if is_finite else 1
-        return Params(P=jnp.zeros((n, n)), gains=jnp.zeros((num_gains, m, n)))
+        return Params(jnp.zeros((n, n)), jnp.zeros(()), jnp.zeros((num_gains, m, n)))
 
-    def solve_riccati(system):
+    def lowest_cost(system):
         def step(i, params):
             return step_back(system, params, i, config.gamma)
 
-        return jax.lax.fori_loop(0, config.num_riccati_steps, step, zero_params(system))
+        num_steps = config.num_riccati_steps if is_finite else task.max_steps
+        params = jax.lax.fori_loop(0, num_steps, step, zero_params(system, num_steps))
+        return start_cost(system, params.P, params.c)
 
     def init(key):
         key_system, key_explore = jax.random.split(key)
@@ -174,13 +181,8 @@ def make(config: Config) -> Algorithm:
                 system, key_explore, config.num_transitions, task.max_steps, task.max_action
             )
             model = least_squares(system, x, u, next_x)
-        best_gains = episode_gains(solve_riccati(system))
-        return State(
-            params=zero_params(system),
-            system=system,
-            model=model,
-            best_cost=expected_cost(system, best_gains, config.gamma),
-        )
+        num_gains = config.num_riccati_steps if is_finite else 1
+        return State(zero_params(system, num_gains), system, model, lowest_cost(system))
 
     def update(state, step):
         system, model = state.system, state.model
@@ -189,7 +191,7 @@ def make(config: Config) -> Algorithm:
         errors = [jnp.abs(model.A - system.A), jnp.abs(model.B - system.B)]
         metrics = {
             "episode_return": -expected_cost(system, gains, 1.0),
-            "value": -start_cost(system, params.P),
+            "value": -start_cost(system, params.P, params.c),
             "riccati_residual": jnp.max(jnp.abs(params.P - state.params.P)),
             "cost_ratio": expected_cost(system, gains, config.gamma) / state.best_cost,
             "model_error": jnp.max(jnp.concatenate(errors, axis=1)),

@@ -10,9 +10,13 @@ for the n-th visit to s_t, where all visits count, or only the first ones of eac
 averages the returns, p = 0 is a constant step. V is that of a fixed policy; with `--control` the
 table is Q(s, a), and the policy is ε-greedy in it.
 
-The table changes at the end of an episode, when G_t is known. All the updates of an episode make up
-one linear change of each entry, V(s) ← scale V(s) + shift, and State accumulates scale and shift;
-so an episode may have any length and span several calls of `update`.
+The book plays an episode, and then goes back through it: G ← r + γ G, and where a visit counts, V
+moves to G. Here the same is done on the way, so that an episode may have any length and span
+several calls of `update`: all the updates of an episode make up one linear change of each entry,
+V(s) ← scale V(s) + shift; a visit that counts adds one with G = 0, each reward then adds to the G
+of all visits so far, and the end of the episode makes the change.
+
+`rms_error` is that of V after the update, over the states that the policy visits.
 
 Departs from the book: the updates of an episode are made in the order of time, not backwards (no
 difference for averages). A truncated episode counts with the return it has, so that V is the value
@@ -43,7 +47,7 @@ class Config:
     steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 1.0  # step size α, at the first visit to a state
     learning_rate_power: float = 1.0  # p: at the n-th visit it is α n^-p
-    gamma: float = 1.0  # discount factor
+    gamma: float | None = None  # discount factor; None: the environment's own
     epsilon_start: float = 0.1  # initial probability of a random action in control
     epsilon_end: float = 0.1  # final probability of a random action
     exploration_fraction: float = 1.0  # of the updates, over which epsilon falls linearly
@@ -58,12 +62,13 @@ class Config:
         )
 
 
-class Episode(NamedTuple):
-    """The updates of the current episode, which its end makes: v ← scale v + shift, for each entry.
+class Updates(NamedTuple):
+    """What the end of the current episode will do: v ← scale v + shift, for each entry.
 
     The arrays are shaped like the table.
     """
 
+    seen: jax.Array  # bool: visited in this episode
     scale: jax.Array
     shift: jax.Array
     trace: jax.Array  # weight of the next reward in `shift`
@@ -73,35 +78,37 @@ class State(NamedTuple):
     key: jax.Array
     params: jax.Array  # V [S] or Q [S, A]
     visits: jax.Array  # n, shaped like params
-    episode: Episode
+    episode: Updates
     env: EnvState
     exact: jax.Array  # the true values, shaped like params; NaN if they are not known
 
 
-def start_episode(table) -> Episode:
+def start_episode(table) -> Updates:
     """v ← v, before any visit."""
-    return Episode(jnp.ones_like(table), jnp.zeros_like(table), jnp.zeros_like(table))
+    zeros = jnp.zeros_like(table)
+    return Updates(jnp.zeros_like(table, bool), jnp.ones_like(table), zeros, zeros)
 
 
-def add_visit(episode: Episode, entry, alpha) -> Episode:
+def add_visit(episode: Updates, entry, alpha) -> Updates:
     """v ← (1 - α) v + α G for one entry, after the updates so far, with G = 0 before any reward.
 
     α is a scalar, 0 if the visit does not count.
     """
-    return Episode(
+    return Updates(
+        seen=episode.seen.at[entry].set(True),
         scale=episode.scale.at[entry].multiply(1 - alpha),
         shift=episode.shift.at[entry].multiply(1 - alpha),
         trace=episode.trace.at[entry].multiply(1 - alpha).at[entry].add(alpha),
     )
 
 
-def add_reward(episode: Episode, reward, gamma) -> Episode:
+def add_reward(episode: Updates, reward, gamma) -> Updates:
     """G ← G + γᵏ r in each update so far, where k is the number of steps since its visit."""
     shift = episode.shift + reward * episode.trace
     return episode._replace(shift=shift, trace=gamma * episode.trace)
 
 
-def end_episode(table, episode: Episode) -> jax.Array:
+def end_episode(table, episode: Updates) -> jax.Array:
     """v ← scale v + shift, for every entry of the table."""
     return episode.scale * table + episode.shift
 
@@ -113,6 +120,7 @@ def root_mean_square(x, where) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
     policy = load_policy(config.policy, env.num_states, env.num_actions)
     is_fixed = config.env_id in TABULAR and not TABULAR[config.env_id].random
     mdp = make_mdp(config.env_id) if is_fixed and not config.control else None
@@ -127,7 +135,7 @@ def make(config: Config) -> Algorithm:
         visits = jnp.zeros(shape, int)
         exact = jnp.full(shape, jnp.nan, float)
         if mdp is not None:
-            exact = policy_values(mdp, policy, config.gamma)
+            exact = policy_values(mdp, policy, gamma)
         return State(key, table, visits, start_episode(table), env.reset(key_env), exact)
 
     def update(state, step):
@@ -145,30 +153,29 @@ def make(config: Config) -> Algorithm:
 
             transition = jax.tree.map(lambda x: x[0], transitions)
             visited = (obs, action) if config.control else obs
-            counts = (episode.scale[visited] == 1) | (not config.first_visit)
+            counts = ~episode.seen[visited] | (not config.first_visit)
             visits = visits.at[visited].add(counts)
             alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
             episode = add_visit(episode, visited, counts * alpha)
-            episode = add_reward(episode, transition.reward, config.gamma)
+            episode = add_reward(episode, transition.reward, gamma)
 
             done = transition.terminated | transition.truncated
             table = jnp.where(done, end_episode(table, episode), table)
             episode = jax.tree.map(
                 lambda new, old: jnp.where(done, new, old), start_episode(table), episode
             )
-            rms_error = jnp.where(done, root_mean_square(table - state.exact, scored), jnp.nan)
 
-            report = env_state.episode, table[visited], rms_error
+            report = env_state.episode, table[visited]
             return (table, visits, episode, env_state), report
 
         keys = jax.random.split(jax.random.fold_in(state.key, step), config.steps_per_update)
-        (table, visits, episode, env_state), (played, value, rms_error) = jax.lax.scan(
+        (table, visits, episode, env_state), (played, value) = jax.lax.scan(
             interact, (state.params, state.visits, state.episode, state.env), keys
         )
         metrics = {
             **episode_metrics(played),
             "value": value.mean(),
-            "rms_error": jnp.nanmean(rms_error),
+            "rms_error": root_mean_square(table - state.exact, scored),
         }
         return State(state.key, table, visits, episode, env_state, state.exact), metrics
 
@@ -177,7 +184,12 @@ def make(config: Config) -> Algorithm:
             return jnp.argmax(params[obs])
         return jax.random.categorical(key, jnp.log(jnp.asarray(policy, float))[obs])
 
-    return Algorithm(init, update, act, num_updates, config.steps_per_update)
+    def picture(state):
+        """Return the learned values, the true ones, and the policy that they are of."""
+        return {"value": state.params, "exact": state.exact, "policy": policy}
+
+    picture = None if config.control else picture
+    return Algorithm(init, update, act, num_updates, config.steps_per_update, picture=picture)
 
 
 if __name__ == "__main__":

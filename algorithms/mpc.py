@@ -185,6 +185,7 @@ def make(config: Config) -> Algorithm:
             "realised": realised,
             "planned": planned[::5],
             "start": jnp.arange(0, len(realised), 5),
+            "title": "every fifth plan, and what came",
         }
 
     return Algorithm(init, update, None, num_updates, config.num_envs, picture=picture)

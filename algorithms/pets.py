@@ -312,7 +312,14 @@ def make(config: Config) -> Algorithm:
         quantiles = jnp.quantile(particles, jnp.array([0.05, 0.95]), axis=2)
         low, high = quantiles.reshape(2, *t.obs.shape)
         names = [f"obs[{i}]" for i in range(obs_size)]
-        return {"names": names, "realised": t.next_obs, "low": low, "high": high}
+        title = f"predicted from the truth every {config.horizon} steps"
+        return {
+            "names": names,
+            "realised": t.next_obs,
+            "low": low,
+            "high": high,
+            "title": title,
+        }
 
     return Algorithm(
         init, update, act, num_fits - 1, config.steps_per_fit, config.steps_per_fit, picture

@@ -40,7 +40,7 @@ class Config:
     num_iterations: int = 50  # evaluations, each with an improvement
     num_sweeps: int = 1_000  # largest number of sweeps over all states in one evaluation
     theta: float = 1e-6  # θ: changes of a value and gains of an action up to this are ignored
-    gamma: float = 0.99  # discount factor
+    gamma: float | None = None  # discount factor; None: the MDP's own, as in its source
 
     def __post_init__(self):
         require(self, "theta >= 0")
@@ -90,6 +90,7 @@ def policy_improvement(policy, q, theta) -> jax.Array:
 def make(config: Config) -> Algorithm:
     is_random = config.env_id in TABULAR and TABULAR[config.env_id].random
     fixed_mdp = None if is_random else jax.tree.map(jnp.asarray, make_mdp(config.env_id))
+    gamma = TABULAR[config.env_id].gamma if config.gamma is None else config.gamma
 
     def init(key):
         mdp = make_mdp(config.env_id, key) if is_random else fixed_mdp
@@ -101,9 +102,9 @@ def make(config: Config) -> Algorithm:
         mdp = state.mdp if is_random else fixed_mdp
         probabilities = jax.nn.one_hot(state.params.policy, mdp.P.shape[1])
         v, num_sweeps = policy_evaluation(
-            mdp, probabilities, state.params.v, config.gamma, config.theta, config.num_sweeps
+            mdp, probabilities, state.params.v, gamma, config.theta, config.num_sweeps
         )
-        q = action_values(mdp, v, config.gamma)
+        q = action_values(mdp, v, gamma)
         policy = policy_improvement(state.params.policy, q, config.theta)
 
         metrics = {

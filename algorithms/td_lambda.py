@@ -12,6 +12,8 @@ for a fixed policy. n-step TD has λ = 0, TD(λ) with accumulating traces has n 
 Where the episode ends, the return is cut: it bootstraps from 0 where the MDP terminated, and from
 V(s') at a time limit.
 
+`rms_error` is that of V after the update, over the states that the policy visits.
+
 Departs from the book: nothing. The update of s_t is made when n more steps are known, even if they
 belong to the next episode. The book makes the last n - 1 updates of an episode at its end, and none
 in the first n - 1 steps of the next one: the order is the same. `init` takes the first n steps.
@@ -37,7 +39,7 @@ class Config:
     total_timesteps: int = 10_000  # environment steps
     steps_per_update: int = 100  # environment steps of one update
     learning_rate: float = 0.1  # step size α
-    gamma: float = 1.0  # discount factor
+    gamma: float | None = None  # discount factor; None: the environment's own
     n_step: int = 1  # rewards before the bootstrap, n
     td_lambda: float = 0.0  # decay of the eligibility trace, λ; needs n = 1
     initial_value: float = 0.0  # of every state
@@ -86,6 +88,7 @@ def root_mean_square(x, where) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
     policy = load_policy(config.policy, env.num_states, env.num_actions)
     is_fixed = config.env_id in TABULAR and not TABULAR[config.env_id].random
     mdp = make_mdp(config.env_id) if is_fixed else None
@@ -107,7 +110,7 @@ def make(config: Config) -> Algorithm:
         zeros = jnp.zeros(env.num_states)
         exact = jnp.full(env.num_states, jnp.nan, float)
         if mdp is not None:
-            exact = policy_values(mdp, policy, config.gamma)
+            exact = policy_values(mdp, policy, gamma)
         return State(key, zeros + config.initial_value, zeros, pending, env_state, exact)
 
     def update(state, step):
@@ -120,21 +123,20 @@ def make(config: Config) -> Algorithm:
 
             next_value = v[window.next_obs]
             target = n_step_return(
-                window.reward, next_value, window.terminated, window.truncated, config.gamma
+                window.reward, next_value, window.terminated, window.truncated, gamma
             )
             error = target - v[first.obs]
-            trace = accumulating_trace(trace, first.obs, config.gamma, config.td_lambda)
+            trace = accumulating_trace(trace, first.obs, gamma, config.td_lambda)
             v = v + config.learning_rate * error * trace
 
             done = first.terminated | first.truncated
-            rms_error = jnp.where(done, root_mean_square(v - state.exact, scored), jnp.nan)
             trace = jnp.where(done, 0, trace)
-            return (v, trace), (v[first.obs], jnp.abs(error), rms_error)
+            return (v, trace), (v[first.obs], jnp.abs(error))
 
         key = jax.random.fold_in(state.key, step)
         env_state, played, episodes = play(state.env, key, config.steps_per_update)
         transitions = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, played)
-        (v, trace), (value, error, rms_error) = jax.lax.scan(
+        (v, trace), (value, error) = jax.lax.scan(
             learn, (state.params, state.trace), jnp.arange(config.steps_per_update)
         )
         pending = jax.tree.map(lambda x: x[config.steps_per_update :], transitions)
@@ -142,11 +144,17 @@ def make(config: Config) -> Algorithm:
             **episodes,
             "value": value.mean(),
             "td_error": error.mean(),
-            "rms_error": jnp.nanmean(rms_error),
+            "rms_error": root_mean_square(v - state.exact, scored),
         }
         return State(state.key, v, trace, pending, env_state, state.exact), metrics
 
-    return Algorithm(init, update, act, num_updates, config.steps_per_update, config.n_step)
+    def picture(state):
+        """Return the learned values, the true ones, and the policy that they are of."""
+        return {"value": state.params, "exact": state.exact, "policy": policy}
+
+    return Algorithm(
+        init, update, act, num_updates, config.steps_per_update, config.n_step, picture
+    )
 
 
 if __name__ == "__main__":

@@ -60,8 +60,14 @@ def episode_return(before, after, metrics):
 
 
 def rms_error(before, after, metrics):
-    """Return the RMS error: NaN unless an episode ended, infinite once V has diverged."""
-    return jnp.where(jnp.isfinite(after.params).all(), metrics["rms_error"], jnp.inf)
+    """Return the RMS error of V: NaN unless the update was the last one of an episode, infinite
+    once V has diverged."""
+    if isinstance(before, td_lambda.State):  # which learns n steps after it has played
+        done = (before.pending.terminated | before.pending.truncated)[0]
+    else:
+        done = after.env.episode.done[0]
+    diverged = ~jnp.isfinite(after.params).all()
+    return jnp.where(diverged, jnp.inf, jnp.where(done, metrics["rms_error"], jnp.nan))
 
 
 def lengths(returns, num_episodes):
@@ -101,7 +107,7 @@ def figure_6_2(figure, num_seeds=500, num_episodes=100, num_steps=2_500):
         td_lambda,
         dataclasses.replace(td, learning_rate=0.1),
         1,
-        lambda before, after, metrics: jnp.append(after.params[1:-1], metrics["rms_error"]),
+        lambda *args: jnp.append(args[1].params[1:-1], rms_error(*args)),
     )[0]
     ended = np.concatenate([[[0.5] * 5], v[~np.isnan(v[:, -1]), :-1]])
     shown = [n for n in (0, 1, 10, 100) if n <= num_episodes]

@@ -38,8 +38,8 @@ def require(config: Any, *conditions: str) -> None:
 
     A condition is a Python expression of fields, such as "buffer_size >= learning_starts". One
     that names a single field replaces the bound that follows from that field's name. Floats must
-    be finite, integers fit in int32, and Literals be one of their choices. Traced fields are
-    skipped; validate values before vmapping.
+    be finite, integers fit in int32, and Literals be one of their choices. Fields that are traced
+    or None are skipped; validate values before vmapping.
     """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     named = {text: set(re.findall(r"\w+", text)) & set(fields) for text in conditions}
@@ -58,7 +58,7 @@ def require(config: Any, *conditions: str) -> None:
         if bound and {name} not in named.values():
             bounds[bound.format(name)] = {name}
     for text, names in (bounds | named).items():
-        is_known = not any(isinstance(fields[name], jax.core.Tracer) for name in names)
+        is_known = not any(isinstance(fields[name], jax.core.Tracer | None) for name in names)
         if is_known and not eval(text, {"all": all, "len": len}, fields):
             values = " ".join(f"{flag(name)} {fields[name]}" for name in fields if name in names)
             raise ValueError(f"{values}: must satisfy {text}")

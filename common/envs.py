@@ -53,6 +53,7 @@ class Env(NamedTuple):
     action_low: Any = None  # bounds of a continuous action  # copied unless actions="discrete"
     action_high: Any = None  # copied unless actions="discrete"
     max_steps: int = 10_000  # time limit of an episode
+    gamma: float = 0.99  # discount of its source, or this  # copied for gamma: float | None
     obs_low: Any = None  # bounds of real observations, if all are finite  # copied for obs_low
     obs_high: Any = None  # copied for obs_low
 

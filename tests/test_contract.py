@@ -189,9 +189,9 @@ def test_every_float_of_the_config_can_be_vmapped(name):
     module = load(name)
     config = small_config(module)
     floats = {
-        field.name: jnp.array([getattr(config, field.name)] * 2)
+        field.name: jnp.array([getattr(config, field.name) or 0.0] * 2)
         for field in dataclasses.fields(config)
-        if isinstance(getattr(config, field.name), float)
+        if field.type in (float, float | None)
     }
     assert floats
 
@@ -281,10 +281,11 @@ def test_no_field_takes_nonsense(name, bad):
     """Each number of the Config refuses what cannot be: a ValueError with one line."""
     module = load(name)
     for field in dataclasses.fields(module.Config):
-        if field.type not in (int, float) or field.name == "v_min" and bad.startswith("-"):
+        kind = float if field.type == float | None else field.type
+        if kind not in (int, float) or field.name == "v_min" and bad.startswith("-"):
             continue  # a least return may well be negative
         try:
-            value = field.type(bad)
+            value = kind(bad)
         except ValueError:
             continue  # tyro refuses it
         with pytest.raises(ValueError, match=field.name.replace("_", "-")):

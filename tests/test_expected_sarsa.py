@@ -30,6 +30,12 @@ def test_a_step_moves_q_to_the_mean_next_value(monkeypatch):
     check_table_steps(expected_sarsa, monkeypatch, mean, target_epsilon=0.2)
 
 
+def test_by_default_the_target_explores_as_much_as_the_agent(monkeypatch):
+    """The agent has ε = .8: of two actions the best has .6 of the mean, the other .4."""
+    mean = lambda q, entry, obs: 0.6 * q[obs].max() + 0.4 * q[obs].min()
+    check_table_steps(expected_sarsa, monkeypatch, mean)
+
+
 @pytest.mark.parametrize(
     "epsilon, expected",
     [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from helpers import trained
+from helpers import histories, trained
 
 from algorithms.lqr import (
     Config,
@@ -33,9 +33,11 @@ def test_one_riccati_step_by_hand():
 
 
 def test_the_gains_of_a_finite_horizon_are_filled_from_the_end():
-    params = Params(jnp.array([[4.0]]), jnp.zeros((3, 1, 1)))
-    params = step_back(ONE, params, 1, 0.5)
+    params = Params(jnp.array([[4.0]]), jnp.array(3.0), jnp.zeros((3, 1, 1)))
+    noisy = ONE._replace(noise=jnp.array([0.5]))
+    params = step_back(noisy, params, 1, 0.5)
     np.testing.assert_allclose(params.gains[:, 0, 0], [0, 0.48, 0], rtol=1e-6)
+    np.testing.assert_allclose(params.c, 0.5 * (3 + 4 * 0.25), rtol=1e-6)  # γ (c + P Var w)
 
 
 def test_the_cost_of_two_steps_by_hand():
@@ -64,8 +66,7 @@ def test_the_double_integrator_has_its_known_solution():
     np.testing.assert_allclose(state.params.P[0], P, rtol=0, atol=1e-8)
     K = [[0.422082440, 1.243928854]]
     np.testing.assert_allclose(state.params.gains[0, 0], K, rtol=0, atol=1e-8)
-    np.testing.assert_allclose(metrics["value"], -np.trace(P) / 3, rtol=1e-8)
-    np.testing.assert_allclose(metrics["cost_ratio"], 1, rtol=1e-12)
+    assert 1 < metrics["cost_ratio"][0] < 1.02  # the last steps would better do nothing
     assert (metrics["riccati_residual"] < 1e-12).all() and (metrics["model_error"] == 0).all()
 
 
@@ -79,13 +80,13 @@ def test_it_agrees_with_scipy_on_100_random_stabilisable_systems(gamma):
     assert (np.abs(np.linalg.eigvals(A)).max(1) > 1).sum() > 20  # some are unstable
 
     def limit(system):
-        params = Params(jnp.zeros((4, 4)), jnp.zeros((1, 2, 4)))
+        params = Params(jnp.zeros((4, 4)), jnp.zeros(()), jnp.zeros((1, 2, 4)))
         step = lambda i, params: step_back(system, params, i, gamma)
         return jax.lax.fori_loop(0, 2_000, step, params)
 
     with jax.enable_x64(True):
         systems = System(*map(jnp.asarray, (A, B, Q, R)), jnp.zeros((100, 4)), jnp.ones((100, 4)))
-        P, gains = jax.tree.map(np.asarray, jax.jit(jax.vmap(limit))(systems))
+        P, _, gains = jax.tree.map(np.asarray, jax.jit(jax.vmap(limit))(systems))
     for i in range(100):
         a, b = np.sqrt(gamma) * A[i], np.sqrt(gamma) * B[i]
         exact = scipy.linalg.solve_discrete_are(a, b, Q[i], R[i])
@@ -115,7 +116,28 @@ def test_a_finite_horizon_has_the_best_gains_of_each_step():
         np.testing.assert_allclose(u, actions[t], rtol=1e-7)
         x = A @ x + B @ u
     np.testing.assert_allclose(metrics["cost_ratio"], 1, rtol=1e-12)
+    np.testing.assert_allclose(metrics["value"], -state.best_cost, rtol=1e-12)
     assert make(Config(horizon="finite")).act is None  # which cannot know the time
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_the_value_of_a_finite_horizon_is_the_cost_of_its_gains_with_the_noise(gamma):
+    """Two independent computations: backwards by Riccati, forwards by the covariance of x."""
+    state, metrics = solved(horizon="finite", num_riccati_steps=20, gamma=gamma)
+    system = make_system("DoubleIntegrator-linear")
+    cost = expected_cost(system, state.params.gains[0], gamma)
+    np.testing.assert_allclose(metrics["value"][0], -cost, rtol=1e-5)
+    assert cost > 1.2 * np.trace(state.params.P[0]) / 3  # the rest is noise
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("env_id", ["DoubleIntegrator-linear", "Random-linear"])
+def test_no_stationary_gain_costs_less_than_the_optimum_of_an_episode(env_id, gamma):
+    """For 64 seeds and after every update; divided by the cost of the stationary gain itself, 29
+    of 64 had a ratio below 1."""
+    algorithm = make(Config(env_id=env_id, gamma=gamma))
+    _, ratios = histories(algorithm, "cost_ratio", 64)
+    assert (ratios > 1 - 1e-5).all() and np.median(ratios[:, -1]) < 1.05, ratios[:, -1]
 
 
 def test_the_expected_return_is_what_episodes_give():
@@ -167,7 +189,10 @@ def test_the_cost_after_identification_is_within_1_percent_of_the_best(env_id):
     algorithm = make(Config(env_id=env_id, fit_model=True))
     state = trained(algorithm, range(16), algorithm.num_updates).state
     _, metrics = jax.vmap(algorithm.update, (0, None))(state, algorithm.num_updates - 1)
-    assert (metrics["cost_ratio"] < 1.01).all()
+    exact = make(Config(env_id=env_id))
+    progress = trained(exact, range(16), exact.num_updates)
+    _, lowest = jax.vmap(exact.update, (0, None))(progress.state, exact.num_updates - 1)
+    assert (metrics["cost_ratio"] < 1.01 * lowest["cost_ratio"]).all()
     assert (metrics["model_error"] > 1e-4).all() and (metrics["model_error"] < 0.1).all()
     state = jax.tree.map(lambda x: np.asarray(x, float), state)
     for seed in range(16):

@@ -31,6 +31,21 @@ def test_end_of_an_episode_moves_what_was_visited_to_the_returns():
     np.testing.assert_array_equal(end_episode(table, episode), expected)
 
 
+def test_a_visit_counts_as_seen_whatever_its_step_size():
+    """α n^-p can be so small that 1 - α is 1 in float32: the table then does not change."""
+    episode = start_episode(jnp.zeros(3))
+    assert not episode.seen.any()
+    np.testing.assert_array_equal(add_visit(episode, 1, 1e-9).seen, [False, True, False])
+    assert not start_episode(jnp.zeros(3)).seen.any()
+
+
+def test_a_first_visit_with_a_tiny_step_is_still_the_only_one_that_counts():
+    algorithm = make(Config("RandomWalk5-tabular", learning_rate=1e-9, total_timesteps=1_000))
+    first = trained(algorithm, [0], algorithm.num_updates).state.visits.sum()
+    algorithm = make(Config("RandomWalk5-tabular", total_timesteps=1_000))
+    assert first == trained(algorithm, [0], algorithm.num_updates).state.visits.sum()
+
+
 def test_end_of_an_episode_without_visits_changes_nothing():
     table = jnp.array([[1.0, 2.0]])
     np.testing.assert_array_equal(end_episode(table, start_episode(table)), table)
@@ -80,8 +95,8 @@ def book(episodes, table, alpha, power, gamma, first_visit):
 )
 def test_it_makes_the_updates_of_the_book(env_id, steps_per_update, fields, monkeypatch):
     """Episodes that terminate, and some that a limit of 6 steps cuts, whose returns count as they
-    are; within an update and over many: V after each update, and the mean of the errors at the
-    ends of the episodes in it. Control with ε = 1 plays the uniform policy."""
+    are; within an update and over many: V after each update, and its error. Control with ε = 1
+    plays the uniform policy."""
     cut = TABULAR["RandomWalk5-tabular"]._replace(max_steps=6)
     monkeypatch.setitem(TABULAR, "Cut-tabular", cut)
     settings = {"learning_rate": 0.3, "gamma": 0.9, "initial_value": 0.5, "epsilon_end": 1.0}
@@ -98,13 +113,10 @@ def test_it_makes_the_updates_of_the_book(env_id, steps_per_update, fields, monk
 
     exact = values_of_the_walk(0.9)
     for update, (table, error) in enumerate(zip(tables, errors, strict=True)):
-        before, now = (np.sum(ends < u * steps_per_update) for u in (update, update + 1))
-        np.testing.assert_allclose(table, after[now], rtol=1e-10)
-        if before == now or config.control:
-            assert np.isnan(error)
-        else:
-            wrong = (after[before + 1 : now + 1] - exact)[:, 1:-1]
-            np.testing.assert_allclose(error, np.sqrt((wrong**2).mean(-1)).mean(), rtol=1e-10)
+        expected = after[np.sum(ends < (update + 1) * steps_per_update)]
+        np.testing.assert_allclose(table, expected, rtol=1e-10)
+        wrong = np.nan if config.control else (expected - exact)[1:-1]
+        np.testing.assert_allclose(error, np.sqrt(np.mean(wrong**2)), rtol=1e-10)
 
 
 def played(config, seed):
@@ -199,3 +211,13 @@ def test_control_finds_the_shortest_ways_on_a_short_grid():
     policies = np.eye(4)[np.asarray(q).argmax(-1)]
     mdp = make_mdp("GridWorld-tabular")
     np.testing.assert_allclose([value_of(mdp, policy) for policy in policies], -2.0, rtol=1e-9)
+
+
+def test_the_picture_shows_what_was_learned():
+    algorithm = make(Config("RandomWalk5-tabular", total_timesteps=1_000))
+    state = jax.tree.map(lambda x: x[0], trained(algorithm, [0], algorithm.num_updates).state)
+    picture = algorithm.picture(state)
+    np.testing.assert_array_equal(picture["value"], state.params)
+    np.testing.assert_allclose(picture["exact"], values_of_the_walk(1.0), atol=1e-6)
+    np.testing.assert_array_equal(picture["policy"], np.full((7, 2), 0.5))
+    assert make(Config(control=True)).picture is None  # policy.png shows that

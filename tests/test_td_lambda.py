@@ -1,20 +1,20 @@
 """td_lambda.py: its equations by hand, the book's loops, the probes, and the random walk."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import episodes_of, history, keys, trained, values_of_the_walk
+from helpers import episodes_of, trained, values_of_the_walk
 from probes import ALL_PROBES, GAMMA
 
+from algorithms import td_lambda
 from algorithms.td_lambda import (
     Config,
     accumulating_trace,
     make,
     n_step_return,
 )
+from benchmarks.figures import first_episodes, rms_error, train
 from common.environments.mdp import load_policy, policy_values, visited_states
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import Transition, make_env, rollout
@@ -87,7 +87,7 @@ def test_states_that_the_policy_never_reaches_are_not_scored():
 
 
 def book_td_lambda(episodes, v, alpha, gamma, decay):
-    """Sutton & Barto 2018, section 12.2; also V at the end of each episode."""
+    """Sutton & Barto 2018, section 12.2: V after each update."""
     after = []
     for episode in episodes:
         trace = np.zeros_like(v)
@@ -95,12 +95,12 @@ def book_td_lambda(episodes, v, alpha, gamma, decay):
             trace *= gamma * decay
             trace[s] += 1
             v = v + alpha * (r + gamma * v[s2] * (not terminated) - v[s]) * trace
-        after.append(v)
+            after.append(v)
     return after
 
 
 def book_n_step(episodes, v, alpha, gamma, n):
-    """Sutton & Barto 2018, section 7.1: the last n - 1 updates at the end of the episode."""
+    """Sutton & Barto 2018, section 7.1: V after each update; an episode's last n - 1 at its end."""
     after, v = [], v.copy()
     for episode in episodes:
         end = len(episode)
@@ -110,7 +110,7 @@ def book_n_step(episodes, v, alpha, gamma, n):
             *_, s2, terminated = episode[min(tau + n, end) - 1]
             target += gamma ** len(rewards) * v[s2] * (not terminated)
             v[episode[tau][0]] += alpha * (target - v[episode[tau][0]])
-        after.append(v.copy())
+            after.append(v.copy())
     return after
 
 
@@ -167,17 +167,12 @@ def test_it_makes_the_updates_of_the_book(env_id, steps_per_update, method, monk
         expected = book_n_step(episodes, start, 0.2, 0.9, config.n_step)
     else:
         expected = book_td_lambda(episodes, start, 0.2, 0.9, config.td_lambda)
-    errors = np.array(expected) - values_of_the_walk(0.9)
-    rms = np.sqrt(np.mean(errors[:, 1:-1] ** 2, axis=-1))
-    for update in range(len(v)):
-        first = update * steps_per_update
-        ended = (first <= ends) & (ends < first + steps_per_update)
-        if ended.any():
-            np.testing.assert_allclose(rms_error[update], rms[ended].mean(), rtol=1e-12)
-            if steps_per_update == 1:
-                np.testing.assert_allclose(v[update], np.array(expected)[ended][0], rtol=1e-12)
-        else:
-            assert np.isnan(rms_error[update])
+    # Until the last episode that ended.
+    known = expected[steps_per_update - 1 :: steps_per_update][: len(v)]
+    assert len(known) >= 0.7 * len(v)
+    np.testing.assert_allclose(v[: len(known)], known, rtol=1e-12)
+    errors = (v - values_of_the_walk(0.9))[:, 1:-1]
+    np.testing.assert_allclose(rms_error, np.sqrt(np.mean(errors**2, axis=-1)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -246,16 +241,8 @@ def first_ten(config, settings, num_seeds=128):
     """RMS error over the states, averaged over the first 10 episodes and the seeds, [G]; the
     values [G] of each float in `settings` are vmapped."""
 
-    def train(setting, key):
-        algorithm = make(dataclasses.replace(config, **setting))
-        return history(algorithm, "rms_error", key)[1]
-
-    train = jax.vmap(jax.vmap(train, (None, 0)), (0, None))
-    settings = {name: jnp.array(x) for name, x in settings.items()}
-    errors = np.asarray(jax.jit(train)(settings, keys(*range(num_seeds))))
-    episode = np.cumsum(~np.isnan(errors), -1)
-    assert episode[..., -1].min() >= 10
-    return np.nanmean(np.where(episode <= 10, errors, np.nan), -1).mean(-1)
+    errors = train(td_lambda, config, num_seeds, rms_error, **settings)
+    return first_episodes(errors, 10).mean((1, 2))
 
 
 def test_n_step_td_as_in_figure_7_2():
@@ -276,3 +263,12 @@ def test_td_lambda_as_in_figure_12_6():
     settings = {"td_lambda": [0.0, 0.4, 0.8, 0.9], "learning_rate": [0.8, 0.7, 0.3, 0.2]}
     errors = first_ten(Config(steps_per_update=1, total_timesteps=2_600), settings)
     np.testing.assert_allclose(errors, [0.348, 0.269, 0.272, 0.291], atol=0.018)
+
+
+def test_the_picture_shows_what_was_learned():
+    algorithm = make(Config("RandomWalk5-tabular", total_timesteps=1_000))
+    state = jax.tree.map(lambda x: x[0], trained(algorithm, [0], algorithm.num_updates).state)
+    picture = algorithm.picture(state)
+    np.testing.assert_array_equal(picture["value"], state.params)
+    np.testing.assert_allclose(picture["exact"], values_of_the_walk(1.0), atol=1e-6)
+    np.testing.assert_array_equal(picture["policy"], np.full((7, 2), 0.5))

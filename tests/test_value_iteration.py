@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import trained
 
-from algorithms.value_iteration import Config, Params, make, sweep_q, sweep_v
+from algorithms.value_iteration import Config, make, policy_improvement, sweep_q, sweep_v
 from common.environments.mdp import MDP
 from common.environments.tabular import TABULAR, make_mdp
 
@@ -19,16 +19,22 @@ TWO_STATES = MDP(  # action 0 stays with reward 1, action 1 leads to the other s
 
 
 def test_one_sweep_of_v_by_hand():
-    params = sweep_v(TWO_STATES, Params(v=jnp.array([10.0, 20.0]), q=jnp.zeros((2, 2))), 0.5)
+    v, q = sweep_v(TWO_STATES, jnp.array([10.0, 20.0]), 0.5)
     # q(0,·) = 1 + .5·10, 0 + .5·20;  q(1,·) = 2 + .5·20, .5 (4 + 5) + .5 (8 + 10)
-    np.testing.assert_allclose(params.q, [[6, 10], [12, 13.5]])
-    np.testing.assert_allclose(params.v, [10, 13.5])
+    np.testing.assert_allclose(q, [[6, 10], [12, 13.5]])
+    np.testing.assert_allclose(v, [10, 13.5])
 
 
 def test_one_sweep_of_q_by_hand():
     q = jnp.array([[10.0, 3.0], [-1.0, 20.0]])  # its maxima are the v above
-    params = sweep_q(TWO_STATES, Params(v=jnp.zeros(2), q=q), 0.5)
-    np.testing.assert_allclose(params.q, [[6, 10], [12, 13.5]])
+    _, q = sweep_q(TWO_STATES, q, 0.5)
+    np.testing.assert_allclose(q, [[6, 10], [12, 13.5]])
+
+
+def test_an_action_stays_unless_another_is_better_by_more_than_theta():
+    q = jnp.array([[1.0, 1.0], [1.0, 1.05], [1.0, 1.2], [0.0, 5.0]])
+    policy = policy_improvement(jnp.array([1, 0, 0, 1]), q, 0.1)
+    np.testing.assert_array_equal(policy, [1, 0, 1, 1])
 
 
 def solved(env_id, gamma, num_sweeps, table="V", seeds=(0,)):
@@ -120,3 +126,24 @@ def test_the_greedy_policy_walks_the_optimal_path():
         total += mdp.R[state, action, next_state]
         state = next_state
     assert total == -13
+
+
+def chance_to_arrive(env_id, policy):
+    """The probability [] that a policy [S] reaches the goal within the time limit."""
+    mdp, states = make_mdp(env_id), np.arange(len(policy))
+    where = mdp.start
+    for _ in range(TABULAR[env_id].max_steps):
+        where = where @ mdp.P[states, policy]
+    return where @ mdp.terminal
+
+
+@pytest.mark.parametrize("gamma", [1.0, None])
+@pytest.mark.parametrize("table", ["V", "Q"])
+@pytest.mark.parametrize("env_id", ["DynaMaze-tabular", "FourRooms-tabular"])
+def test_the_policy_arrives_even_where_all_values_are_1(env_id, table, gamma):
+    """A mere argmax over the last Q arrives never in the maze, and in 23 % of the rooms' starts."""
+    _, progress = solved(env_id, gamma, 500, table)
+    policy = np.asarray(progress.state.params.policy[0])
+    assert chance_to_arrive(env_id, policy) > 1 - 1e-6
+    spread = np.ptp(np.asarray(progress.state.params.v[0])[~make_mdp(env_id).terminal])
+    assert (spread < 1e-3) == (gamma == 1.0)  # by default the values show the way

@@ -115,7 +115,7 @@ def grid_world_5x5() -> MDP:
 
     Every action in A leads to a with reward 10, in B to b with reward 5. Actions: north, south,
     east, west. A step off the grid does not move the agent, and has reward -1; other rewards are 0.
-    No state is terminal. Start: uniform.
+    No state is terminal. Start: uniform. γ = .9.
     """
     layout = GRID_5X5.layout
     A, B, a, b = ("".join(layout).index(letter) for letter in "ABab")
@@ -187,8 +187,8 @@ def maze(grid: Grid, slip: float = 0.0) -> MDP:
 
     Actions: those of the grid; with probability `slip` the step goes in one of the other
     directions, each equally likely. A step into a wall or off the grid does not move the agent.
-    Start: uniform over the S. Sutton & Barto 2018: Example 8.1 is DYNA_MAZE; Example 8.2 changes
-    from OPEN_RIGHT to OPEN_LEFT, Example 8.3 from OPEN_LEFT to OPEN_BOTH.
+    Start: uniform over the S. Sutton & Barto 2018: Example 8.1 is DYNA_MAZE, with γ = .95; Example
+    8.2 changes from OPEN_RIGHT to OPEN_LEFT, Example 8.3 from OPEN_LEFT to OPEN_BOTH.
     """
     layout, directions = grid.layout, grid.directions
     goal = cells(layout, "G")
@@ -226,6 +226,6 @@ def four_rooms() -> MDP:
     """Walk between four rooms: Sutton, Precup & Singh 1999, <https://doi.org/10.1016/S0004-3702(99)00052-1>.
 
     A maze whose steps slip with probability 1/3, in each other direction with 1/9. Actions: up,
-    down, left, right. G is the paper's G1, the hallway in the east. Start: uniform.
+    down, left, right. G is the paper's G1, the hallway in the east. Start: uniform. γ = .9.
     """
     return maze(FOUR_ROOMS, slip=1 / 3)

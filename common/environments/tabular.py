@@ -47,45 +47,61 @@ class Tabular(NamedTuple):
 
     make: Callable[[jax.Array], MDP]  # key -> MDP; fixed MDPs ignore the key
     max_steps: int  # time limit of an episode
+    gamma: float  # discount factor of its source; 1 if the source has none and episodes end
     random: bool = False  # whether the MDP depends on the key  # copied for .random
     grid: Grid | None = None  # the cells, to draw a policy on
     change_after: int | None = None  # steps until it changes  # copied for Maze-tabular
-    change_to: str | None = None  # the id of what it becomes  # copied for Maze-tabular
+    phases: tuple[str, ...] = ()  # ids of what it is before and after  # copied for Maze-tabular
 
 
 TABULAR = {
-    "CliffWalking-tabular": Tabular(lambda key: cliff_walking(), 10_000, grid=CLIFF),
-    "FrozenLake-tabular": Tabular(lambda key: frozen_lake(LAKE_4X4), 100, grid=LAKE_4X4),
-    "FrozenLake8x8-tabular": Tabular(lambda key: frozen_lake(LAKE_8X8), 200, grid=LAKE_8X8),
-    "Taxi-tabular": Tabular(lambda key: taxi(), 200),
-    "GridWorld-tabular": Tabular(lambda key: grid_world(), 1_000, grid=GRID_4X4),
-    "GridWorld5x5-tabular": Tabular(lambda key: grid_world_5x5(), 100, grid=GRID_5X5),
-    "WindyGridWorld-tabular": Tabular(lambda key: windy_grid_world(), 10_000, grid=WINDY),
-    "DynaMaze-tabular": Tabular(lambda key: maze(DYNA_MAZE), 10_000, grid=DYNA_MAZE),
+    "CliffWalking-tabular": Tabular(lambda key: cliff_walking(), 10_000, gamma=1.0, grid=CLIFF),
+    "FrozenLake-tabular": Tabular(
+        lambda key: frozen_lake(LAKE_4X4), 100, gamma=0.99, grid=LAKE_4X4
+    ),
+    "FrozenLake8x8-tabular": Tabular(
+        lambda key: frozen_lake(LAKE_8X8), 200, gamma=0.99, grid=LAKE_8X8
+    ),
+    "Taxi-tabular": Tabular(lambda key: taxi(), 200, gamma=1.0),
+    "GridWorld-tabular": Tabular(lambda key: grid_world(), 1_000, gamma=1.0, grid=GRID_4X4),
+    "GridWorld5x5-tabular": Tabular(lambda key: grid_world_5x5(), 100, gamma=0.9, grid=GRID_5X5),
+    "WindyGridWorld-tabular": Tabular(
+        lambda key: windy_grid_world(), 10_000, gamma=1.0, grid=WINDY
+    ),
+    "DynaMaze-tabular": Tabular(lambda key: maze(DYNA_MAZE), 10_000, gamma=0.95, grid=DYNA_MAZE),
     "BlockingMaze-tabular": Tabular(
         lambda key: maze(OPEN_RIGHT),
         10_000,
+        gamma=0.95,
         grid=OPEN_RIGHT,
         change_after=1_000,
-        change_to="BlockingMazeChanged-tabular",
+        phases=("OpenRightMaze-tabular", "OpenLeftMaze-tabular"),
     ),
-    "BlockingMazeChanged-tabular": Tabular(lambda key: maze(OPEN_LEFT), 10_000, grid=OPEN_LEFT),
     "ShortcutMaze-tabular": Tabular(
         lambda key: maze(OPEN_LEFT),
         10_000,
+        gamma=0.95,
         grid=OPEN_LEFT,
         change_after=3_000,
-        change_to="ShortcutMazeChanged-tabular",
+        phases=("OpenLeftMaze-tabular", "OpenBothMaze-tabular"),
     ),
-    "ShortcutMazeChanged-tabular": Tabular(lambda key: maze(OPEN_BOTH), 10_000, grid=OPEN_BOTH),
-    "FourRooms-tabular": Tabular(lambda key: four_rooms(), 1_000, grid=FOUR_ROOMS),
-    "RandomWalk5-tabular": Tabular(lambda key: random_walk(5, 0.0), 10_000),
-    "RandomWalk19-tabular": Tabular(lambda key: random_walk(19, -1.0), 10_000),
-    "Gambler-tabular": Tabular(lambda key: gamblers_problem(), 10_000),
-    "JacksCarRental-tabular": Tabular(lambda key: jacks_car_rental(), 100),
-    "Blackjack-tabular": Tabular(lambda key: blackjack(), 100),
-    "MaximizationBias-tabular": Tabular(lambda key: maximization_bias(), 10),
-    "Garnet-tabular": Tabular(garnet, 100, random=True),
+    "OpenRightMaze-tabular": Tabular(
+        lambda key: maze(OPEN_RIGHT), 10_000, gamma=0.95, grid=OPEN_RIGHT
+    ),
+    "OpenLeftMaze-tabular": Tabular(
+        lambda key: maze(OPEN_LEFT), 10_000, gamma=0.95, grid=OPEN_LEFT
+    ),
+    "OpenBothMaze-tabular": Tabular(
+        lambda key: maze(OPEN_BOTH), 10_000, gamma=0.95, grid=OPEN_BOTH
+    ),
+    "FourRooms-tabular": Tabular(lambda key: four_rooms(), 1_000, gamma=0.9, grid=FOUR_ROOMS),
+    "RandomWalk5-tabular": Tabular(lambda key: random_walk(5, 0.0), 10_000, gamma=1.0),
+    "RandomWalk19-tabular": Tabular(lambda key: random_walk(19, -1.0), 10_000, gamma=1.0),
+    "Gambler-tabular": Tabular(lambda key: gamblers_problem(), 10_000, gamma=1.0),
+    "JacksCarRental-tabular": Tabular(lambda key: jacks_car_rental(), 100, gamma=0.9),
+    "Blackjack-tabular": Tabular(lambda key: blackjack(), 100, gamma=1.0),
+    "MaximizationBias-tabular": Tabular(lambda key: maximization_bias(), 10, gamma=1.0),
+    "Garnet-tabular": Tabular(garnet, 100, gamma=0.99, random=True),
 }
 
 
@@ -94,11 +110,23 @@ def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
     return lookup(TABULAR, env_id, "tabular MDP").make(jax.random.key(0) if key is None else key)
 
 
+def id_after(env_id: str, num_steps: int) -> str:
+    """Return the id of what an environment is after so many of its steps, and then remains.
+
+    That is `env_id` itself, unless it is the id of an MDP that changes, or of its history.
+    """
+    name, dash, history = env_id.partition("-history")
+    entry = TABULAR.get(name)
+    if entry is None or entry.change_after is None:
+        return env_id
+    return entry.phases[num_steps >= entry.change_after] + dash + history
+
+
 def make_tabular_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of a tabular MDP, whose observations are numbers of states.
 
     ValueError if there is no such id. After `change_after` steps of an environment, over all its
-    episodes, the MDP becomes that of `change_to`.
+    episodes, the MDP becomes that of the second of its `phases`.
     """
     entry = lookup(TABULAR, env_id, "tabular MDP")
     max_steps, change_after = entry.max_steps, entry.change_after
@@ -107,9 +135,9 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
     num_states, num_actions, _ = mdp.P.shape
     start, terminal, noise = np.cumsum(mdp.start), mdp.terminal, mdp.noise
     P, R = mdp.P, mdp.R
-    if entry.change_to is not None:  # copied for Maze-tabular
+    if change_after is not None:  # copied for Maze-tabular
         # The states of the changed MDP follow those of the first.
-        changed = make_mdp(entry.change_to)
+        changed = make_mdp(entry.phases[1])
         P, R = np.concatenate([P, changed.P]), np.concatenate([R, changed.R])
 
     # At most K states can follow (s, a); tables of these [S, A, K] make a step cost K, not S.
@@ -143,5 +171,6 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
         inner = (obs, jnp.where(done, 0, time + 1), age + 1)
         return obs, inner, reward, terminated, truncated, next_state
 
-    spaces = {"num_states": num_states, "num_actions": num_actions}
-    return batch_env(reset, step, num_envs, max_steps=max_steps, **spaces)
+    fields = {"num_states": num_states, "num_actions": num_actions, "max_steps": max_steps}
+    fields["gamma"] = entry.gamma  # copied for gamma: float | None
+    return batch_env(reset, step, num_envs, **fields)

@@ -76,7 +76,7 @@ def gamblers_problem(p_heads: float = 0.4) -> MDP:
 
 
 def jacks_car_rental() -> MDP:
-    """Rent out cars at two places: Sutton & Barto 2018, Example 4.2. The book's discount is .9.
+    """Rent out cars at two places: Sutton & Barto 2018, Example 4.2. γ = .9.
 
     State 21 i + j: i cars at the first place and j at the second, in the evening. Action a moves up
     to a - 5 cars overnight from the first place to the second (5 - a back if a < 5), for 2 each. By

@@ -152,6 +152,7 @@ def _value(name: str, kind: Any, text: str) -> Any:
         if text not in choices:
             raise ValueError(f"--sweep {name}: {text!r} is not one of {', '.join(choices)}")
         return choices[text]
+    kind = float if kind == float | None else kind
     if kind not in (int, float, bool, str):
         raise ValueError(f"--sweep {name}: only numbers, strings and true/false can be swept")
     try:

@@ -5,8 +5,12 @@ An algorithm's `picture(state)` returns a dict of arrays, one of
     plans     names [D], realised [T, D], planned [K, H, D], start [K] the first step of each plan
     ranges    names [D], realised [T, D], low and high [T, D], the predicted 5 % and 95 % quantiles
     searches  visits [K, A] at the roots of successive searches, and in a game boards [K, C]
+    values    value [S] that was learned, exact [S] or NaN, and the policy [S, A] they are of
+
+Plans and ranges may have a title, too.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -14,19 +18,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.environments.games import Game, make_game
+from common.environments.tabular import TABULAR, make_mdp
 from common.runner.plots import COLORS, tidy
+from common.runner.policy_map import has_map, plot_states
 
 MAX_PANELS = 6  # more components of a plan than this would be too small to read
+
+PENDULUM = {"obs": ["cos θ", "sin θ", "θ′"], "x": ["θ", "θ′", "last torque"], "u": ["torque"]}
+NAMES = {  # of observations, of a dynamics' state and of controls, where "obs[0]" says too little
+    "CartPole-v1": {"obs": ["position", "velocity", "angle", "angular velocity"]},
+    "Pendulum-v1": PENDULUM,
+    "MountainCar-v0": {"obs": ["position", "velocity"]},
+    "MountainCarContinuous-v0": {"obs": ["position", "velocity"]},
+    "Acrobot-v1": {"obs": ["cos θ₁", "sin θ₁", "cos θ₂", "sin θ₂", "θ₁′", "θ₂′"]},
+    "DoubleIntegrator-linear": {
+        "obs": ["position", "velocity"],
+        "x": ["position", "velocity"],
+        "u": ["force"],
+    },
+}
 
 
 def draw_picture(figure: Any, env_id: str, picture: dict[str, Any]) -> None:
     """Draw such a dict on an empty matplotlib figure, or raise ValueError for other keys."""
-    keys = set(picture)
-    arrays = {key: x if key == "names" else np.asarray(x) for key, x in picture.items()}
+    arrays = {k: x if k in ("names", "title") else np.asarray(x) for k, x in picture.items()}
+    keys = set(picture) - {"title"}
     if keys in ({"names", "realised", "planned", "start"}, {"names", "realised", "low", "high"}):
         plot_plans(figure, env_id, **arrays)
     elif keys in ({"visits"}, {"visits", "boards"}):
         plot_searches(figure, env_id, **arrays)
+    elif keys == {"value", "exact", "policy"}:
+        plot_values(figure, env_id, **arrays)
     else:
         raise ValueError(f"there is no picture of {sorted(keys)}; see common/runner/pictures.py")
 
@@ -40,13 +62,14 @@ def plot_plans(
     start: np.ndarray | None = None,
     low: np.ndarray | None = None,
     high: np.ndarray | None = None,
+    title: str = "",
 ) -> None:
     """Plot each component over time: realised, and the plans or the predicted range."""
     panels = figure.subplots(min(len(names), MAX_PANELS), sharex=True, squeeze=False)[:, 0]
     steps = np.arange(len(realised))
     for i, axes in enumerate(panels):
         tidy(axes, "")
-        axes.set_ylabel(names[i], fontsize=8)
+        axes.set_ylabel(full_name(env_id, names[i]), fontsize=8)
         if low is not None:
             label = "predicted, 5 % to 95 %"
             axes.fill_between(
@@ -59,9 +82,38 @@ def plot_plans(
             plan_steps = start[k] + np.arange(planned.shape[1])
             axes.plot(plan_steps, planned[k, :, i], color="black", linewidth=0.8, label=label)
     panels[-1].set_xlabel("step")
-    figure.suptitle(env_id, x=0.02, ha="left", size=10)
+    figure.suptitle(": ".join(filter(None, (env_id, title))), x=0.02, ha="left", size=10)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+
+
+def full_name(env_id: str, name: str) -> str:
+    """Return what a component is called in NAMES: "position" for "obs[0]"; else its name."""
+    kind, index = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", name).groups()
+    known = NAMES.get(env_id, {}).get(kind, [])
+    return known[int(index)] if known and index else name
+
+
+def plot_values(
+    figure: Any, env_id: str, value: np.ndarray, exact: np.ndarray, policy: np.ndarray
+) -> None:
+    """Plot learned values: on the map if there is one, else beside the exact ones."""
+    if has_map(env_id):
+        plot_states(figure, env_id, policy, value, "learned value", f"{env_id}: the policy given")
+        return
+    axes = figure.subplots()
+    tidy(axes, f"{env_id}: the values of the policy given")
+    live = np.ones(len(value), bool)
+    if env_id in TABULAR:
+        live = ~np.asarray(make_mdp(env_id).terminal)
+    states = np.flatnonzero(live)
+    axes.plot(states, value[live], "o-", color=COLORS[0], markersize=4, label="learned")
+    if not np.isnan(exact[live]).any():
+        axes.plot(states, exact[live], "--", color="0.35", label="exact")
+    axes.set_xlabel("state")
+    axes.set_ylabel("value", size=8, color="0.25")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8, frameon=False)
 
 
 def plot_searches(

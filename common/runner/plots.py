@@ -61,7 +61,9 @@ def plot_curves(
     key_columns = max(1, min(3, 100 // (max(map(len, key_text)) + 6)))
 
     names = [name for name, x in curves.items() if np.isfinite(x).any()] or ["episode_return"]
-    names.sort(key=lambda name: name != "episode_return")  # stable: the others keep their order
+    # An error of predicted values is what prediction is about. The sort is stable.
+    top = "rms_error" if "rms_error" in names else "episode_return"
+    names.sort(key=lambda name: name != top)
     num_small = len(names) - 1
     columns = {1: 1, 2: 2, 4: 2}.get(num_small, 3)
     rows = -(-num_small // columns)

@@ -32,7 +32,7 @@ def episode_metrics(episode: tuple) -> dict[str, jax.Array]:
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """Return `num_envs` copies of a tabular MDP, whose observations are numbers of states."""
-    mdp, max_steps = make_mdp(env_id), TABULAR[env_id].max_steps
+    mdp, (_, max_steps, gamma, *_) = make_mdp(env_id), TABULAR[env_id]
     # At most K states can follow (s, a); tables of these [S, A, K] make a step cost K, not S.
     num_successors = int((mdp.P > 0).sum(-1).max())
     successor = np.argsort(mdp.P <= 0, axis=-1, kind="stable")[..., :num_successors]
@@ -66,4 +66,4 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         total, length = jnp.where(was_done, 0, total) + reward, jnp.where(was_done, 0, length) + 1
         return EnvState(time, obs, (total, length, done)), transition
 
-    return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps)
+    return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps, gamma=gamma)

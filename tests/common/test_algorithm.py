@@ -56,6 +56,12 @@ def check(*conditions, **fields):
     require(Config(**fields), *conditions)
 
 
+def test_a_field_that_is_none_is_not_checked():
+    check("target_epsilon <= 1", gamma=None, target_epsilon=None)
+    with pytest.raises(ValueError, match="--gamma 2"):
+        check(gamma=2.0)
+
+
 def test_every_pattern_is_tested():
     assert set(NAMES) == set(BOUND_OF) and set(ACCEPTED_AND_REFUSED) == set(BOUNDS.values())
     for part, names in NAMES.items():

@@ -244,10 +244,10 @@ def test_probes_together_have_all_their_states():
 @pytest.mark.parametrize("env_id", ["BlockingMaze-tabular", "ShortcutMaze-tabular"])
 def test_a_maze_changes_once_in_the_life_of_an_environment(env_id):
     """For so many steps, over all episodes, they follow one MDP, and from then on the other."""
-    change_after, change_to = TABULAR[env_id].change_after, TABULAR[env_id].change_to
+    change_after, phases = TABULAR[env_id].change_after, TABULAR[env_id].phases
     _, _, t, _ = rolled(env_id, change_after + 1_500, num_envs=20)
     s, a, n = (np.asarray(x) for x in (t.obs, t.action, t.next_obs))
-    before, after = (make_mdp(x).P[s, a, n] == 1 for x in (env_id, change_to))  # [T, N]
+    before, after = (make_mdp(x).P[s, a, n] == 1 for x in phases)  # [T, N]
     assert before[:change_after].all() and not after[:change_after].all()
     assert after[change_after:].all() and not before[change_after:].all()
     assert t.terminated[:change_after].any() and not t.truncated.any()

@@ -17,7 +17,7 @@ from common.environments.gridworlds import (
     windy_grid_world,
 )
 from common.environments.mdp import tabulate
-from common.environments.tabular import TABULAR, make_mdp
+from common.environments.tabular import TABULAR, id_after, make_mdp, make_tabular_env
 from common.environments.textbook import (
     blackjack,
     gamblers_problem,
@@ -127,7 +127,7 @@ def test_terminal_states_are_where_the_layouts_say():
     assert terminal(gamblers_problem()) == [0, 100]
     # Walls count as terminal, but for those of a maze that open at another time.
     assert terminal(make_mdp("DynaMaze-tabular")) == [7, 8, 11, 16, 20, 25, 29, 41]
-    for maze in ("BlockingMaze", "BlockingMazeChanged", "ShortcutMaze", "ShortcutMazeChanged"):
+    for maze in ("BlockingMaze", "ShortcutMaze", "OpenRightMaze", "OpenLeftMaze", "OpenBothMaze"):
         assert terminal(make_mdp(f"{maze}-tabular")) == [8, *range(28, 35)]
     # Taxi: 25 cells x 4 destinations with the passenger already there.
     assert terminal(taxi()) == [s for s in range(500) if s // 4 % 5 == s % 4]
@@ -201,9 +201,9 @@ def test_time_limits_are_gymnasiums_where_it_has_one(env_id, gymnasium_id):
         (random_walk(19, -1.0), 1.0, None, 1.0),
         (make_mdp("DynaMaze-tabular"), 0.95, None, 0.95**13),  # 14 steps
         (make_mdp("BlockingMaze-tabular"), 0.95, None, 0.95**9),  # 10 steps, and then 16
-        (make_mdp("BlockingMazeChanged-tabular"), 0.95, None, 0.95**15),
+        (make_mdp("OpenLeftMaze-tabular"), 0.95, None, 0.95**15),
         (make_mdp("ShortcutMaze-tabular"), 0.95, None, 0.95**15),  # 16 steps, and then 10
-        (make_mdp("ShortcutMazeChanged-tabular"), 0.95, None, 0.95**9),
+        (make_mdp("OpenBothMaze-tabular"), 0.95, None, 0.95**9),
         (maximization_bias(), 1.0, None, 0.0),
     ],
 )
@@ -268,8 +268,8 @@ def test_the_best_epsilon_soft_policies_are_worth_what_they_should():
     assert cliff_walking().start @ soft_values(cliff_walking(), 0.1) == pytest.approx(
         -20.7077, abs=1e-4
     )
-    steps = {"DynaMaze": 15.81, "BlockingMaze": 11.07, "BlockingMazeChanged": 17.54}
-    steps |= {"ShortcutMaze": 17.54, "ShortcutMazeChanged": 11.07}
+    steps = {"DynaMaze": 15.81, "BlockingMaze": 11.07, "OpenLeftMaze": 17.54}
+    steps |= {"ShortcutMaze": 17.54, "OpenBothMaze": 11.07}
     for maze, expected in steps.items():
         mdp = make_mdp(f"{maze}-tabular")
         mdp = mdp._replace(R=np.where(mdp.terminal[:, None, None], 0.0, -1.0) + 0 * mdp.P)
@@ -297,22 +297,60 @@ def test_walls_keep_out_and_those_that_come_and_go_let_out():
     mdp = make_mdp("DynaMaze-tabular")
     assert successor(mdp, 10, right) == 10 and successor(mdp, 2, down) == 2
     assert successor(mdp, 17, up) == 8 and mdp.R[17, up, 8] == 1 and mdp.R.sum() == 1
-    before, after = make_mdp("BlockingMaze-tabular"), make_mdp("BlockingMazeChanged-tabular")
+    before, after = make_mdp("BlockingMaze-tabular"), make_mdp("OpenLeftMaze-tabular")
     assert [successor(mdp, 44, up) for mdp in (before, after)] == [35, 44]
     assert [successor(mdp, 36, up) for mdp in (before, after)] == [36, 27]
     assert [successor(mdp, 35, up) for mdp in (before, after)] == [26, 26]
-    before, after = make_mdp("ShortcutMaze-tabular"), make_mdp("ShortcutMazeChanged-tabular")
+    before, after = make_mdp("ShortcutMaze-tabular"), make_mdp("OpenBothMaze-tabular")
     assert [successor(mdp, 44, up) for mdp in (before, after)] == [44, 35]
     assert [successor(mdp, 36, up) for mdp in (before, after)] == [27, 27]
 
 
-@pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.change_to])
+def test_discounts_are_those_of_the_sources():
+    """Sutton & Barto 2018: .9 in Examples 3.5 and 4.2, .95 in 8.1, 1 where none is named and
+    episodes end; Sutton, Precup & Singh 1999: .9. An Env has the discount of its MDP."""
+    discounted = {
+        "GridWorld5x5-tabular": 0.9,
+        "JacksCarRental-tabular": 0.9,
+        "FourRooms-tabular": 0.9,
+        "DynaMaze-tabular": 0.95,
+        "BlockingMaze-tabular": 0.95,
+        "OpenLeftMaze-tabular": 0.95,
+        "ShortcutMaze-tabular": 0.95,
+        "OpenRightMaze-tabular": 0.95,
+        "OpenBothMaze-tabular": 0.95,
+        "FrozenLake-tabular": 0.99,  # no source names one
+        "FrozenLake8x8-tabular": 0.99,
+        "Garnet-tabular": 0.99,
+    }
+    for env_id, entry in TABULAR.items():
+        assert entry.gamma == discounted.get(env_id, 1.0), env_id
+    assert make_tabular_env("FourRooms-tabular", 2).gamma == 0.9
+
+
+@pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.phases])
 def test_what_changes_in_a_maze_is_its_walls(env_id):
-    before, after = make_mdp(env_id), make_mdp(TABULAR[env_id].change_to)
+    before, after = map(make_mdp, TABULAR[env_id].phases)
+    np.testing.assert_array_equal(before.P, make_mdp(env_id).P)
     np.testing.assert_array_equal(before.start, after.start)
     np.testing.assert_array_equal(before.terminal, after.terminal)
     assert before.P.shape == after.P.shape and (before.P != after.P).any()
-    assert TABULAR[TABULAR[env_id].change_to].change_to is None
+    assert not any(TABULAR[phase].phases for phase in TABULAR[env_id].phases)
+
+
+@pytest.mark.parametrize(
+    "env_id, num_steps, expected",
+    [
+        ("BlockingMaze-tabular", 999, "OpenRightMaze-tabular"),
+        ("BlockingMaze-tabular", 1_000, "OpenLeftMaze-tabular"),
+        ("ShortcutMaze-tabular", 2_999, "OpenLeftMaze-tabular"),
+        ("ShortcutMaze-tabular-history2", 3_000, "OpenBothMaze-tabular-history2"),
+        ("DynaMaze-tabular", 10**6, "DynaMaze-tabular"),
+        ("CartPole-v1-history2", 10**6, "CartPole-v1-history2"),
+    ],
+)
+def test_what_a_maze_is_after_so_many_steps_has_an_id(env_id, num_steps, expected):
+    assert id_after(env_id, num_steps) == expected
 
 
 def test_four_rooms_are_gymnaxs_and_steps_go_astray_a_third_of_the_time():

@@ -113,6 +113,13 @@ def test_a_sweep_is_the_grid_of_its_values():
     assert settings((), Config()) == [{}]
 
 
+def test_a_float_that_may_be_left_to_a_default_can_be_swept():
+    Config = dataclasses.make_dataclass("Config", [("gamma", float | None, None)], frozen=True)
+    assert settings(("gamma=0.5,1",), Config()) == [{"gamma": 0.5}, {"gamma": 1.0}]
+    with pytest.raises(ValueError, match="'x' is not of type float"):
+        settings(("gamma=x",), Config())
+
+
 @pytest.mark.parametrize(
     "sweep, says",
     [

@@ -47,6 +47,39 @@ def test_a_range_is_filled_at_the_steps_it_is_of():
     assert legend(figure) == ["predicted, 5 % to 95 %", "realised"]
 
 
+def test_components_have_names_where_these_are_known_and_a_picture_may_have_a_title():
+    array = np.zeros((5, 4))
+    picture = {"names": ["x[1]", "obs[0]", "obs[2]", "speed"], "realised": array}
+    picture |= {"low": array, "high": array, "title": "what came"}
+    figure = drawn("Pendulum-v1", picture)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["θ′", "cos θ", "θ′", "speed"]
+    assert figure.get_suptitle() == "Pendulum-v1: what came"
+    assert figure.axes[-1].get_xlabel() == "step"
+    figure = drawn("Some-env", picture)
+    assert [axes.get_ylabel() for axes in figure.axes] == picture["names"]
+
+
+def test_learned_values_are_beside_the_exact_ones():
+    value, exact = np.arange(7.0), np.arange(7.0) / 2
+    picture = {"value": value, "exact": exact, "policy": np.full((7, 2), 0.5)}
+    learned, true = drawn("RandomWalk5-tabular", picture).axes[0].lines
+    assert learned.get_xdata().tolist() == [1, 2, 3, 4, 5]  # the ends are terminal
+    np.testing.assert_array_equal(learned.get_ydata(), value[1:-1])
+    np.testing.assert_array_equal(true.get_ydata(), exact[1:-1])
+    picture["exact"] = np.full(7, np.nan)
+    (learned,) = drawn("FrozenLake-misc", picture).axes[0].lines
+    np.testing.assert_array_equal(learned.get_ydata(), value)
+
+
+def test_on_a_map_the_learned_values_are_the_colours():
+    value = np.arange(16.0)
+    picture = {"value": value, "exact": np.zeros(16), "policy": np.full((16, 4), 0.25)}
+    axes, bar = drawn("GridWorld-tabular", picture).axes
+    colours = axes.images[1].get_array().ravel()
+    np.testing.assert_array_equal(colours[1:-1], value[1:-1])
+    assert bar.get_ylabel() == "learned value"
+
+
 def test_only_as_many_components_are_drawn_as_can_be_read():
     names = [f"obs[{i}]" for i in range(30)]
     array = np.zeros((5, 30))

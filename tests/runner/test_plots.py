@@ -148,6 +148,14 @@ def test_the_return_comes_first_and_metrics_without_data_are_left_out(figures):
     assert heights[0] > 1.4 * heights[1]
 
 
+def test_the_error_of_predicted_values_comes_before_the_return(figures):
+    curve = np.ones((2, 9))
+    figure = draw(figures, {"episode_return": curve, "value": curve, "rms_error": curve})
+    assert list(panels(figure)) == ["rms error", "episode return", "value"]
+    without = {"episode_return": curve, "rms_error": np.full((2, 9), np.nan)}
+    assert list(panels(draw(figures, without))) == ["episode return"]
+
+
 def test_dynamic_programming_gives_its_first_metric_the_large_panel(figures):
     residual = 100 * 10.0 ** -np.linspace(0, 10, 50) * np.ones((8, 1))
     metrics = {"episode_return": NAN * residual, "residual": residual, "value": noise(8, 50)}

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from helpers import run
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from algorithms import value_iteration
-from common.environments.gridworlds import DYNA_MAZE
+from common.environments.gridworlds import DOWN, LEFT, RIGHT, UP, Grid
 from common.environments.mdp import MDP
 from common.environments.tabular import TABULAR, make_mdp
 from common.runner import policy_map
@@ -62,7 +63,7 @@ def test_walls_ends_and_values_are_visible(tmp_path):
     assert [x.name for x in tmp_path.iterdir()] == ["policy.png"]
 
 
-@pytest.mark.parametrize("env_id", [name for name in TABULAR if policy_map.has_map(name)])
+@pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.grid])
 def test_arrows_point_to_where_the_steps_lead(env_id):
     """The direction in which an action most often leads is the one that is drawn."""
     mdp, (layout, directions) = make_mdp(env_id), TABULAR[env_id].grid
@@ -95,28 +96,94 @@ def test_an_arrows_head_is_where_it_points_to(tmp_path, action, head_first):
 
 
 def drawn(monkeypatch, env_id, act, num_steps):
-    """Return what `draw_policy` would draw: the grid, the MDP, the policy's probabilities, ..."""
+    """Return what `draw_policy` would draw: the id, the policy's probabilities, its values, ..."""
     seen = {}
-    monkeypatch.setattr(policy_map, "plot_policy", lambda path, *rest: seen.update(rest=rest))
-    policy_map.draw_policy("", env_id, act, 0.9, num_steps, "")
+    monkeypatch.setattr(policy_map, "plot_states", lambda figure, *rest: seen.update(rest=rest))
+    monkeypatch.setattr(policy_map, "write_picture", lambda path, figure: None)
+    policy_map.draw_policy("", env_id, act, None, num_steps, "")
     return seen["rest"]
 
 
 def test_a_maze_is_drawn_as_it_is_at_the_end(monkeypatch):
     act = lambda obs, key: 0
     for num_steps, env_id in [
-        (999, "BlockingMaze-tabular"),
-        (1_000, "BlockingMazeChanged-tabular"),
+        (999, "OpenRightMaze-tabular"),
+        (1_000, "OpenLeftMaze-tabular"),
     ]:
-        drawn_grid, mdp, *_ = drawn(monkeypatch, "BlockingMaze-tabular", act, num_steps)
-        assert drawn_grid == TABULAR[env_id].grid
-        np.testing.assert_array_equal(mdp.P, make_mdp(env_id).P)
-    assert drawn(monkeypatch, "DynaMaze-tabular", act, 10**6)[0] == DYNA_MAZE
+        assert drawn(monkeypatch, "BlockingMaze-tabular", act, num_steps)[0] == env_id
+    assert drawn(monkeypatch, "DynaMaze-tabular", act, 10**6)[0] == "DynaMaze-tabular"
+
+
+def test_without_a_discount_it_is_the_mdps_own(monkeypatch):
+    """Up from below the goal of the maze: 1; from the cell below that: γ = .95."""
+    _, _, value, label, _ = drawn(monkeypatch, "DynaMaze-tabular", lambda obs, key: 0, 0)
+    np.testing.assert_allclose(value[[17, 26]], [1, 0.95])
+    assert label == "value of this policy, γ = 0.95"
+
+
+@pytest.mark.parametrize("values, is_flat", [([1, 1 + 1e-7], True), ([1, 1.01], False)])
+def test_values_without_differences_have_one_colour_and_a_note(values, is_flat):
+    """Rounding is no difference."""
+    axes = Figure().add_subplot()
+    heat = policy_map.plot_heat(axes, np.array([[*values, np.nan]]), "value")
+    pixels = heat.to_rgba(heat.get_array())[0, :2]
+    assert np.array_equal(*pixels) == is_flat
+    assert ("all are 1: no differences" in heat.colorbar.ax.get_ylabel()) == is_flat
+
+
+def test_a_random_policy_has_an_arrow_for_each_action_as_long_as_its_share():
+    """A certain action has one long arrow through the middle of its cell."""
+    axes = Figure().add_subplot()
+    grid = Grid(["..", ".."], [UP, DOWN, RIGHT, LEFT])
+    policy = np.array([[0.5, 0.25, 0.25, 0], [0, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0]])
+    live = np.array([[True, True], [False, False]])
+    policy_map.draw_arrows(axes, grid, policy, live, np.full((2, 2), "black"))
+    arrows = [(*q.XY[k], q.U[k], q.V[k]) for q in axes.collections for k in range(len(q.XY)) if q.N]
+    lengths = {(round(x), round(y), np.sign(u), np.sign(v)): abs(u + v) for x, y, u, v in arrows}
+    expected = {(0, 0, 0, -1): 0.42, (0, 0, 0, 1): 0.21, (0, 0, 1, 0): 0.21}
+    expected[round(1 - 0.4), 0, 1, 0] = 0.8
+    assert lengths == pytest.approx(expected)
+
+
+def test_blackjack_has_the_axes_of_figure_5_2():
+    """Hit below 17, and with a usable ace below 18; values that tell each state apart."""
+    states = np.arange(213)
+    total, usable = states % 100 // 10 + 12, states // 100
+    policy = np.eye(2)[(total < 17 + usable).astype(int)]
+    figure = Figure()
+    policy_map.plot_states(figure, "Blackjack-tabular", policy, states + 0.0, "value", "title")
+    usable_policy, other_policy, usable_value, other_value = (x.images[0] for x in figure.axes[:4])
+    for image_, hits in ((usable_policy, 6), (other_policy, 5)):
+        np.testing.assert_array_equal(image_.get_array()[:, 0], np.arange(10) < hits)
+    assert usable_value.get_array()[3, 9] == 100 + 10 * 3 + 9  # a sum of 15 against a ten
+    assert other_value.get_array()[0, 0] == 0
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()][:2] == ["A", "2"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][::9] == ["12", "21"]
+
+
+def test_jacks_cars_are_counted_as_they_can_move():
+    """Action 10 moves five cars from the first place, or as many as there are."""
+    policy, figure = np.eye(11)[np.full(441, 10)], Figure()
+    value = np.arange(441.0)
+    policy_map.plot_states(figure, "JacksCarRental-tabular", policy, value, "value", "")
+    moved = figure.axes[0].images[0].get_array()
+    np.testing.assert_array_equal(moved[:, 7], np.minimum(np.arange(21), 5))
+    assert figure.axes[1].images[0].get_array()[2, 3] == 21 * 2 + 3  # two and three cars
+    assert figure.axes[0].get_xlabel().startswith("cars at the second place")
+
+
+def test_the_gamblers_stakes_are_drawn_as_they_count():
+    policy, figure = np.eye(50)[np.full(101, 29)], Figure()  # he would stake 30
+    value = np.arange(101.0)
+    policy_map.plot_states(figure, "Gambler-tabular", policy, value, "value", "")
+    left, right = (axes.lines[0] for axes in figure.axes)
+    np.testing.assert_array_equal(left.get_ydata(), range(1, 100))
+    assert right.get_ydata()[[9, 49, 89]].tolist() == [10, 30, 10]
 
 
 def test_a_random_policy_is_drawn_with_its_probabilities(monkeypatch):
     act = lambda obs, key: jax.numpy.where(obs == 0, jax.random.randint(key, (), 0, 2), 3)
-    *_, policy, _, _ = drawn(monkeypatch, "FrozenLake-tabular", act, 0)
+    _, policy, *_ = drawn(monkeypatch, "FrozenLake-tabular", act, 0)
     np.testing.assert_array_equal(policy[1:], np.tile([0, 0, 0, 1], (15, 1)))
     assert 0.2 < policy[0, 0] < 0.8 and policy[0, :2].sum() == 1
 
@@ -132,9 +199,9 @@ def test_a_run_in_a_grid_world_gets_a_picture(tmp_path):
 def test_the_policy_drawn_is_that_of_the_best_member(tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(policy_map, "draw_policy", lambda *rest: seen.update(rest=rest))
-    q = np.zeros((4, 16, 4))
-    q[np.arange(4), :, np.arange(4)] = 1.0  # the policy of row i takes action i
-    params = value_iteration.Params(v=np.zeros((4, 16), "f"), q=q.astype("f"))
+    policy = np.repeat(np.arange(4, dtype="i")[:, None], 16, axis=1)  # of row i: action i
+    zeros = np.zeros((4, 16, 4), "f")
+    params = value_iteration.Params(v=zeros[..., 0], q=zeros, policy=policy)
     settings = [{"gamma": 0.9}, {"gamma": 0.5}]
     run = Run(num_seeds=2, seed=5, block=4)
     config = value_iteration.Config()

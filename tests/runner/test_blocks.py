@@ -1,0 +1,125 @@
+"""One run by several devices and processes, and what the end of any of them leaves: the bits of a
+run by one process on one device."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import ROOT, run
+
+FLAGS = "--total-timesteps 60_000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
+FLAGS += " --hidden-sizes 16 --num-envs 4 --eval-episodes 3 --log-points 10 --checkpoint-every 0.1"
+FLAGS = [*FLAGS.split(), "--num-seeds", "4", "--sweep", "learning_rate=1e-3,3e-3", "--quiet"]
+ONE = {"JAX_NUM_CPU_DEVICES": "1"}
+RESULTS = ("metrics.csv", "evaluation.csv")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blocks") / "whole"
+    run("algorithms.dqn", *FLAGS, "--out", folder, env=ONE)
+    return folder
+
+
+def assert_same(folder, whole):
+    for name in RESULTS:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    with np.load(folder / "policy.npz") as mine, np.load(whole / "policy.npz") as other:
+        assert mine.files == other.files
+        for name in set(mine.files) - {"header", "sha256"}:
+            np.testing.assert_array_equal(mine[name], other[name])
+    ranking = [json.loads((x / "summary.json").read_text())["sweep"] for x in (folder, whole)]
+    assert ranking[0] == ranking[1]
+    assert not (folder / "blocks").exists()
+
+
+def start(folder, *flags, **env):
+    command = [sys.executable, "-m", "algorithms.dqn", *FLAGS, "--out", str(folder), *flags]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | ONE | env, **pipes)
+
+
+def ended(*processes, timeout=240):
+    """Return the exit codes and the errors of processes."""
+    errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+def wait_for_blocks(folder, number, *processes):
+    """Wait until so many blocks have a file."""
+    deadline = time.monotonic() + 200
+    while len(list(folder.glob("blocks/*/*.npz"))) < number:
+        assert all(x.poll() is None for x in processes) and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("num_devices", ["2", "4"])
+def test_devices_change_no_bit(num_devices, whole, tmp_path):
+    run("algorithms.dqn", *FLAGS, "--out", tmp_path / "a", env={"JAX_NUM_CPU_DEVICES": num_devices})
+    assert_same(tmp_path / "a", whole)
+
+
+def test_ppo_has_the_bits_of_one_device_on_two(tmp_path):
+    """With 8 and with 4 seeds in a block it has not; the size of blocks is that of one device."""
+    flags = ["--num-seeds", "8", "--total-timesteps", "4096", "--eval-episodes", "0", "--quiet"]
+    for count in "12":
+        env = {"JAX_NUM_CPU_DEVICES": count}
+        run("algorithms.ppo", *flags, "--out", tmp_path / count, env=env)
+    with np.load(tmp_path / "1/policy.npz") as one, np.load(tmp_path / "2/policy.npz") as two:
+        assert len(one.files) > 10
+        for name in set(one.files) - {"header", "sha256"}:
+            np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_shares_need_no_connection_and_the_last_one_finishes_the_run(whole, tmp_path):
+    first = start(tmp_path / "a", "--share", "0/2")
+    wait_for_blocks(tmp_path / "a", 1, first)
+    first.send_signal(signal.SIGKILL)
+    ended(first)
+    second = start(tmp_path / "a", "--share", "1/2")
+    assert ended(second)[0] == [0]
+    assert not (tmp_path / "a" / "summary.json").exists()
+    assert ended(start(tmp_path / "a", "--share", "0/2"))[0] == [0]
+    assert_same(tmp_path / "a", whole)
+
+
+def free_port():
+    with socket.socket() as any_socket:
+        any_socket.bind(("127.0.0.1", 0))
+        return any_socket.getsockname()[1]
+
+
+def together(folder, count):
+    address = f"127.0.0.1:{free_port()}"
+    return [start(folder, "--distributed", f"{address}/{count}/{i}") for i in range(count)]
+
+
+def test_processes_that_are_connected_train_one_run(whole, tmp_path):
+    codes, errors = ended(*together(tmp_path / "a", 2))
+    assert codes == [0, 0], errors
+    assert_same(tmp_path / "a", whole)
+
+
+@pytest.mark.parametrize(
+    "victim, number, code",
+    [(1, signal.SIGKILL, -9), (0, signal.SIGKILL, -9), (1, signal.SIGTERM, 143)],
+)
+def test_if_one_dies_the_other_ends_soon_and_any_number_goes_on(
+    victim, number, code, whole, tmp_path
+):
+    processes = together(tmp_path / "a", 2)
+    wait_for_blocks(tmp_path / "a", 2, *processes)
+    processes[victim].send_signal(number)
+    clock = time.monotonic()
+    codes, _ = ended(*processes)
+    assert time.monotonic() - clock < 30
+    assert codes[victim] == code and codes[1 - victim] != 0
+    assert not (tmp_path / "a" / "summary.json").exists()
+    assert ended(start(tmp_path / "a"))[0] == [0]
+    assert_same(tmp_path / "a", whole)
