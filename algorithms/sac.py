@@ -90,12 +90,13 @@ def temperature_loss(log_alpha, log_prob, target_entropy) -> jax.Array:
     return -jnp.exp(log_alpha) * (log_prob + target_entropy)
 
 
-def squashed_log_prob(x, mean, log_std) -> jax.Array:
-    """ln π(tanh x) = Σ [ln N(x; m, σ) - ln(1 - tanh² x)], x ~ N(m, σ), x [..., A]    (appendix C)
+def squashed_log_prob(x, noise, log_std) -> jax.Array:
+    """ln π(tanh x) = Σ [ln N(ε; 0, 1) - ln σ - ln(1 - tanh² x)], x = m + σ ε [..., A]  (appendix C)
 
-    with ln(1 - tanh² x) = 2 (ln 2 - x - softplus(-2x)), which is exact for any x."""
+    with ln(1 - tanh² x) = 2 (ln 2 - x - softplus(-2x)), which is exact for any x. ε is an argument
+    because (x - m) / σ has few digits where σ is small."""
     log_slope = 2 * (jnp.log(2) - x - jax.nn.softplus(-2 * x))
-    return jnp.sum(norm.logpdf(x, mean, jnp.exp(log_std)) - log_slope, axis=-1)
+    return jnp.sum(norm.logpdf(noise) - log_std - log_slope, axis=-1)
 
 
 def correlated_noise(key, noise, correlation) -> jax.Array:
@@ -123,7 +124,7 @@ def make(config: Config) -> Algorithm:
     def policy(params, obs, noise):
         mean, log_std = gaussian(params, obs)
         x = mean + jnp.exp(log_std) * noise
-        return jnp.tanh(x), squashed_log_prob(x, mean, log_std)
+        return jnp.tanh(x), squashed_log_prob(x, noise, log_std)
 
     def critic_loss(critic_params, target_params, params, alpha, batch, noise):
         def error(transition, noise):
