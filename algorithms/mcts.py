@@ -224,7 +224,7 @@ def make(config: Config) -> Algorithm:
     def init(key):
         key, key_env = jax.random.split(key)
         params = jnp.zeros((config.num_envs, simulator.num_actions))
-        return State(key, params, reset(key_env), jnp.full(config.num_envs, jnp.nan))
+        return State(key, params, reset(key_env), jnp.full_like(params[:, 0], jnp.nan))
 
     def search_and_step(state, step):
         """Search from the states of all environments, and take the most visited actions.
