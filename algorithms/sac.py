@@ -200,7 +200,7 @@ def make(config: Config) -> Algorithm:
         target_params = optax.incremental_update(critic_params, state.target_params, config.tau)
         value = critics.apply(state.critic_params, transitions.obs, transitions.action).mean()
         metrics = episodes | {"value": value, "loss": loss_value}
-        metrics |= {"alpha": alpha, "entropy": -log_prob}
+        metrics |= {"temperature": alpha, "entropy": -log_prob}
         return State(
             key=state.key,
             params=params,
