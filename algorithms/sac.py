@@ -46,7 +46,7 @@ class Config:
     batch_size: int = 128  # transitions
     learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     tau: float = 0.02  # φ⁻ ← τ φ + (1 - τ) φ⁻ after each gradient step
-    alpha: float = 1.0  # initial temperature
+    alpha: float = 0.1  # initial temperature; ln α changes by at most `learning_rate` an update
     noise_correlation: float = 0.0  # of ε with that of the last action; 0: independent
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer, in all networks
 
