@@ -16,8 +16,9 @@ with d = 1 where the MDP terminated; a time limit does not end the MDP. Returns 
 are clipped, so the interval must contain them: with a reward of 1 at every step they lie in
 [0, 1 / (1 - γ)], as in CartPole; with -1, in [-1 / (1 - γ), 0], as in Acrobot and MountainCar.
 
-Departs from the paper: several environments in parallel; `init` takes the random steps that fill
-the replay memory.
+Departs from the paper: Adam's ε is 1e-8, not 0.01 / 32; rewards are not clipped; `act` takes no
+random actions; several environments in parallel; `init` takes the random steps that fill the
+replay memory.
 """
 
 from dataclasses import dataclass

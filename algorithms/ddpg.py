@@ -45,8 +45,8 @@ class Config:
     batch_size: int = 128  # transitions
     learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     tau: float = 0.02  # θ⁻ ← τ θ + (1 - τ) θ⁻ after each gradient step, and φ⁻ likewise
-    exploration_noise: float = 0.1  # σ of the noise added to actions in [-1, 1]
-    ou_theta: float = 1.0  # θ of Ornstein-Uhlenbeck noise; 1: independent Gaussian noise
+    exploration_noise: float = 0.1  # σ; noise on actions in [-1, 1] has std σ / √(1 - (1 - θ)²)
+    ou_theta: float = 1.0  # θ of Ornstein-Uhlenbeck noise; 1: independent noise with std σ
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer, in all networks
 
     def __post_init__(self):
@@ -82,7 +82,9 @@ def policy_loss(q_value) -> jax.Array:
 
 
 def ornstein_uhlenbeck(key, noise, theta, sigma) -> jax.Array:
-    """x ← (1 - θ) x + σ ε, ε ~ N(0, 1), of the shape of `noise`; independent of x if θ = 1."""
+    """x ← (1 - θ) x + σ ε, ε ~ N(0, 1), of the shape of `noise`; independent of x if θ = 1.
+
+    Its standard deviation rises from σ to σ / √(1 - (1 - θ)²) in steps 1, 2, ... of an episode."""
     return (1 - theta) * noise + sigma * jax.random.normal(key, noise.shape)
 
 

@@ -11,7 +11,8 @@ https://arxiv.org/abs/1509.06461
 with d = 1 where the MDP terminated; a time limit does not end the MDP.
 
 Departs from the paper: Adam, not RMSProp; errors are not clipped, so that means are learned and not
-medians; several environments in parallel; `init` takes the random steps that fill the replay.
+medians; rewards are not clipped; `act` takes no random actions; several environments in parallel;
+`init` takes the random steps that fill the replay memory.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,8 @@ https://doi.org/10.1038/nature14236
 with d = 1 where the MDP terminated; a time limit does not end the MDP.
 
 Departs from the paper: Adam, not RMSProp; errors are not clipped, so that means are learned and not
-medians; several environments in parallel; `init` takes the random steps that fill the replay.
+medians; rewards are not clipped; `act` takes no random actions; several environments in parallel;
+`init` takes the random steps that fill the replay memory.
 """
 
 from dataclasses import dataclass

@@ -12,8 +12,9 @@ https://arxiv.org/abs/1511.06581
 with d = 1 where the MDP terminated; a time limit does not end the MDP.
 
 Departs from the paper: DQN's target, not Double DQN's; the gradient is neither scaled by 1/√2 where
-the streams join nor clipped; Adam, not RMSProp; several environments in parallel; `init` takes the
-random steps that fill the replay memory.
+the streams join nor clipped; Adam, not RMSProp; rewards are not clipped; `act` takes no random
+actions; several environments in parallel; `init` takes the random steps that fill the replay
+memory.
 """
 
 from dataclasses import dataclass

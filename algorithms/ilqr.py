@@ -18,8 +18,11 @@ states and plans a whole episode from each of them; one update is one iteration 
 environment then gives.
 
 Departs from the papers: no second derivatives of f (as in 2004); initial plans by random shooting,
-without which Pendulum does not swing up; μ changes by a constant factor; a step is accepted if it
-raises the return by a fraction of at least 1e-6. JAX_ENABLE_X64=1 gives float64.
+without which Pendulum does not swing up; μ changes by a constant factor, once an iteration: where
+Q̃_uu is not positive definite, that iteration fails; the line search takes the best α, not the first
+that is good enough, and accepts it if it raises the return by a fraction of at least 1e-6; the
+minimum within the bounds is exact for one control, and nearly always for more. JAX_ENABLE_X64=1
+gives float64.
 """
 
 from collections.abc import Callable
@@ -132,14 +135,30 @@ def boxed_newton(H, g, low, high):
     return k, is_free(k)
 
 
+def free_part(H, free) -> jax.Array:
+    """The free rows and columns of H [m, m], free: bool [m]; those of the identity elsewhere."""
+    return jnp.where(free[:, None] & free, H, jnp.eye(len(H)))
+
+
 def solve_free(H, right, free) -> jax.Array:
     """H⁻¹ right [m, k] for the free rows and columns of H [m, m], free: bool [m]; else 0."""
-    H = jnp.where(free[:, None] & free, H, jnp.eye(len(H)))
-    return solve(H, jnp.where(free[:, None], right, 0))
+    return solve(free_part(H, free), jnp.where(free[:, None], right, 0))
+
+
+def is_positive_definite(H) -> jax.Array:
+    """Return whether all pivots of Gaussian elimination are above 0, for a symmetric H [m, m]."""
+    pivots = []
+    for i in range(len(H)):
+        pivots.append(H[i, i])
+        H = H - jnp.outer(H[:, i], H[i]) / H[i, i]
+    return jnp.all(jnp.array(pivots) > 0)
 
 
 def backward(expansions: Expansion, controls, mu, low, high):
-    """k [T, m] and K [T, m, n], for expansions [T, ...] and controls [T, m]; V = 0 at the end."""
+    """k [T, m] and K [T, m, n] for expansions [T, ...] and controls [T, m]; V = 0 at the end.
+
+    Also returns whether Q̃_uu of the free controls is positive definite, bool [T].
+    """
 
     def step(value, inputs):
         Vx, Vxx = value
@@ -154,7 +173,8 @@ def backward(expansions: Expansion, controls, mu, low, high):
         K = -solve_free(regularized_Quu, regularized_Qux, free)
         Vx = Qx + K.T @ Quu @ k + K.T @ Qu + Qux.T @ k
         Vxx = Qxx + K.T @ Quu @ K + K.T @ Qux + Qux.T @ K
-        return (Vx, (Vxx + Vxx.T) / 2), (k, K)
+        definite = is_positive_definite(free_part(regularized_Quu, free))
+        return (Vx, (Vxx + Vxx.T) / 2), (k, K, definite)
 
     end_value = jnp.zeros(expansions.lx.shape[1:]), jnp.zeros(expansions.lxx.shape[1:])
     return jax.lax.scan(step, end_value, (expansions, controls), reverse=True)[1]
@@ -219,7 +239,7 @@ def make(config: Config) -> Algorithm:
     def improve(plan: Plan, mu):
         """Return the plan and its μ after one iteration."""
         expansions = jax.vmap(lambda x, u: expand(dynamics, x, u))(plan.x, plan.controls)
-        k, gains = backward(expansions, plan.controls, mu, low, high)
+        k, gains, definite = backward(expansions, plan.controls, mu, low, high)
 
         def line_search(alpha):
             return forward(dynamics, plan, k, gains, alpha, (low, high))
@@ -229,6 +249,7 @@ def make(config: Config) -> Algorithm:
         best = jnp.argmax(jnp.where(jnp.isnan(totals), -jnp.inf, totals))
         candidate = line_search(step_sizes[best])
         is_better = candidate.total > plan.total + 1e-6 * jnp.abs(plan.total)
+        is_better &= jnp.all(definite)
         plan = jax.tree.map(lambda new, old: jnp.where(is_better, new, old), candidate, plan)
         factor = config.regularization_factor
         mu = jnp.where(is_better, mu / factor, mu * factor)

@@ -14,7 +14,9 @@ game r_t is the reward of the player to move and γ_t = -1; at the end of an epi
 move wins immediately, only winning moves are considered. The action that is played is the most
 visited one at the root. An update searches from the states of all environments and takes one step,
 in a game the agent's move and the opponent's reply; `episode_return` is then 1 for a win, 0 for a
-draw, -1 for a loss.
+draw, -1 for a loss. A short run ends more of the short episodes than of the long ones;
+`first_episode_return` is the mean over the first episode of each environment, NaN until all of
+these have ended.
 
 Departs from the papers: a node stands for a sequence of actions, which each simulation replays from
 the root, so in a random environment Q averages over the states it may lead to (open loop); a
@@ -62,10 +64,11 @@ class State(NamedTuple):
     key: jax.Array
     params: jax.Array  # Q [N, A] at the last roots; nothing is learned
     env: Any  # EnvState or Match
+    first_return: jax.Array  # [N] of the first episodes, NaN before they end
 
 
 def uct(visits, total, uct_c) -> jax.Array:
-    """Q(s, a) + c √(ln N(s) / n(s, a)), for the actions [A] of one node, all of them tried."""
+    """Q(s, a) + c √(ln N(s) / n(s, a)), for the actions [A] of one node; NaN where n(s, a) = 0."""
     return total / visits + uct_c * jnp.sqrt(jnp.log(jnp.sum(visits)) / visits)
 
 
@@ -75,7 +78,7 @@ def choose(u, legal, visits, total, uct_c) -> jax.Array:
     u: uniform in [0, 1); legal: bool [A]; visits and total: [A].
     """
     untried = legal & (visits == 0)
-    bound = jnp.where(legal, uct(jnp.maximum(visits, 1), total, uct_c), -jnp.inf)
+    bound = jnp.where(legal, uct(visits, total, uct_c), -jnp.inf)
     best = jnp.argmax(bound).astype(jnp.int32)
     return jnp.where(jnp.any(untried), any_of(u, untried), best)
 
@@ -222,7 +225,7 @@ def make(config: Config) -> Algorithm:
     def init(key):
         key, key_env = jax.random.split(key)
         params = jnp.zeros((config.num_envs, simulator.num_actions))
-        return State(key, params, reset(key_env))
+        return State(key, params, reset(key_env), jnp.full_like(params[:, 0], jnp.nan))
 
     def search_and_step(state, step):
         """Search from the states of all environments, and take the most visited actions.
@@ -237,11 +240,16 @@ def make(config: Config) -> Algorithm:
 
     def update(state, step):
         env_state, visits, total = search_and_step(state, step)
+        episode = env_state.episode
+        is_first = episode.done & jnp.isnan(state.first_return)
+        first_return = jnp.where(is_first, episode.total, state.first_return)
         metrics = {
-            **episode_metrics(env_state.episode),
+            **episode_metrics(episode),
+            "first_episode_return": jnp.mean(first_return),
             "value": jnp.mean(jnp.sum(total, axis=-1)) / config.num_simulations,
         }
-        return State(state.key, total / jnp.maximum(visits, 1), env_state), metrics
+        params = total / jnp.maximum(visits, 1)
+        return State(state.key, params, env_state, first_return), metrics
 
     num_updates = config.total_timesteps // config.num_envs
 

@@ -14,8 +14,9 @@ with θ = (μ, σ) and d = 1 where the MDP terminated; a time limit does not end
 independent and drawn once for each gradient step; to act, each environment draws at every step.
 
 Departs from the paper: Adam, not RMSProp; the error is not clipped to [-1, 1], because clipping
-learns the median of the targets, not their mean, where episodes are long and rarely end; several
-environments in parallel; `init` takes the random steps that fill the replay memory;
+learns the median of the targets, not their mean, where episodes are long and rarely end; rewards
+are not clipped; several environments in parallel; `init` takes the random steps that fill the
+replay memory;
 --scale-obs (from Obando-Ceron & Castro 2021, https://arxiv.org/abs/2011.14826) brings observations
 to one scale, so that noise does not drown the small ones.
 """

@@ -14,10 +14,12 @@ assigned network (TS1). The cross-entropy method searches for the plan whose fir
 Departs from the paper: the reward is learned too, where the paper knows it as a function of the
 state; inputs and outputs are scaled to unit variance; smaller networks, fewer plans and particles;
 a fixed number of gradient steps in each fit, without weight decay, and Adam restarts with each; TS1
-assigns the same number of particles to every network; all plans of a round share the same noise,
-and are clipped, not drawn from a truncated Gaussian; the model predicts no end of an episode. `act`
-starts each search from zero actions: an episode of the final evaluation takes as long as one of
-training, so lower --eval-episodes.
+assigns the same number of particles to every network, and the paper's TS∞, which keeps a particle
+with one network, is left out; all plans of a round share the same noise, and are clipped, not drawn
+from a truncated Gaussian; each fit to the best plans discards the old μ and σ, where the paper
+keeps a moving average; the model predicts no end of an episode. `act` starts each search from zero
+actions: an episode of the final evaluation takes as long as one of training, so lower
+--eval-episodes.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,8 @@ samples are clipped to it, so that the bounds themselves are tried. One round is
 search.
 
 Departs from the paper: the target is one network that follows slowly, not the smaller value of two
-of different age; squared error, not cross-entropy; all experience is this run's own; several
+of different age; squared error, not cross-entropy; all experience is this run's own; Gaussian noise
+on the best action explores, not the paper's scripted and noisy grasping policies; several
 environments in parallel; `init` takes the random steps that fill the replay memory.
 """
 

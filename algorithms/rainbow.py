@@ -14,12 +14,15 @@ https://arxiv.org/abs/1710.02298, section The integrated agent
     L(θ) = E[w -Σᵢ mᵢ log pᵢ(s_t, a_t; θ)], drawn in proportion to (-Σᵢ mᵢ log pᵢ)^α
 
 with Φ the projection onto the atoms, and d = 1 where the MDP terminated; a time limit does not end
-the MDP. Both end the sum as in n_step_dqn.py. θ = (μ, σ), with ε and ε' as in noisy_dqn.py.
+the MDP. Both end the sum as in n_step_dqn.py. θ = (μ, σ), with ε and ε' as in noisy_dqn.py; the Q
+that selects a* has noise of its own, ε'', as in NoisyNet's double variant (Fortunato et al. 2018,
+https://arxiv.org/abs/1706.10295).
 
 Departs from the paper: the loss and the priorities are cross-entropies, which exceed the paper's KL
-divergences by the entropy of m; several environments in parallel, which act with the same noise in
-each step; `init` takes the random steps that fill the replay memory; neither rewards nor gradients
-are clipped; --scale-obs as in noisy_dqn.py.
+divergences by the entropy of m; α = 0.6, not 0.5; β is 1 from the start, not 0.4; Adam's ε is
+1e-8, not 1.5e-4; several environments in parallel, which act with the same noise in each step;
+`init` takes the random steps that fill the replay memory; neither rewards nor gradients are
+clipped; --scale-obs as in noisy_dqn.py.
 """
 
 from dataclasses import dataclass
@@ -263,12 +266,13 @@ def make(config: Config) -> Algorithm:
         return expected_return(jax.nn.softmax(network.apply(params, obs)), support)
 
     def loss(params, target_params, batch, weights, key):
-        key_online, key_target = jax.random.split(key)
+        key_online, key_target, key_selection = jax.random.split(key, 3)
+        selection_params = perturb(params, key_selection)
         params, target_params = perturb(params, key_online), perturb(target_params, key_target)
 
         def transition_loss(transition):
             logits = network.apply(params, transition.obs)[transition.action]
-            next_action = jnp.argmax(q(params, transition.next_obs))
+            next_action = jnp.argmax(q(selection_params, transition.next_obs))
             next_probabilities = jax.nn.softmax(network.apply(target_params, transition.next_obs))
             reward, discount = transition.reward, transition.discount * (1 - transition.terminated)
             target = project(support, reward, discount, next_probabilities[next_action])

@@ -46,7 +46,7 @@ class Config:
     batch_size: int = 128  # transitions
     learning_starts: int = 1_000  # random environment steps first, rounded up to whole updates
     tau: float = 0.02  # φ⁻ ← τ φ + (1 - τ) φ⁻ after each gradient step
-    alpha: float = 1.0  # initial temperature
+    alpha: float = 0.1  # initial temperature; ln α changes by at most `learning_rate` an update
     noise_correlation: float = 0.0  # of ε with that of the last action; 0: independent
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer, in all networks
 
@@ -90,12 +90,13 @@ def temperature_loss(log_alpha, log_prob, target_entropy) -> jax.Array:
     return -jnp.exp(log_alpha) * (log_prob + target_entropy)
 
 
-def squashed_log_prob(x, mean, log_std) -> jax.Array:
-    """ln π(tanh x) = Σ [ln N(x; m, σ) - ln(1 - tanh² x)], x ~ N(m, σ), x [..., A]    (appendix C)
+def squashed_log_prob(x, noise, log_std) -> jax.Array:
+    """ln π(tanh x) = Σ [ln N(ε; 0, 1) - ln σ - ln(1 - tanh² x)], x = m + σ ε [..., A]  (appendix C)
 
-    with ln(1 - tanh² x) = 2 (ln 2 - x - softplus(-2x)), which is exact for any x."""
+    with ln(1 - tanh² x) = 2 (ln 2 - x - softplus(-2x)), which is exact for any x. ε is an argument
+    because (x - m) / σ has few digits where σ is small."""
     log_slope = 2 * (jnp.log(2) - x - jax.nn.softplus(-2 * x))
-    return jnp.sum(norm.logpdf(x, mean, jnp.exp(log_std)) - log_slope, axis=-1)
+    return jnp.sum(norm.logpdf(noise) - log_std - log_slope, axis=-1)
 
 
 def correlated_noise(key, noise, correlation) -> jax.Array:
@@ -123,7 +124,7 @@ def make(config: Config) -> Algorithm:
     def policy(params, obs, noise):
         mean, log_std = gaussian(params, obs)
         x = mean + jnp.exp(log_std) * noise
-        return jnp.tanh(x), squashed_log_prob(x, mean, log_std)
+        return jnp.tanh(x), squashed_log_prob(x, noise, log_std)
 
     def critic_loss(critic_params, target_params, params, alpha, batch, noise):
         def error(transition, noise):
@@ -199,7 +200,7 @@ def make(config: Config) -> Algorithm:
         target_params = optax.incremental_update(critic_params, state.target_params, config.tau)
         value = critics.apply(state.critic_params, transitions.obs, transitions.action).mean()
         metrics = episodes | {"value": value, "loss": loss_value}
-        metrics |= {"alpha": alpha, "entropy": -log_prob}
+        metrics |= {"temperature": alpha, "entropy": -log_prob}
         return State(
             key=state.key,
             params=params,

@@ -305,3 +305,11 @@ def random_env(module) -> str:
 def to_numpy(tree):
     is_key = lambda x: jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
+
+
+@every_algorithm
+def test_no_metric_has_the_name_of_a_field(name):
+    """In metrics.csv of a sweep over that field there would be two columns of one name."""
+    state = jax.eval_shape(made(name).init, jax.random.key(0))
+    _, metrics = jax.eval_shape(made(name).update, state, jnp.int32(0))
+    assert not set(metrics) & {field.name for field in dataclasses.fields(load(name).Config)}

@@ -15,11 +15,12 @@ from algorithms.ilqr import (
     boxed_newton,
     expand,
     forward,
+    is_positive_definite,
     make,
     simulate,
 )
 from common.environments.dynamics import Dynamics, make_dynamics
-from common.environments.linear import LINEAR
+from common.environments.linear import LINEAR, Linear, double_integrator
 
 CURVED = Dynamics(  # x' = x + u², l = x² u + x + 3 u²
     lambda inner: inner,
@@ -48,16 +49,51 @@ def test_one_step_back_by_hand():
     lx, lu = jnp.array([[4.0], [6.0]]), jnp.array([[2.0], [2.0]])
     controls = jnp.ones((2, 1))
     expansions = Expansion(one, one, lx, lu, lxx=2 * one, lux=zero, luu=2 * one)
-    k, K = backward(expansions, controls, 0.5, -9.0, 9.0)
+    k, K, _ = backward(expansions, controls, 0.5, -9.0, 9.0)
     # last: Q̃_uu = 2.5, Q_u = 2, Q̃_ux = .5: k = -.8, K = -.2, V_x = 6 - .2·2·-.8 - .2·2, V_xx = 2.08
     np.testing.assert_allclose([k[1, 0], K[1, 0, 0]], [-0.8, -0.2], rtol=1e-6)
     Vx, Vxx = 6 + 0.2 * 2 * 0.8 - 0.2 * 2, 2 + 0.2 * 2 * 0.2
     H = 2 + Vxx + 0.5
     np.testing.assert_allclose(k[0, 0], -(2 + Vx) / H, rtol=1e-6)
     np.testing.assert_allclose(K[0, 0, 0], -(Vxx + 0.5) / H, rtol=1e-6)
-    k, K = backward(expansions, controls, 0.5, 0.9, 9.0)
+    k, K, _ = backward(expansions, controls, 0.5, 0.9, 9.0)
     np.testing.assert_allclose(k[1, 0], -0.1, rtol=1e-5)  # at its bound, where nothing feeds back
     assert K[1, 0, 0] == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_definite_matrices_are_those_with_positive_eigenvalues(size):
+    H = np.random.default_rng(size).normal(size=(300, size, size))
+    H = H + H.swapaxes(1, 2) + size * np.eye(size)
+    found = jax.jit(jax.vmap(is_positive_definite))(H)
+    np.testing.assert_array_equal(found, np.linalg.eigvalsh(H).min(1) > 0)
+    assert 0.2 < found.mean() < 0.9
+    assert not is_positive_definite(jnp.full((size, size), jnp.nan))
+
+
+def test_where_a_free_control_has_no_minimum_the_iteration_fails_and_regularization_grows(
+    monkeypatch,
+):
+    """l = xᵀx - 0.01 u², from controls of 0.3: Q_uu = -0.02 at the last step, where Newton's step
+    leads uphill, to 0. With μ f_uᵀ f_u = μ > 0.02 it is definite, and the last control goes to a
+    bound."""
+    system = double_integrator()._replace(R=-0.01 * np.eye(1))
+    monkeypatch.setitem(LINEAR, "Hill-linear", Linear(lambda key: system, 20, 1.0))
+    algorithm, dynamics = make(Config("Hill-linear", num_starts=3)), make_dynamics("Hill-linear")
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    controls = jnp.full((20, 1), 0.3)
+    play = lambda x: simulate(dynamics, x, lambda x, u: u, controls)[1:]
+    total, x, controls = jax.vmap(jax.vmap(play))(state.params.x[:, :, 0])
+    state = state._replace(params=Plan(x, controls, state.params.gains, total))
+    update = jax.jit(algorithm.update)
+    for step in range(5):
+        state, metrics = update(state, step)
+        assert metrics["improved"] == 0
+        np.testing.assert_allclose(state.mu, 1e-6 * 10**step, rtol=1e-5)
+    for step in range(5, 15):
+        state, _ = update(state, step)
+    assert (state.params.total > total + 1).all()
+    np.testing.assert_allclose(np.abs(state.params.controls[..., -1, 0]), 0.9999, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

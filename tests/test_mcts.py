@@ -39,6 +39,15 @@ def test_the_untried_come_first_then_the_largest_bound_and_the_illegal_never():
     assert action(0.5, visits, tried.at[0].set(False)) == 3
 
 
+def test_an_illegal_action_is_no_visit():
+    """N = 3 + 1, of the legal two of nine: 0.8 + 1.4 √(ln 4 / 3) = 1.752 > 1.4 √(ln 4) = 1.648.
+    With N = 11 the second would be larger."""
+    visits, total = jnp.zeros((2, 9)).at[:, 4].set(jnp.array([3, 2.4])).at[0, 7].set(1)
+    legal = jnp.zeros(9, bool).at[jnp.array([4, 7])].set(True)
+    np.testing.assert_allclose(uct(visits, total, 1.4)[legal], [1.75168, 1.64837], rtol=1e-5)
+    assert choose(0.5, legal, visits, total, 1.4) == 4
+
+
 def test_backup_counts_and_adds_on_the_path_only_and_keeps_a_child_that_is_there():
     """Three nodes with two actions; the path is (0, 1), (2, 0), and there it has ended."""
     zeros = jnp.zeros((3, 2))
@@ -129,7 +138,17 @@ def test_an_end_of_either_kind_ends_a_simulation(terminated, truncated, bootstra
 # Against mctx, on the same tree.
 
 
-def test_a_tree_is_that_of_mctx_with_the_same_rule_and_the_same_values():
+def paper_rule(u, legal, visits, q):
+    """Kocsis & Szepesvári 2006, section 2.3, over the legal actions only: the u-th of those that
+    are untried, or else the one with the largest Q + 1.5 √(ln Σ n / n)."""
+    untried = legal & (visits == 0)
+    nth_untried = jnp.searchsorted(jnp.cumsum(untried), u * jnp.sum(untried), side="right")
+    num_visits = jnp.sum(jnp.where(legal, visits, 0))
+    bounds = jnp.where(legal, q + 1.5 * jnp.sqrt(jnp.log(num_visits) / visits), -jnp.inf)
+    return jnp.where(jnp.any(untried), nth_untried, jnp.argmax(bounds)).astype(jnp.int32)
+
+
+def test_a_tree_is_that_of_mctx_with_the_rule_of_the_paper_and_the_same_values():
     """Tic-tac-toe, where each move also pays a number that depends on the board, so that no two
     bounds are equal; 8 boards, 200 simulations. mctx goes on below ends, where nothing counts."""
     import mctx
@@ -150,8 +169,7 @@ def test_a_tree_is_that_of_mctx_with_the_same_rule_and_the_same_values():
             own_key = jax.random.split(own_key)[0]
         visits = tree.children_visits[node]
         legal = game.legal(tree.embeddings[node])
-        total = visits * tree.qvalues(node)
-        return choose(jax.random.uniform(own_key), legal, visits, total, 1.5).astype(jnp.int32)
+        return paper_rule(jax.random.uniform(own_key), legal, visits, tree.qvalues(node))
 
     def expand(params, key, action, state):
         state, reward, discount = jax.vmap(step, (0, 0, None))(state, action, None)
@@ -294,6 +312,23 @@ def test_cartpole_is_balanced_longer_than_by_chance():
     config = dataclasses.replace(SMALL, **fields, uct_c=10.0, total_timesteps=400)
     progress = trained(make(config), [0], 100)
     assert progress.count["episode_return"][0] == 0  # none of 4 has fallen within 100 steps
+
+
+def test_the_first_episode_of_every_environment_counts_once():
+    """Whatever ends later, and nothing before all of them have ended."""
+    fields = {"env_id": "CartPole-v1", "num_simulations": 2, "rollout_length": 2}
+    algorithm = make(dataclasses.replace(SMALL, **fields))
+
+    def update(state, step):
+        state, metrics = algorithm.update(state, step)
+        return state, (state.env.episode, metrics["first_episode_return"])
+
+    play = jax.jit(lambda key: jax.lax.scan(update, algorithm.init(key), jnp.arange(100)))
+    episode, got = jax.tree.map(np.asarray, play(jax.random.key(0))[1])  # [T, N]
+    ends = episode.done.argmax(0)
+    assert episode.done[:50].sum(0).max() > 1 and len(set(ends)) > 1
+    assert np.isnan(got[: ends.max()]).all()
+    np.testing.assert_allclose(got[ends.max() :], (ends + 1).mean())  # a reward of 1 a step
 
 
 @pytest.mark.parametrize("env_id", ["TicTacToe-game", "ConnectFour-game", "CartPole-v1"])

@@ -143,15 +143,13 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
     _, key_sample, key_noise = jax.random.split(jax.random.fold_in(before.key, step), 3)
     sample = buffer.sample(buffer_state, key_sample)
     t, index = sample.transitions, sample.index
-    online, target = (
-        perturb(params, key)
-        for params, key in zip(
-            (before.params, before.target_params), jax.random.split(key_noise), strict=True
-        )
-    )
+    all_params = before.params, before.target_params, before.params
+    keys = jax.random.split(key_noise, 3)
+    online, target, selection = map(perturb, all_params, keys)
 
     z = np.linspace(0, 100, 11)
-    best = (np.exp(log_probabilities(online, t.next_obs)) @ z).argmax(-1)
+    best = (np.exp(log_probabilities(selection, t.next_obs)) @ z).argmax(-1)
+    assert (best != (np.exp(log_probabilities(online, t.next_obs)) @ z).argmax(-1)).any()
     next_p = np.exp(log_probabilities(target, t.next_obs))[np.arange(16), best]
     log_p = log_probabilities(online, t.obs)[np.arange(16), t.action]
     discount = np.asarray(t.discount * ~t.terminated, float)

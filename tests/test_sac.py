@@ -155,24 +155,43 @@ def test_log_prob_is_exact_and_its_gradient_finite_far_out():
     wide = x.astype(np.longdouble)
     normal = -((wide - mean) ** 2) / (2 * np.exp(2 * log_std)) - log_std - np.log(2 * np.pi) / 2
     log_slope = 2 * (np.log(2) - np.log(np.exp(wide) + np.exp(-wide)))
-    log_prob = jax.vmap(lambda x: squashed_log_prob(x[None], mean, log_std))
+
+    def log_prob(x):
+        return squashed_log_prob(x[None], (x[None] - mean) / np.exp(log_std), log_std)
+
     with jax.numpy_rank_promotion("raise"):
-        got = log_prob(x.astype(np.float32))
+        got = jax.vmap(log_prob)(x.astype(np.float32))
     np.testing.assert_allclose(got, (normal - log_slope).astype(float), rtol=2e-5, atol=2e-5)
-    gradient = jax.vmap(jax.grad(lambda x: squashed_log_prob(x[None], mean, log_std)))(
-        x.astype(np.float32)
-    )
+    gradient = jax.vmap(jax.grad(log_prob))(x.astype(np.float32))
     expected = -(x - mean) / np.exp(2 * log_std) + 2 * np.tanh(x)
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_density_of_actions_integrates_to_1_and_multiplies_over_components():
+    def log_prob(*x):
+        return squashed_log_prob(jnp.array(x), (jnp.array(x) - 0.3) / np.exp(-0.5), -0.5)
+
     a = np.linspace(-1, 1, 200_003)[1:-1]
-    density = np.exp(jax.vmap(lambda x: squashed_log_prob(x[None], 0.3, -0.5))(np.arctanh(a)))
+    density = np.exp(jax.vmap(log_prob)(np.arctanh(a)))
     np.testing.assert_allclose(density.sum() * (a[1] - a[0]), 1, rtol=1e-3)
-    one = [squashed_log_prob(jnp.array([x]), 0.3, -0.5) for x in (0.2, -1.0)]
-    both = squashed_log_prob(jnp.array([0.2, -1.0]), 0.3, -0.5)
-    np.testing.assert_allclose(both, sum(one), rtol=1e-6)
+    np.testing.assert_allclose(log_prob(0.2, -1.0), log_prob(0.2) + log_prob(-1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("log_std", [-3.0, -14.0])
+def test_log_prob_of_a_narrow_policy_is_that_of_its_noise(log_std):
+    """In an update, where m = 2.5 and σ is the same everywhere, against float64. The x in float32
+    is 2.5 + σ ε rounded: for ln σ = -14 that has hardly a digit of ε."""
+    config = small_continuous(sac)
+    algorithm = make(config)
+    state = algorithm.init(jax.random.key(0))
+    *layers, (w, b) = state.params
+    params = [*layers, (jnp.zeros_like(w), jnp.array([2.5, log_std]))]
+    _, metrics = jax.jit(algorithm.update)(state._replace(params=params), jnp.int32(0))
+    key_policy = jax.random.split(jax.random.fold_in(state.key, 0), 4)[3]
+    noise = np.float64(jax.random.normal(key_policy, (2, config.batch_size, 1)))[0]
+    x = 2.5 + np.exp(log_std) * noise
+    log_prob = -(noise**2) / 2 - np.log(2 * np.pi) / 2 - log_std + 2 * np.log(np.cosh(x))
+    np.testing.assert_allclose(metrics["entropy"], -log_prob.mean(), rtol=1e-5)
 
 
 def test_noise_is_standard_normal_with_the_memory_that_is_asked_for():
