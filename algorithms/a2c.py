@@ -10,8 +10,9 @@ workers, as Wu et al. 2017, https://arxiv.org/abs/1708.05144, name it
 with A by GAE over a rollout, and R = A + V(s; w). λ = 1 is the paper's n-step return.
 
 Departs from the paper: Adam, not RMSProp; GAE, normalized; policy and value share no layer;
-continuous actions have one standard deviation for all observations; truncated episodes bootstrap
-from V(s').
+continuous actions have one standard deviation for all observations, and their units make finite
+bounds -1 and 1; truncated episodes bootstrap from V(s'). With norm_obs a rollout and its loss see
+observations scaled by the statistics of all rollouts before it, the first one's unscaled.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.distributions import make_distribution
-from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
+from common.envs import EnvState, bound_action, make_env, rollout, with_bounded_actions
 from common.networks import make_network, with_orthogonal_init
 from common.normalization import obs_normalizer, reward_scaler
 from common.returns import gae
@@ -46,11 +47,15 @@ class Config:
     max_grad_norm: float = 10.0  # global norm that gradients are clipped to
     norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
     norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
-    init_std: float = 1.0  # initial standard deviation of continuous actions
+    init_std: float = 1.0  # initial standard deviation of actions whose bounds are -1 and 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
-        require(self, "total_timesteps >= num_envs * num_steps")
+        require(
+            self,
+            "total_timesteps >= num_envs * num_steps",
+            "num_envs * num_steps >= 2 or not norm_adv",  # a single one is its own mean
+        )
 
 
 class Params(NamedTuple):
@@ -90,7 +95,7 @@ def value_loss(value, target) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
+    env = with_bounded_actions(make_env(config.env_id, config.num_envs))
     distribution = make_distribution(env, config.init_std)
     normalizer = obs_normalizer(env, config.norm_obs)
     scaler = reward_scaler(env, config.norm_reward)
@@ -179,7 +184,7 @@ def make(config: Config) -> Algorithm:
 
     def act(params, obs, key):
         dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return clip_action(env, distribution.mode(dist_params))
+        return bound_action(env, distribution.mode(dist_params))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

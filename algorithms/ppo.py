@@ -14,7 +14,9 @@ with A by GAE over a rollout, and R = A + V(s; w_old).
 Departs from the paper: the 13 core details and the 9 for continuous actions of Huang et al. 2022,
 https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, such as orthogonal initial
 weights, an annealed learning rate, advantages normalized in each minibatch and clipped values; but
-statistics change once a rollout, not at every step, and truncated episodes bootstrap from V(s').
+the units of continuous actions make finite bounds -1 and 1, and truncated episodes bootstrap from
+V(s'). Statistics change once a rollout, not at every step: with norm_obs a rollout and its loss see
+observations scaled by the statistics of all rollouts before it, the first one's unscaled.
 """
 
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ import optax
 from common.algorithm import Algorithm, require
 from common.buffers import rows
 from common.distributions import make_distribution
-from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
+from common.envs import EnvState, bound_action, make_env, rollout, with_bounded_actions
 from common.networks import make_network, with_orthogonal_init
 from common.normalization import obs_normalizer, reward_scaler
 from common.returns import gae
@@ -54,7 +56,7 @@ class Config:
     max_grad_norm: float = 0.5  # global norm that gradients are clipped to
     norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
     norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
-    init_std: float = 1.0  # initial standard deviation of continuous actions
+    init_std: float = 1.0  # initial standard deviation of actions whose bounds are -1 and 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
@@ -63,6 +65,7 @@ class Config:
             "total_timesteps >= num_envs * num_steps",
             "update_epochs >= 1",
             "num_envs * num_steps % num_minibatches == 0",
+            "num_envs * num_steps >= 2 * num_minibatches or not norm_adv",  # one is its own mean
             "clip_coef > 0",
         )
 
@@ -120,7 +123,7 @@ def is_clipped(log_prob, old_log_prob, clip_coef) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
+    env = with_bounded_actions(make_env(config.env_id, config.num_envs))
     distribution = make_distribution(env, config.init_std)
     normalizer = obs_normalizer(env, config.norm_obs)
     scaler = reward_scaler(env, config.norm_reward)
@@ -224,7 +227,7 @@ def make(config: Config) -> Algorithm:
 
     def act(params, obs, key):
         dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return clip_action(env, distribution.mode(dist_params))
+        return bound_action(env, distribution.mode(dist_params))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -7,7 +7,7 @@ Sutton et al. 2000, Policy gradient methods for reinforcement learning with func
 https://papers.nips.cc/paper/1713
 
     L(θ, w) = -E[ln π(a | s; θ) Q(s, a; w)]                                 (theorem 1)
-              + c₁ E[½ δ²] - c₂ E[H(π(s; θ))]
+              + E[½ δ²] - c E[H(π(s; θ))]
     δ = r + γ (1 - d) Q(s', a'; w) - Q(s, a; w)                             (SARSA)
 
 with d = 1 where the MDP terminated. a' is a new sample from π at s', not the rollout's next action,
@@ -16,7 +16,9 @@ Q(s, a; w) alone. The critic must follow the actor, so it learns faster.
 
 Departs from the paper: Q is a network of its own, not linear in ∇ln π as theorem 2 requires; Q is
 normalized in the first term, which subtracts a baseline that is the same for all states of a
-rollout; γ^t is left out, as is usual; Adam; the entropy bonus.
+rollout; γ^t is left out, as is usual; Adam; the entropy bonus; the units of continuous actions make
+finite bounds -1 and 1. With norm_obs a rollout and its loss see observations scaled by the
+statistics of all rollouts before it, the first one's unscaled.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.distributions import make_distribution
-from common.envs import EnvState, clip_action, make_env, rollout, with_clipped_actions
+from common.envs import EnvState, bound_action, make_env, rollout, with_bounded_actions
 from common.networks import make_network, make_q_network, with_orthogonal_init
 from common.normalization import obs_normalizer, reward_scaler
 from common.run import main
@@ -45,16 +47,19 @@ class Config:
     anneal_lr: bool = True  # the learning rates fall linearly to 0
     gamma: float = 0.99  # discount factor
     norm_adv: bool = True  # scale Q in the actor's loss to mean 0 and standard deviation 1
-    ent_coef: float = 0.01  # c₂
-    vf_coef: float = 0.5  # c₁
+    ent_coef: float = 0.01  # c
     max_grad_norm: float = 10.0  # global norm that each network's gradient is clipped to
     norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
     norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
-    init_std: float = 1.0  # initial standard deviation of continuous actions
+    init_std: float = 1.0  # initial standard deviation of actions whose bounds are -1 and 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
-        require(self, "total_timesteps >= num_envs * num_steps")
+        require(
+            self,
+            "total_timesteps >= num_envs * num_steps",
+            "num_envs * num_steps >= 2 or not norm_adv",  # a single one is its own mean
+        )
 
 
 class Params(NamedTuple):
@@ -95,7 +100,7 @@ def value_loss(q_value, target) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
+    env = with_bounded_actions(make_env(config.env_id, config.num_envs))
     distribution = make_distribution(env, config.init_std)
     normalizer = obs_normalizer(env, config.norm_obs)
     scaler = reward_scaler(env, config.norm_reward)
@@ -131,7 +136,7 @@ def make(config: Config) -> Algorithm:
             "entropy": distribution.entropy(dist_params),
         }
         metrics = {name: x.mean() for name, x in metrics.items()}
-        total = metrics["policy_loss"] + config.vf_coef * metrics["value_loss"]
+        total = metrics["policy_loss"] + metrics["value_loss"]
         return total - config.ent_coef * metrics["entropy"], metrics
 
     def init(key):
@@ -185,7 +190,7 @@ def make(config: Config) -> Algorithm:
 
     def act(params, obs, key):
         dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return clip_action(env, distribution.mode(dist_params))
+        return bound_action(env, distribution.mode(dist_params))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -22,8 +22,9 @@ that do not count are part of the budget, too.
 
 Departs from the book: Adam, one step for several episodes; the factor γ^t, which the discounted
 gradient has before G_t, is left out, as is usual: all three are exact at γ = 1, and at any γ only
-`return` is. With `baseline` truncated episodes bootstrap from V(s'); the other two have no V, and
-their returns end at the time limit.
+`return` is; the units of continuous actions make finite bounds -1 and 1. With
+`baseline` truncated episodes bootstrap from V(s'); the other two have no V, and their returns end
+at the time limit.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.distributions import make_distribution
-from common.envs import clip_action, make_env, rollout, with_clipped_actions
+from common.envs import bound_action, make_env, rollout, with_bounded_actions
 from common.networks import make_network, with_orthogonal_init
 from common.returns import gae
 from common.run import main
@@ -52,7 +53,7 @@ class Config:
     critic_learning_rate: float = 2e-2  # of Adam, for the baseline
     anneal_lr: bool = True  # the learning rates fall linearly to 0
     gamma: float = 0.99  # discount factor
-    init_std: float = 1.0  # initial standard deviation of continuous actions
+    init_std: float = 1.0  # initial standard deviation of actions whose bounds are -1 and 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
 
     def __post_init__(self):
@@ -106,7 +107,7 @@ def value_loss(value, target) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_clipped_actions(make_env(config.env_id, config.num_envs))
+    env = with_bounded_actions(make_env(config.env_id, config.num_envs))
     distribution = make_distribution(env, config.init_std)
     actor = make_network(env, config.hidden_sizes, distribution.num_outputs, jnp.tanh)
     actor = distribution.parametrize(with_orthogonal_init(actor, 0.01))
@@ -193,7 +194,7 @@ def make(config: Config) -> Algorithm:
         return State(state.key, actor_params, critic_params, opt_state), metrics
 
     def act(params, obs, key):
-        return clip_action(env, distribution.mode(actor.apply(params, obs)))
+        return bound_action(env, distribution.mode(actor.apply(params, obs)))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -234,6 +234,23 @@ MUTANTS = [
         "update_weights",
     ),
     # Policy gradients.
+    *(
+        algorithm(
+            f"no error where a time limit cuts ({name})",
+            name,
+            "done = transitions.terminated | transitions.truncated",
+            "done = transitions.terminated | transitions.truncated\n"
+            "        error *= 1 - transitions.truncated",
+            "time_limit",
+        )
+        for name in ("a2c", "ppo")
+    ),
+    algorithm(
+        *("minibatches in the order of the rollout", "ppo"),
+        "index = index.reshape(",
+        "index = jnp.sort(index).reshape(",
+        "permutation",
+    ),
     algorithm(
         *("entropy bonus with the wrong sign", "ppo"),
         "return total - config.ent_coef",

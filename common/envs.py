@@ -105,11 +105,15 @@ def scale_action(env: Env, action: jax.Array) -> jax.Array:
     return env.action_low + (action + 1) / 2 * (env.action_high - env.action_low)
 
 
-def clip_action(env: Env, action: jax.Array) -> jax.Array:
-    """Clip a continuous action to the environment's bounds; return a discrete one as it is."""
+def bound_action(env: Env, action: jax.Array) -> jax.Array:
+    """Rescale a continuous action from [-1, 1] to the environment's bounds and clip it to them;
+    where they are not finite it keeps its units. Return a discrete action as it is."""
     if env.num_actions is not None:
         return action
-    return jnp.clip(action, env.action_low, env.action_high)
+    low, high = jnp.asarray(env.action_low), jnp.asarray(env.action_high)
+    is_finite = jnp.isfinite(high - low)  # the largest floats stand for infinity
+    center, radius = (jnp.where(is_finite, x / 2, y) for x, y in ((high + low, 0), (high - low, 1)))
+    return jnp.clip(center + radius * action, low, high)
 
 
 def map_actions(env: Env, transform: Callable) -> Env:
@@ -127,10 +131,10 @@ def with_unit_actions(env: Env) -> Env:
     return map_actions(env, lambda action: scale_action(env, action))
 
 
-def with_clipped_actions(env: Env) -> Env:
-    """Return the environment that clips continuous actions to its bounds inside `step`, so that a
-    log-probability is that of the action that was sampled."""
-    return map_actions(env, lambda action: clip_action(env, action))
+def with_bounded_actions(env: Env) -> Env:
+    """Return the environment that applies `bound_action` inside `step`, so that a log-probability
+    is that of the action that was sampled."""
+    return map_actions(env, lambda action: bound_action(env, action))
 
 
 def first_episode(num_envs: int) -> Episode:

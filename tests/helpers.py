@@ -240,6 +240,13 @@ def check_actor_critic_probe(module, name, values_of=critic_values, **fields):
     check_probe(module, config, values_of, lambda value: 0.05 * max(abs(value), 2))
 
 
+def check_always_cut(module, **fields):
+    """Where the time limit cuts every step, each of reward 1, the value is still 1 / (1 - γ)."""
+    defaults = {"env_id": "Cut-probe", "num_envs": 4, "gamma": GAMMA, "hidden_sizes": (16,)}
+    _, values = histories(module.make(config_of(module, defaults, **fields)), "value", 2)
+    np.testing.assert_allclose(values[:, -1], 1 / (1 - GAMMA), rtol=0.05)
+
+
 def twin_critic_values(config, state, obs, action):
     """Q of the first of the two networks `state.critic_params`."""
     critics = ensemble(make_q_network(make_env(config.env_id, 1), config.hidden_sizes), 2)

@@ -142,6 +142,18 @@ for name, (tables, _) in ALL_PROBES.items():
             gymnax.register(env_id, lambda tables=tables, vector=vector: Probe(*tables, vector))
 
 
+class CutProbe(Probe):
+    """One step, then the time limit."""
+
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=1)
+
+
+if "Cut-probe" not in gymnax.registered_envs:
+    gymnax.register("Cut-probe", lambda: CutProbe(*PROBES["AlwaysTruncated-probe"][0]))
+
+
 class ContinuousProbe(Probe):
     """Probes in one: the start decides which. Actions are in [-1, 3]; in states that have a best
     action the reward falls with the square of the distance from it."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_actor_critic_probe, pairs, small_config
+from helpers import check_actor_critic_probe, check_always_cut, pairs, small_config
 
 from algorithms import a2c, ppo
 from algorithms.a2c import policy_loss, td_error, value_loss
@@ -44,6 +44,10 @@ def test_the_first_gradient_of_ppo_is_that_of_a2c(monkeypatch, env_id, norm_adv)
     for mine, other in pairs(*moments):
         assert np.any(mine)
         np.testing.assert_allclose(mine, other, rtol=1e-3, atol=1e-6)
+
+
+def test_a_time_limit_after_every_step_is_no_end():
+    check_always_cut(a2c, total_timesteps=60_000, num_steps=16, learning_rate=1e-2)
 
 
 @pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_actor_critic_probe, pairs, small_config, states_of
+from helpers import check_actor_critic_probe, check_always_cut, pairs, small_config, states_of
 
 from algorithms import ppo
 from algorithms.ppo import Config, approximate_kl, make, policy_loss, value_loss
@@ -57,22 +57,21 @@ def test_approximate_kl_is_unbiased_and_never_negative():
 
 
 def shuffles(monkeypatch, num_updates, **fields):
-    """The orders of a rollout's transitions in each epoch of some updates, [epochs, B]."""
+    """The orders in which each epoch of some updates used a rollout's transitions, [epochs, B]."""
     seen = []
-    permutation = jax.random.permutation
+    rows = ppo.rows
 
-    def record(orders):  # of all epochs of an update
-        seen.append(np.asarray(orders))
-        return orders
+    def record(index):  # of one minibatch
+        seen.append(np.asarray(index))
+        return index
 
-    def spy(key, size):
-        order = permutation(key, size)
-        shape = jax.ShapeDtypeStruct(order.shape, order.dtype)
-        return jax.pure_callback(record, shape, order, vmap_method="expand_dims")
+    def spy(batch, index):
+        return rows(batch, jax.pure_callback(record, index, index))
 
-    monkeypatch.setattr(jax.random, "permutation", spy)
-    states_of(make(small_config(ppo, **fields)), num_updates)
-    return np.concatenate(seen)
+    monkeypatch.setattr(ppo, "rows", spy)
+    config = small_config(ppo, **fields)
+    states_of(make(config), num_updates)
+    return np.reshape(seen, (num_updates * config.update_epochs, -1))
 
 
 def test_every_epoch_has_a_permutation_of_its_own(monkeypatch):
@@ -175,6 +174,11 @@ def test_actions_may_leave_the_bounds_but_the_environment_never_sees_it():
     """With a huge std nearly all actions are clipped, and rewards stay those of the bounds."""
     *_, metrics = first_update(env_id="MountainCarContinuous-v0", init_std=1e3, **AT_ONCE)
     assert np.isfinite(metrics["value_loss"]) and metrics["value_loss"] < 10
+
+
+def test_a_time_limit_after_every_step_is_no_end():
+    fields = {"total_timesteps": 30_000, "num_steps": 32, "learning_rate": 5e-3}
+    check_always_cut(ppo, clip_vloss=False, **fields)
 
 
 @pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])

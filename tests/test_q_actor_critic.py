@@ -31,7 +31,7 @@ FORK = {
 }
 gymnax.register("Ends-probe", lambda: Probe(**ENDS))
 gymnax.register("EvenFork-probe", lambda: Probe(**FORK))
-PLAIN = {"norm_adv": False, "ent_coef": 0.0, "vf_coef": 1.0, "max_grad_norm": 1e9}
+PLAIN = {"norm_adv": False, "ent_coef": 0.0, "max_grad_norm": 1e9}
 
 
 def gradients(algorithm, state):

@@ -134,14 +134,14 @@ def test_with_a_discount_the_whole_return_is_exact_and_the_others_leave_out_gamm
 
 
 def test_continuous_actions_have_the_exact_gradient_too():
-    """J = 1 - Σ_s [(m_s - b_s)² + σ²], so ∂J/∂m_s = -2 (m_s - b_s) and ∂J/∂ln σ = -2 n σ²; the
-    bounds of an action are 5 σ away."""
+    """J = 1 - Σ_s [(1 + 2 m_s - b_s)² + (2 σ)²] between the bounds -1 and 3, which are 5 σ away, so
+    ∂J/∂m_s = -4 (1 + 2 m_s - b_s) and ∂J/∂ln σ = -8 n σ²."""
     with jax.enable_x64(True):
-        actor = [(jnp.array([[0.2], [0.9], [0.0]]), jnp.zeros(1))], jnp.log(jnp.array([0.2]))
+        actor = [(jnp.array([[-0.4], [-0.05], [0.0]]), jnp.zeros(1))], jnp.log(jnp.array([0.1]))
         critic = [(jnp.array([[0.7], [0.9], [0.0]]), jnp.zeros(1))]
         samples = policy_gradients(settings(env_id="Slope-probe", gamma=1.0), actor, critic, 20_000)
-        slopes = np.array([[0.6], [1.2], [0.0]])
-        check_mean(samples, ([(slopes, slopes.sum(0))], np.array([-2 * 2 * 0.2**2])))
+        slopes = np.array([[1.2], [2.4], [0.0]])
+        check_mean(samples, ([(slopes, slopes.sum(0))], np.array([-8 * 2 * 0.1**2])))
 
 
 def test_variance_falls_from_the_whole_return_to_the_reward_to_go_to_the_baseline():

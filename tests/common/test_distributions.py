@@ -1,13 +1,17 @@
 """common/distributions.py against scipy and sampling."""
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
+from helpers import config_of, each, load, trained
+from probes import Probe
 from scipy import stats
 
 from common.distributions import categorical, gaussian, make_distribution
-from common.envs import clip_action, make_env, with_clipped_actions
+from common.envs import bound_action, make_env, with_bounded_actions
 from common.networks import mlp
 
 OUTPUTS = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]], np.float32)
@@ -81,12 +85,66 @@ def test_the_environment_decides(env_id, num_outputs):
     assert jnp.issubdtype(action.dtype, jnp.integer) == (env.num_actions is not None)
 
 
-def test_actions_are_clipped_where_they_enter_the_step_and_kept_as_drawn():
+def test_actions_are_rescaled_and_clipped_where_they_enter_the_step_and_kept_as_drawn():
     env = make_env("Pendulum-v1", 2)
     state = env.reset(jax.random.key(0))
-    far, bound = jnp.array([[5.0], [-0.5]]), jnp.array([[2.0], [-0.5]])
+    far, bound = jnp.array([[5.0], [-0.5]]), jnp.array([[2.0], [-1.0]])
     expected, _ = env.step(state, bound, jax.random.key(1))
-    got, transition = with_clipped_actions(env).step(state, far, jax.random.key(1))
+    got, transition = with_bounded_actions(env).step(state, far, jax.random.key(1))
     np.testing.assert_array_equal(got.obs, expected.obs)
     np.testing.assert_array_equal(transition.action, far)
-    np.testing.assert_array_equal(clip_action(make_env("CartPole-v1", 2), 3), 3)
+    np.testing.assert_array_equal(bound_action(make_env("CartPole-v1", 2), 3), 3)
+
+
+def test_only_finite_bounds_rescale():
+    low, high = np.float32([-1, -1000, 10, -np.inf, 0]), np.float32([1, 1000, 20, np.inf, np.inf])
+    env = make_env("Pendulum-v1", 1)._replace(action_low=low, action_high=high)
+    for action, expected in (
+        (0.5, [0.5, 500, 17.5, 0.5, 0.5]),
+        (-3.0, [-1, -1000, 10, -3, 0]),
+    ):
+        np.testing.assert_array_equal(bound_action(env, jnp.full(5, action)), expected)
+
+
+LOW = np.float32([-1, -1000, 10, -0.001, -np.inf])
+HIGH = np.float32([1, 1000, 20, 0.001, np.inf])
+CENTER, RADIUS = np.float32([0, 0, 15, 0, 0]), np.float32([1, 1000, 5, 0.001, 1])
+BEST = np.float32([[0.5, -0.5, 0.5, -0.5, 0.5], [-0.5, 0.5, 0.5, 0.5, -0.5]])
+
+
+class Units(Probe):
+    """One step from one of two states. The reward falls with the squares of the distances of the
+    components from the best ones, in their own units."""
+
+    def step_env(self, key, state, action, params):
+        obs, after, _, ended, info = super().step_env(key, state, 0, params)
+        distance = (action - CENTER) / RADIUS - jnp.asarray(BEST)[state.s]
+        return obs, after, -jnp.sum(distance**2), ended, info
+
+    def action_space(self, params=None):
+        return spaces.Box(jnp.asarray(LOW), jnp.asarray(HIGH), (5,), jnp.float32)
+
+
+gymnax.register(
+    "Units-probe", lambda: Units([[2]] * 3, [[0]] * 3, [False, False, True], [0, 1], vector=True)
+)
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("a2c", {"total_timesteps": 60_000, "learning_rate": 1e-2}),
+        ("ppo", {"total_timesteps": 60_000, "num_steps": 32, "learning_rate": 5e-3}),
+        ("reinforce", {"total_timesteps": 60_000, "num_steps": 8, "learning_rate": 1e-2}),
+        ("q_actor_critic", {"total_timesteps": 60_000, "learning_rate": 3e-3}),
+    ],
+)
+def test_policies_learn_in_the_units_of_the_bounds(name, fields):
+    module = load(name)
+    defaults = {"env_id": "Units-probe", "num_envs": 16, "hidden_sizes": (32,), "ent_coef": 0.0}
+    defaults |= {"init_std": 0.3}  # with a large one the clipping moves the best mean outwards
+    algorithm = module.make(config_of(module, defaults, **fields))
+    (state,) = each(trained(algorithm, [0], algorithm.num_updates).state, 1)
+    for s in range(2):
+        action = algorithm.act(state.params, jnp.eye(3)[s], jax.random.key(0))
+        np.testing.assert_allclose((action - CENTER) / RADIUS, BEST[s], atol=0.25)

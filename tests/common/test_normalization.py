@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import load
 
 from common.envs import Transition, make_env
 from common.normalization import (
@@ -77,3 +78,20 @@ def test_rewards_are_divided_by_the_std_of_their_discounted_sum_across_rollouts(
         np.testing.assert_allclose(got, expected, rtol=1e-4)
     off = reward_scaler(env, False)
     assert off.apply(off.init(), t, 0.9)[1] is t.reward
+
+
+@pytest.mark.parametrize(
+    "name, fields",
+    [
+        ("a2c", {"num_steps": 1, "num_envs": 1}),
+        ("q_actor_critic", {"num_steps": 1, "num_envs": 1}),
+        ("ppo", {"num_steps": 2, "num_envs": 2, "num_minibatches": 4}),
+    ],
+)
+def test_a_single_advantage_is_not_normalized(name, fields):
+    """It would be 0."""
+    Config = load(name).Config
+    with pytest.raises(ValueError, match="--num-envs.*--norm-adv True: must satisfy"):
+        Config(**fields)
+    Config(**fields, norm_adv=False)
+    Config(**fields | {"num_envs": 2 * fields["num_envs"]})
