@@ -1,14 +1,20 @@
-"""Settings that must stand before JAX starts; subprocesses inherit them."""
+"""Settings that must stand before JAX starts (processes that tests start inherit them); the two
+tiers; one worker for the tests of an algorithm; and what tests cost."""
 
 import os
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 if version("jaxlib").startswith("0.10."):  # an option that XLA does not know ends the process
-    # Tests compile much and compute little: XLA is to hurry. Rows of the learning suite do without.
+    # Tests compile much and compute little: XLA is to hurry, and not to cut a program into parts
+    # for threads that have no core. Rows of the learning suite do without.
     os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_parallel_codegen_split_count=1",
     )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
@@ -19,3 +25,79 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from common.runner.threefry import unroll_threefry  # noqa: E402
 
 unroll_threefry()  # as the harness does
+
+ALGORITHMS = {path.stem for path in (Path(__file__).parent.parent / "algorithms").glob("*.py")}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--everything", action="store_true", help="run the tests marked slow, too")
+
+
+# --- which tests run, and where -------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads its marks
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is slow, unless it is asked for, and keep on one worker, one after the other,
+    what shares programs."""
+    if not config.getoption("everything"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    groups = {}
+    for item in items:
+        groups.setdefault(group_of(item), []).append(item)
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items[:] = [item for group in groups.values() for item in group]
+
+
+def group_of(item):
+    """Name what its programs are shared with: the algorithm that it tests, or else its file."""
+    if item.get_closest_marker("slow"):
+        return item.nodeid
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    file = item.path.stem.removeprefix("test_")
+    return next((x for x in (parameters.get("name"), file) if x in ALGORITHMS), item.path.stem)
+
+
+# --- what tests cost ------------------------------------------------------------------------------
+
+BUDGET = float(os.environ.get("CPU_SECONDS_PER_TEST", "inf"))
+COSTS = {}  # CPU seconds of each test that has ended, with the fixtures that it was first to use
+
+
+def cpu_seconds():
+    """Those of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.begun = cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "teardown":
+        cost = cpu_seconds() - item.begun
+        report.user_properties.append(("cpu_seconds", cost))
+        if cost > BUDGET and report.passed and not item.get_closest_marker("slow"):
+            report.outcome = "failed"
+            report.longrepr = f"{cost:.0f} CPU seconds: more than {BUDGET:g}. Mark it slow?"
+    return report
+
+
+def pytest_runtest_logreport(report):
+    properties = dict(report.user_properties)
+    if "cpu_seconds" in properties:
+        COSTS[report.nodeid] = properties["cpu_seconds"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if len(COSTS) < 20:
+        return
+    terminalreporter.section(f"{sum(COSTS.values()):,.0f} CPU seconds in {len(COSTS)} tests")
+    for name, cost in sorted(COSTS.items(), key=lambda item: -item[1])[:20]:
+        terminalreporter.write_line(f"{cost:6.1f}  {name}")
