@@ -14,7 +14,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ALGORITHMS, ROOT, keys, load, small_config, trained
+from helpers import ALGORITHMS, ROOT, keys, load, run, small_config, trained
 
 from common.envs import make_env
 from common.runner import checkpoint
@@ -292,6 +292,16 @@ def test_n_updates_a_checkpoint_and_n_more_are_2n_updates(name, tmp_path):
     restored = checkpoint.restore(jax.eval_shape(lambda x: x, half), arrays)
     resumed = trained(algorithm, seeds, num, header["update"], restored)
     chex.assert_trees_all_equal(to_numpy(straight), to_numpy(resumed))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", ["n_step_dqn", "rainbow"])
+def test_an_array_without_elements_trains_on_two_devices(name, tmp_path):
+    """With --n-step 1 nothing waits for later rewards; JAX 0.11 ended in a segmentation fault."""
+    small = "--n-step 1 --total-timesteps 400 --learning-starts 200 --hidden-sizes 8 --quiet"
+    flags = ["--num-seeds", 2, "--eval-episodes", 1, "--out", tmp_path / "run", *small.split()]
+    run(f"algorithms.{name}", *flags)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["diverged_seeds"] == []
 
 
 HELP = """

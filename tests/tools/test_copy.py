@@ -33,7 +33,6 @@ SMALL = {
     "horizon": 4,
     "gradient_steps": 20,
 }
-QUICK = ["dqn", "q_learning"]  # trained alone in the quick tier, too
 # A copy has at most twice the lines of its source plus 150. These have more: policies for discrete
 # and for continuous actions, normalization, the sum tree.
 LONGER = {
@@ -174,6 +173,12 @@ def run_copy(text, path, *flags, monkeypatch):
         del sys.modules[path.stem]
 
 
+def tiers(name):
+    """The marks of an algorithm's copy that is trained alone."""
+    marks = {"dqn": [pytest.mark.smoke], "q_learning": []}
+    return marks.get(name, [pytest.mark.slow])
+
+
 def train_original(algorithm, seeds):
     """The params of an algorithm of the repository, trained by the program that copies have."""
     state = jax.jit(jax.vmap(algorithm.init))(jax.vmap(jax.random.key)(jnp.array(seeds)))
@@ -189,9 +194,7 @@ def train_original(algorithm, seeds):
     return state.params
 
 
-@pytest.mark.parametrize(
-    "name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in ALGORITHMS]
-)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=tiers(x)) for x in ALGORITHMS])
 def test_a_copy_trains_alone_and_bit_for_bit_as_the_original(name, tmp_path):
     """In a process and a folder of its own, where nothing of the repository can be imported."""
     settings, flags = flags_of(name)
