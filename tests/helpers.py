@@ -65,9 +65,12 @@ def keys(*seeds: int):
     return jax.vmap(jax.random.key)(jnp.array(seeds))
 
 
+LONG = {"xla_backend_optimization_level": 1}  # what runs for long is worth a longer compilation
+
+
 def trained(algorithm, seeds, stop: int, start: int = 0, progress=None, long=False):
     """The RunState after updates `start` to `stop - 1` of those seeds; it uses up its argument.
-    `long` trainings are worth a program that takes longer to compile."""
+    One that is `long` is compiled with LONG."""
     init, step = programs(algorithm, long)
     progress = init(keys(*seeds)) if progress is None else progress
     return step(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(start == 0))
@@ -76,8 +79,7 @@ def trained(algorithm, seeds, stop: int, start: int = 0, progress=None, long=Fal
 @functools.lru_cache(maxsize=2)
 def programs(algorithm, long=False):
     """`init_run` and `run_updates` of an algorithm, jitted."""
-    options = {"xla_backend_optimization_level": 1} if long else None
-    jit = functools.partial(jax.jit, compiler_options=options)
+    jit = functools.partial(jax.jit, compiler_options=LONG if long else None)
     init = jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
     return init, jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
 
@@ -143,9 +145,8 @@ def history(algorithm, metric, key):
 
 def histories(algorithm, metric, num_seeds):
     """The last States of seeds 0, 1, ..., and that metric of their updates, [S, T]."""
-    states, values = jax.jit(jax.vmap(lambda key: history(algorithm, metric, key)))(
-        keys(*range(num_seeds))
-    )
+    train = jax.vmap(lambda key: history(algorithm, metric, key))
+    states, values = jax.jit(train, compiler_options=LONG)(keys(*range(num_seeds)))
     return states, np.asarray(values)
 
 
