@@ -36,28 +36,36 @@ def pytest_addoption(parser):
 # --- which tests run, and where -------------------------------------------------------------------
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads its marks
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is slow, unless it is asked for, and keep on one worker, one after the other,
-    what shares programs."""
+    """Leave out what is slow, unless it is asked for, and order the tests by what they share."""
     if not config.getoption("everything"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
     groups = {}
     for item in items:
-        groups.setdefault(group_of(item), []).append(item)
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+        groups.setdefault(group_of(item.nodeid), []).append(item)
     items[:] = [item for group in groups.values() for item in group]
 
 
-def group_of(item):
-    """Name what its programs are shared with: the algorithm that it tests, or else its file."""
-    if item.get_closest_marker("slow"):
-        return item.nodeid
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    file = item.path.stem.removeprefix("test_")
-    return next((x for x in (parameters.get("name"), file) if x in ALGORITHMS), item.path.stem)
+def group_of(nodeid):
+    """Name what a test shares its programs with: the algorithm that it tests, or else its file."""
+    path, _, name = nodeid.partition("::")
+    file = Path(path).stem.removeprefix("test_")
+    parameters = name.partition("[")[2].rstrip("]").split("-")
+    return next((x for x in (file, *parameters) if x in ALGORITHMS), path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A group is run by one worker. (With pytest 9.2 xdist 3.8 does not see its own groups.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return Groups(config, log)
 
 
 # --- what tests cost ------------------------------------------------------------------------------
