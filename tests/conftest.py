@@ -8,14 +8,11 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-if version("jaxlib").startswith("0.10."):  # an option that XLA does not know ends the process
-    # Tests compile much and compute little: XLA is to hurry, and not to cut a program into parts
-    # for threads that have no core. Rows of the learning suite do without.
-    os.environ.setdefault(
-        "XLA_FLAGS",
-        "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-        " --xla_cpu_parallel_codegen_split_count=1",
-    )
+# Tests compile much and compute little: XLA is to hurry, and not to cut a program into parts for
+# threads that have no core. An option that XLA does not know ends the process.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+XLA_FLAGS = {"0.10": FLAGS + " --xla_cpu_use_fusion_emitters=false", "0.11": FLAGS}
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS.get(version("jaxlib").rpartition(".")[0], ""))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax")
