@@ -182,7 +182,7 @@ def make(config: Config) -> Algorithm:
         grads, metrics = jax.grad(loss, has_aux=True)(network_params, batch)
         updates, opt_state = optimizer(step).update(grads, state.opt_state)
         network_params = optax.apply_updates(network_params, updates)
-        num_episodes = jnp.sum(is_counted & done, dtype=reward.dtype)
+        num_episodes = jnp.sum(is_counted & done, dtype=jnp.int32)
         metrics |= {
             "episode_return": jnp.sum(is_counted * reward) / num_episodes,
             "episode_length": jnp.sum(is_counted) / num_episodes,

@@ -154,7 +154,7 @@ def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
     return {
         "episode_return": jnp.mean(episode.total, where=episode.done),
         "episode_length": jnp.mean(episode.length, where=episode.done, dtype=episode.total.dtype),
-        "episodes": jnp.sum(episode.done, dtype=episode.total.dtype),
+        "episodes": jnp.sum(episode.done, dtype=jnp.int32),
     }
 
 

@@ -1,15 +1,18 @@
-"""Settings that must stand before JAX starts; subprocesses inherit them."""
+"""Settings that must stand before JAX starts (processes that tests start inherit them); the two
+tiers; one worker for the tests of an algorithm; and what tests cost."""
 
 import os
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-if version("jaxlib").startswith("0.10."):  # an option that XLA does not know ends the process
-    # Tests compile much and compute little: XLA is to hurry. Rows of the learning suite do without.
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-    )
+# Tests compile much and compute little: XLA is to hurry, and not to cut a program into parts for
+# threads that have no core. An option that XLA does not know ends the process.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+XLA_FLAGS = {"0.10": FLAGS + " --xla_cpu_use_fusion_emitters=false", "0.11": FLAGS}
+os.environ.setdefault("XLA_FLAGS", XLA_FLAGS.get(version("jaxlib").rpartition(".")[0], ""))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax")
@@ -19,3 +22,87 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from common.runner.threefry import unroll_threefry  # noqa: E402
 
 unroll_threefry()  # as the harness does
+
+ALGORITHMS = {path.stem for path in (Path(__file__).parent.parent / "algorithms").glob("*.py")}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--everything", action="store_true", help="run the tests marked slow, too")
+
+
+# --- which tests run, and where -------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is slow, unless it is asked for, and order the tests by what they share."""
+    if not config.getoption("everything"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    groups = {}
+    for item in items:
+        groups.setdefault(group_of(item.nodeid), []).append(item)
+    items[:] = [item for group in groups.values() for item in group]
+
+
+def group_of(nodeid):
+    """Name what a test shares its programs with: the algorithm that it tests, or else its file."""
+    path, _, name = nodeid.partition("::")
+    file = Path(path).stem.removeprefix("test_")
+    parameters = name.partition("[")[2].rstrip("]").split("-")
+    return next((x for x in (file, *parameters) if x in ALGORITHMS), path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A group is run by one worker. (With pytest 9.2 xdist 3.8 does not see its own groups.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return group_of(nodeid)
+
+    return Groups(config, log)
+
+
+# --- what tests cost ------------------------------------------------------------------------------
+
+BUDGET = float(os.environ.get("CPU_SECONDS_PER_TEST", "inf"))
+COSTS = {}  # CPU seconds of each test that has ended, with the fixtures that it was first to use
+
+
+def cpu_seconds():
+    """Those of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.begun = cpu_seconds()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "teardown":
+        cost = cpu_seconds() - item.begun
+        report.user_properties.append(("cpu_seconds", cost))
+        if cost > BUDGET and report.passed and not item.get_closest_marker("slow"):
+            report.outcome = "failed"
+            report.longrepr = f"{cost:.0f} CPU seconds: more than {BUDGET:g}. Mark it slow?"
+    return report
+
+
+def pytest_runtest_logreport(report):
+    properties = dict(report.user_properties)
+    if "cpu_seconds" in properties:
+        COSTS[report.nodeid] = properties["cpu_seconds"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if len(COSTS) < 20:
+        return
+    terminalreporter.section(f"{sum(COSTS.values()):,.0f} CPU seconds in {len(COSTS)} tests")
+    for name, cost in sorted(COSTS.items(), key=lambda item: -item[1])[:20]:
+        terminalreporter.write_line(f"{cost:6.1f}  {name}")

@@ -65,21 +65,21 @@ def keys(*seeds: int):
     return jax.vmap(jax.random.key)(jnp.array(seeds))
 
 
-def trained(algorithm, seeds, stop: int, start: int = 0, progress=None):
-    """The RunState after updates `start` to `stop - 1` of those seeds; it uses up its argument."""
-    init, step = programs(algorithm)
+LONG = {"xla_backend_optimization_level": 1}  # what runs for long is worth a longer compilation
+
+
+def trained(algorithm, seeds, stop: int, start: int = 0, progress=None, long=False):
+    """The RunState after updates `start` to `stop - 1` of those seeds; it uses up its argument.
+    One that is `long` is compiled with LONG."""
+    init, step = programs(algorithm, long)
     progress = init(keys(*seeds)) if progress is None else progress
     return step(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(start == 0))
 
 
 @functools.lru_cache(maxsize=2)
-def programs(algorithm):
+def programs(algorithm, long=False):
     """`init_run` and `run_updates` of an algorithm, jitted."""
-    # Of what conftest.py asks of XLA this makes float64 depend on the batch, by more than 1e-9.
-    exact = jax.config.jax_enable_x64 and "fusion_emitters" in os.environ.get("XLA_FLAGS", "")
-    jit = functools.partial(
-        jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True} if exact else None
-    )
+    jit = functools.partial(jax.jit, compiler_options=LONG if long else None)
     init = jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
     return init, jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
 
@@ -145,9 +145,8 @@ def history(algorithm, metric, key):
 
 def histories(algorithm, metric, num_seeds):
     """The last States of seeds 0, 1, ..., and that metric of their updates, [S, T]."""
-    states, values = jax.jit(jax.vmap(lambda key: history(algorithm, metric, key)))(
-        keys(*range(num_seeds))
-    )
+    train = jax.vmap(lambda key: history(algorithm, metric, key))
+    states, values = jax.jit(train, compiler_options=LONG)(keys(*range(num_seeds)))
     return states, np.asarray(values)
 
 
@@ -167,7 +166,8 @@ def check_probe(module, config, values_of, tolerance):
     algorithm = module.make(config)
     obs = jnp.arange(len(tables[0]))
     obs = jax.nn.one_hot(obs, len(obs)) if "Vector-" in config.env_id else obs
-    for state in each(trained(algorithm, [0, 1], algorithm.num_updates).state, 2):
+    run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=True)
+    for state in each(run_state.state, 2):
         learned = np.asarray(values_of(config, state, obs))
         for s, value in values.items():
             assert abs(learned[s] - value) <= tolerance(value), (s, learned[s], value)
@@ -272,7 +272,8 @@ def check_continuous_probe(module, values_of, expected=lambda state: CONTINUOUS_
     config = config_of(module, defaults, **fields)
     algorithm = module.make(config)
     obs = jnp.eye(8)[:7]
-    for state in each(trained(algorithm, [0, 1], algorithm.num_updates).state, 2):
+    run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=True)
+    for state in each(run_state.state, 2):
         actions = jax.vmap(algorithm.act, (None, 0, None))(state.params, obs, jax.random.key(0))
         values = values_of(config, state, obs, (actions - 1) / 2)
         np.testing.assert_allclose(values, expected(state), atol=0.1)

@@ -45,7 +45,7 @@ def test_projection_is_that_of_algorithm_1(v_min, v_max, num_atoms):
     rewards[:50] = np.round(rewards[:50] / (v_max - v_min) * (num_atoms - 1))  # whole numbers
     rewards[:50] *= (v_max - v_min) / (num_atoms - 1)  # of atoms
     discounts = rng.choice([0, 0.5, 0.99, 1], 200)
-    with jax.numpy_rank_promotion("warn"):
+    with jax.numpy_rank_promotion("allow"):
         projected = jax.vmap(project, (None, 0, 0, 0))(
             support, jnp.float32(rewards), jnp.float32(discounts), probabilities
         )

@@ -194,9 +194,9 @@ def test_a_linear_policy_finds_the_gains_of_riccati(monkeypatch):
             exploration_noise=0.2,
         )
     )
-    run_state, weights = trained(algorithm, [0, 1], 10_000), []
+    run_state, weights = trained(algorithm, [0, 1], 10_000, long=True), []
     for start in range(10_000, 19_500, 500):
-        run_state = trained(algorithm, [0, 1], start + 500, start, run_state)
+        run_state = trained(algorithm, [0, 1], start + 500, start, run_state, long=True)
         weights.append(np.array(run_state.state.params)[..., 0])
     gains = -0.1 * bound * np.mean(weights, axis=0)
     A, B, Q, R = gamma**0.5 * system.A, gamma**0.5 * system.B, system.Q, system.R

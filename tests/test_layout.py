@@ -136,3 +136,16 @@ def test_dqn_and_all_that_it_imports_are_read_in_one_sitting():
     cost = reading_cost("algorithms.dqn")
     files = ", ".join(f"{name} {lines}" for name, lines in cost.items())
     assert sum(cost.values()) <= 600, f"{sum(cost.values())} lines: {files}"
+
+
+def test_tests_of_an_algorithm_run_on_one_worker():
+    from conftest import group_of
+
+    same = [
+        "test_dqn.py::test_x",
+        "test_contract.py::test_x[dqn]",
+        "tools/test_copy.py::test_x[dqn-1]",
+    ]
+    assert {group_of(f"tests/{nodeid}") for nodeid in same} == {"dqn"}
+    assert group_of("tests/test_contract.py::test_x[double_dqn]") == "double_dqn"
+    assert group_of("tests/common/test_envs.py::test_x[CartPole-v1]") == "tests/common/test_envs.py"

@@ -23,7 +23,7 @@ from common.runner.cli import parse
 ROWS = {name: row for name, row in suite().items() if row["tier"] == "test"}
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_it_reaches_its_threshold(name, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # as users run it

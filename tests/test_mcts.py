@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import every_end, run, trained
+from helpers import LONG, every_end, run, trained
 
 from algorithms.mcts import Config, Tree, backup, choose, make, search, uct
 from common.environments.games import (
@@ -231,7 +231,8 @@ def test_values_are_those_of_minimax_on_500_positions_of_tic_tac_toe():
         return best, tree.total[0, best] / tree.visits[0, best]
 
     split = jax.random.split(jax.random.key(0), 500)
-    action, value = jax.jit(jax.vmap(value))(jnp.asarray(states, jnp.int8), split)
+    search_all = jax.jit(jax.vmap(value), compiler_options=LONG)
+    action, value = search_all(jnp.asarray(states, jnp.int8), split)
     exact = q[tic_tac_toe_code(states)]
     np.testing.assert_array_equal(np.round(value), exact.max(-1))
     np.testing.assert_array_equal(exact[np.arange(500), action], exact.max(-1))
@@ -270,7 +271,8 @@ def test_with_1000_simulations_a_perfect_player_never_wins():
         state, _ = algorithm.update(state, step)
         return state, jnp.where(state.env.episode.done, state.env.episode.total, jnp.nan)
 
-    play = jax.jit(lambda key: jax.lax.scan(update, algorithm.init(key), jnp.arange(10)))
+    play = lambda key: jax.lax.scan(update, algorithm.init(key), jnp.arange(10))
+    play = jax.jit(play, compiler_options=LONG)
     outcomes = np.asarray(play(jax.random.key(0))[1])  # [T, N]
     outcomes = outcomes[~np.isnan(outcomes)]
     assert len(outcomes) >= 200

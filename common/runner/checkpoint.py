@@ -38,8 +38,8 @@ def save(path: Path, tree: Any, header: dict, previous: Path | None = None) -> N
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict]:
     """Return the arrays by name, and the header. CheckpointError if a bit of the file is wrong."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         text = arrays.pop("header").tobytes().decode()
         digest = arrays.pop("sha256").tobytes()
         header = json.loads(text)

@@ -25,6 +25,7 @@ def whole(tmp_path_factory):
     return Run("q_learning", flags, path / "whole", path, random.Random(0))
 
 
+@pytest.mark.slow
 def test_two_kills_inside_a_save_end_with_the_same_bytes(whole, monkeypatch):
     """One is between the two renames, the other when half a file is written."""
     flags = [*whole.flags, "--checkpoint-every", "1e-9"]
@@ -95,14 +96,13 @@ def test_rows_are_merged_into_the_existing_table(tmp_path, monkeypatch):
 
 def test_what_a_process_catches_is_seen():
     code = "import signal; signal.signal(15, lambda *x: 0); print(flush=True); signal.pause()"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    try:
-        process.stdout.readline()
-        assert faults.catches(process, signal.SIGTERM)
-        assert not faults.catches(process, signal.SIGUSR1)
-    finally:
-        process.kill()
-        process.wait(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            assert faults.catches(process, signal.SIGTERM)
+            assert not faults.catches(process, signal.SIGUSR1)
+        finally:
+            process.kill()
 
 
 def test_a_run_says_how_much_memory_it_holds(whole, tmp_path):

@@ -1,5 +1,9 @@
 """benchmarks/mutants.py: every bug can still be planted, and the table is that of today's bugs."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 from helpers import ROOT
 
@@ -13,6 +17,20 @@ def test_the_old_text_is_there_once_and_the_new_one_is_python(mutant):
     assert source.count(mutant.old) == 1
     compile(source.replace(mutant.old, mutant.new), mutant.file, "exec")
     assert (ROOT / mutant.tests).exists()
+
+
+def test_the_tests_that_must_fail_are_there_in_the_quick_tier():
+    """In one collection of all their files; -k looks for words in the name of a test."""
+    files = sorted({mutant.tests for mutant in MUTANTS})
+    command = [sys.executable, "-m", "pytest", "-n", "0", "--collect-only", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    found = [line.split("::", 1) for line in done.stdout.splitlines() if "::" in line]
+    assert {file for file, _ in found} == set(files), done.stdout
+    for mutant in MUTANTS:
+        word = r"\b(?!(?:and|or|not)\b)\w+"
+        chosen = re.sub(word, lambda x: f"({x[0].lower()!r} in name)", mutant.keyword)
+        names = [name.lower() for file, name in found if file == mutant.tests]
+        assert any(eval(chosen, {"name": name}) for name in names), mutant
 
 
 def test_the_table_that_is_kept_is_of_these_bugs_and_none_survived():

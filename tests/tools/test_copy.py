@@ -12,11 +12,13 @@ import sys
 import tomllib
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ALGORITHMS, load
+from helpers import ALGORITHMS, load, to_bits, trained
 
+from common.envs import make_env
 from common.tools.copy import ROOT, standalone
 
 SMALL = {
@@ -150,6 +152,8 @@ def flags_of(name):
     settings = {field: x for field, x in SMALL.items() if kinds.get(field) is int}  # else defaults
     if name == "reinforce":  # whose updates are long
         settings["total_timesteps"] = 6_000
+    if name == "pets":  # whose steps are
+        settings["total_timesteps"] = 1_000
     flags = [str(y) for k, x in settings.items() for y in ("--" + k.replace("_", "-"), x)]
     return settings, flags
 
@@ -169,6 +173,12 @@ def run_copy(text, path, *flags, monkeypatch):
         del sys.modules[path.stem]
 
 
+def tiers(name):
+    """The marks of an algorithm's copy that is trained alone."""
+    marks = {"dqn": [pytest.mark.smoke], "q_learning": []}
+    return marks.get(name, [pytest.mark.slow])
+
+
 def train_original(algorithm, seeds):
     """The params of an algorithm of the repository, trained by the program that copies have."""
     state = jax.jit(jax.vmap(algorithm.init))(jax.vmap(jax.random.key)(jnp.array(seeds)))
@@ -185,16 +195,19 @@ def train_original(algorithm, seeds):
     return state.params
 
 
-def test_a_copy_trains_bit_for_bit_as_the_original(name, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", [pytest.param(x, marks=tiers(x)) for x in ALGORITHMS])
+def test_a_copy_trains_alone_and_bit_for_bit_as_the_original(name, tmp_path):
+    """In a process and a folder of its own, where nothing of the repository can be imported."""
     settings, flags = flags_of(name)
-    path = tmp_path / f"copied_{name}.py"
-    run_copy(copy_of(name), path, "--seed", 3, "--num-seeds", 2, *flags, monkeypatch=monkeypatch)
-    printed = capsys.readouterr().out
-    assert len(printed.splitlines()) <= 11
-    assert f"params of 2 seeds in copied_{name}.npz" in printed
+    (tmp_path / f"copied_{name}.py").write_text(copy_of(name), encoding="utf-8")
+    flags += ["--seed", 3, "--num-seeds", 2]
+    result = python(f"copied_{name}.py", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) <= 11
+    assert f"params of 2 seeds in copied_{name}.npz" in result.stdout
 
     params = train_original(load(name).make(load(name).Config(**settings)), [3, 4])
-    got = np.load(path.with_suffix(".npz"))
+    got = np.load(tmp_path / f"copied_{name}.npz")
     leaves = jax.tree_util.tree_leaves_with_path(params)
     expected = {jax.tree_util.keystr(where): np.asarray(x) for where, x in leaves}
     assert got.files == list(expected)
@@ -202,6 +215,95 @@ def test_a_copy_trains_bit_for_bit_as_the_original(name, tmp_path, monkeypatch, 
         assert got[leaf].shape[0] == 2
         assert got[leaf].dtype == x.dtype
         assert got[leaf].tobytes() == x.tobytes(), leaf
+
+
+def test_a_copy_does_what_the_original_does(name):
+    check_copy(copy_of(name), name, **flags_of(name)[0])
+
+
+def check_copy(text, name, **settings):
+    """JAX traces the same programs, to the letter and with all constants. Where it does not (a copy
+    has fewer kinds of environments), training ends with the same bits."""
+    modules = imported(text), load(name)
+    copied, original = (programs_of(module, **settings) for module in modules)
+    if copied != original:
+        assert copied[0] == original[0]  # numbers of updates and of steps
+        copied, original = (
+            to_bits(trained(algorithm, [3, 4], algorithm.num_updates).state.params)
+            for algorithm in (module.make(module.Config(**settings)) for module in modules)
+        )
+        assert copied == original
+
+
+def imported(text):
+    """The module that a copy is."""
+    module = sys.modules["imported_copy"] = type(sys)("imported_copy")
+    exec(compile(text, "imported_copy.py", "exec"), module.__dict__)
+    return module
+
+
+def programs_of(module, **settings):
+    """All that an algorithm does, as text and bytes: the numbers of its updates, and the jaxprs of
+    `init` and `update` for two seeds and of `act`."""
+    config = module.Config(**settings)
+    algorithm = module.make(config)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    states = jax.eval_shape(jax.vmap(algorithm.init), keys)
+    programs = [
+        (jax.vmap(algorithm.init), keys),
+        (jax.vmap(algorithm.update, (0, None)), states, jnp.int32(0)),
+    ]
+    if algorithm.act is not None:
+        env = jax.eval_shape(make_env(config.env_id, 2).reset, keys[0])
+        programs.append((jax.vmap(algorithm.act), states.params, env.obs, keys))
+    numbers = algorithm.num_updates, algorithm.steps_per_update, algorithm.initial_steps
+    return numbers, *[described(jax.make_jaxpr(f)(*arguments)) for f, *arguments in programs]
+
+
+def described(closed):
+    """A closed jaxpr as text, and the bytes of its constants and of those of all that it calls."""
+    constants = [np.asarray(x).tobytes() for jaxpr in closed_jaxprs(closed) for x in jaxpr.consts]
+    return re.sub(r"0x[0-9a-f]+", "address", str(closed)), constants
+
+
+def closed_jaxprs(closed):
+    """It and the closed jaxprs inside it."""
+    yield closed
+    kinds = jax.extend.core.Jaxpr, jax.extend.core.ClosedJaxpr
+    inner = [equation.params for equation in closed.jaxpr.eqns]
+    while inner:
+        for x in jax.tree.leaves(inner.pop(), is_leaf=lambda x: isinstance(x, kinds)):
+            if isinstance(x, jax.extend.core.ClosedJaxpr):
+                yield from closed_jaxprs(x)
+            elif isinstance(x, jax.extend.core.Jaxpr):
+                inner += [equation.params for equation in x.eqns]
+
+
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("dqn", "target = reward + gamma", "target = reward + 2 * gamma"),
+        ("dqn", '"CartPole-v1"', '"Acrobot-v1"'),
+        ("q_learning", "target = reward + gamma", "target = reward + 2 * gamma"),
+    ],
+)
+def test_a_copy_that_differs_is_found(name, old, new):
+    settings = flags_of(name)[0]
+    assert old in copy_of(name)
+    with pytest.raises(AssertionError):
+        check_copy(copy_of(name).replace(old, new, 1), name, **settings)
+
+
+def test_constants_are_compared_by_their_bytes():
+    """And those of inner programs, too."""
+    tables = [np.zeros(10_000, np.float32) for _ in range(3)]
+    tables[2][5_000] = 1  # which no printed array shows
+
+    def program(table):
+        add = lambda x, _: (x + table, None)
+        return described(jax.make_jaxpr(lambda x: jax.lax.scan(add, x, None, length=2)[0])(table))
+
+    assert program(tables[0]) == program(tables[1]) != program(tables[2])
 
 
 # --- what a copy does ---------------------------------------------------------------------------
@@ -295,18 +397,10 @@ def test_the_generator_for_cpus_comes_with_an_option(tmp_path, monkeypatch):
         ("q_learning", "BlockingMaze-tabular", "BlockingMaze-tabular"),
     ],
 )
-def test_what_was_brought_along_trains_as_the_original(
-    name, option, env_id, tmp_path, monkeypatch, capsys
-):
+def test_what_was_brought_along_does_what_the_original_does(name, option, env_id):
     settings = {"env_id": env_id, "total_timesteps": 600}
     settings |= {"learning_starts": 200} if name == "dqn" else {}
-    flags = [y for k, x in settings.items() for y in ("--" + k.replace("_", "-"), x)]
-    path = tmp_path / "brought.py"
-    run_copy(standalone(name, [option]), path, *flags, monkeypatch=monkeypatch)
-    params = train_original(load(name).make(load(name).Config(**settings)), [0])
-    got = np.load(path.with_suffix(".npz"))
-    for leaf, x in zip(got.files, jax.tree.leaves(params), strict=True):
-        assert got[leaf].tobytes() == np.asarray(x).tobytes()
+    check_copy(standalone(name, [option]), name, **settings)
 
 
 def test_the_default_environment_of_a_changed_file_comes_along(tmp_path):
