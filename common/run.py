@@ -84,8 +84,6 @@ def explain(error: BaseException, folder: Path | None) -> tuple[int, str]:
                 5,
                 f"cannot write to {folder}: {error.strerror}; fix that, then --resume {folder}",
             )
-        case ModuleNotFoundError() if folder is None:
-            return 2, f"--import: {error}; run from the folder that contains it"
         case ValueError() if folder is None:  # a message without a flag is about the environment
             return 2, text if "--" in text else f"--env-id: {text}"
         case MemoryError():
@@ -102,9 +100,10 @@ def prepare(
     return the Job. `given` are the fields that the command line names."""
     from common.runner import run_folder, sharing
     from common.runner.blocks import Job, block_size
-    from common.runner.imports import load_module
     from common.runner.program import start_jax
 
+    imports = tuple(str(Path(x).resolve()) if x.endswith(".py") else x for x in run.imports)
+    run = dataclasses.replace(run, imports=imports)
     folder = Path(run.resume or run.out or run_folder.new_path(name, config.env_id))
     every_field = {x.name for kind in (config, run) for x in dataclasses.fields(kind)}
     if run.resume:
@@ -115,8 +114,11 @@ def prepare(
     num_members = len(grid) * run.num_seeds
     sharing.connect(run)
     start_jax(min(num_members, run.seeds_at_once or num_members))
-    for module in run.imports:
-        load_module(module)
+    if run.imports:
+        from common.environments.gymnax_envs import load_module  # starts JAX
+
+        for module in run.imports:
+            load_module(module)
     for setting in grid:
         if make(dataclasses.replace(config, **setting)).num_updates > MAX_INT:
             raise ValueError(f"--total-timesteps: more than {MAX_INT:,} updates")

@@ -84,6 +84,12 @@ def steps_after(algorithm: Algorithm, update: int) -> int:
     return algorithm.initial_steps + update * algorithm.steps_per_update
 
 
+def environment_steps(config: Any, algorithm: Algorithm, update: int) -> int:
+    """Return the steps of one environment after that many updates; dynamic programming takes 0."""
+    steps = steps_after(algorithm, update) // getattr(config, "num_envs", 1)
+    return steps if hasattr(config, "total_timesteps") else 0
+
+
 def setting_label(setting: dict[str, Any]) -> str:
     """Return a configuration's swept fields as text, for example "gamma=0.9 num_envs=4"."""
     return " ".join(f"{name}={value}" for name, value in setting.items())

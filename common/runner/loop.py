@@ -32,6 +32,7 @@ from common.runner.program import (
     FRESH,
     Program,
     RunState,
+    evaluation_id,
     lower_evaluation,
     lower_training,
     member_shapes,
@@ -175,7 +176,8 @@ def evaluate_again(work: Work, config: Any, setting: dict[str, Any]) -> np.ndarr
     returns = []
 
     def task(work, block, program):
-        episodes = program.evaluate(*place(({}, params, block.seed), block, program.device))
+        (evaluate,) = program.evaluate.values()
+        episodes = evaluate(*place(({}, params, block.seed), block, program.device))
         yield episodes, False
         returns.append(np.asarray(episodes[0]))
 
@@ -247,14 +249,19 @@ def compiled(work: Work, lower: Callable, block: Block) -> dict[Any, Program]:
         if work.received:
             return {}
         time.sleep(2e-3)
-    functions = {name: future.result() for name, future in futures.items()}
+    functions = {name: future.result() for name, future in futures.items() if isinstance(name, str)}
+    evaluations = {x[1]: f.result() for x, f in futures.items() if isinstance(x, tuple)}
     seconds = time.monotonic() - clock
     if lower is lower_for_training:
         work.compile_seconds.append(seconds)
         print_line(work.job.run, f"compiled in {seconds:.1f} s")
     work.show("" if lower is lower_for_training else "evaluating")
     return {
-        device: Program(device, **{name: f[i] for name, f in functions.items()})
+        device: Program(
+            device,
+            **{name: f[i] for name, f in functions.items()},
+            evaluate={env_id: f[i] for env_id, f in evaluations.items()},
+        )
         for i, device in enumerate(work.devices)
     }
 
@@ -264,7 +271,11 @@ def lower_for_training(
 ) -> dict[str, Future]:
     """Return Futures of all that the training of a block needs."""
     futures = lower_training(job, block, devices, pool)
-    return futures | (lower_evaluation(job, block, devices, pool) if job.run.eval_every else {})
+    if job.run.eval_every:
+        algorithm = job.make(block.config)
+        points = log_points(algorithm.num_updates, job.run.log_points)
+        futures |= lower_evaluation(job, block, devices, pool, updates=points)
+    return futures
 
 
 def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[Any, bool]]:
@@ -293,10 +304,11 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
         work.show("", block, end, own)
         if end == point or at["ended"]:
             row = metrics_row(own)
-            if program.evaluate is not None:
+            if program.evaluate:
                 row["evaluation_return"] = np.full(len(block.seed), np.nan)
             if is_evaluated(job, algorithm, points, end):
-                returns, _ = program.evaluate(floats, run_state.state.params, seed)
+                evaluate = program.evaluate[evaluation_id(block.config, algorithm, end)]
+                returns, _ = evaluate(floats, run_state.state.params, seed)
                 yield returns, True
                 means = np.asarray(unpad(returns, len(block.seed))).mean(-1)
                 row["evaluation_return"] = np.where(own.diverged < 0, means, np.nan)
@@ -381,7 +393,8 @@ def evaluate_block(work: Work, block: Block, program: Program) -> Iterator[tuple
     shapes = unpad(member_shapes(job, block)[1], num_members)
     params = checkpoint.restore(shapes, arrays, "params/")
     members = place((block.floats, params, block.seed), block, program.device)
-    episodes = program.evaluate(*members)
+    (evaluate,) = program.evaluate.values()
+    episodes = evaluate(*members)
     yield episodes, False
     returns, lengths = (np.asarray(x) for x in unpad(episodes, num_members))
     is_scored = (arrays["diverged"][:, None] < 0) & np.isfinite(returns)

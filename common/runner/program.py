@@ -7,7 +7,7 @@ member), E evaluation episodes.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.algorithm import MAX_INT, Algorithm
+from common.environments.tabular import id_after
 from common.envs import make_env
-from common.runner.blocks import Block, Job
+from common.runner.blocks import Block, Job, environment_steps
 from common.runner.cli import warn
 from common.runner.compile_cache import use_compile_cache
 from common.runner.evaluation import evaluate
@@ -56,7 +57,8 @@ class Program(NamedTuple):
     device: Any
     init_run: Callable | None = None  # floats, seed [P] -> RunState [P]
     run_updates: Callable | None = None  # RunState, start, stop, reset_means -> RunState; donates
-    evaluate: Callable | None = None  # floats, params, seed [P] -> returns [P, E], lengths [P, E]
+    evaluate: dict[str, Callable] | None = None  # by id of the environment, which may have changed:
+    # floats, params, seed [P] -> returns [P, E], lengths [P, E]
 
 
 def init_run(init: Callable, update: Callable, keys: Any) -> RunState:
@@ -165,7 +167,7 @@ def lower_training(
     job: Job, block: Block, devices: list, pool: ThreadPoolExecutor
 ) -> dict[str, Future]:
     """Return Futures of `init_run` and `run_updates`, compiled for each of the devices."""
-    init, update, _ = member_functions(job, block.config)
+    init, update, _ = member_functions(job, block.config, block.config.env_id)
     start = jax.jit(lambda floats, seed: init_run(init, update, (floats, seed)))
     training = jax.jit(functools.partial(run_updates, update), donate_argnums=0)
     floats, _, seed = member_shapes(job, block)
@@ -177,21 +179,39 @@ def lower_training(
 
 
 def lower_evaluation(
-    job: Job, block: Block, devices: list, pool: ThreadPoolExecutor, salt: int = EVALUATION
-) -> dict[str, Future]:
-    """Return a Future of `evaluate`, compiled for each of the devices; {} without a policy.
+    job: Job,
+    block: Block,
+    devices: list,
+    pool: ThreadPoolExecutor,
+    salt: int = EVALUATION,
+    updates: Iterable[int] = (),
+) -> dict[tuple[str, str], Future]:
+    """Return Futures of `evaluate` by id of the environment, compiled for each of the devices; {}
+    without a policy.
 
+    The environment is the one that members have lived to after those `updates`, by default all.
     `salt` is folded into the keys: another one gives other episodes.
     """
-    if job.make(block.config).act is None or not job.run.eval_episodes:
+    algorithm = job.make(block.config)
+    if algorithm.act is None or not job.run.eval_episodes:
         return {}
-    _, _, play = member_functions(job, block.config, salt)
+    futures, shapes = {}, member_shapes(job, block)
+    for update in updates or (algorithm.num_updates,):
+        env_id = evaluation_id(block.config, algorithm, update)
+        if ("evaluate", env_id) not in futures:
+            _, _, play = member_functions(job, block.config, env_id, salt)
 
-    def evaluate_all(*members):
-        return jax.lax.map(lambda member: play(*member), members, batch_size=SLICE)
+            def evaluate_all(*members, play=play):
+                return jax.lax.map(lambda member: play(*member), members, batch_size=SLICE)
 
-    shapes = member_shapes(job, block)
-    return {"evaluate": compile_for(jax.jit(evaluate_all), shapes, devices, pool)}
+            function = compile_for(jax.jit(evaluate_all), shapes, devices, pool)
+            futures["evaluate", env_id] = function
+    return futures
+
+
+def evaluation_id(config: Any, algorithm: Algorithm, update: int) -> str:
+    """Return the id of the environment as it is after that many updates."""
+    return id_after(config.env_id, environment_steps(config, algorithm, update))
 
 
 def member_shapes(job: Job, block: Block) -> tuple:
@@ -207,7 +227,7 @@ def member_shapes(job: Job, block: Block) -> tuple:
 
 
 def member_functions(
-    job: Job, config: Any, salt: int = EVALUATION
+    job: Job, config: Any, env_id: str, salt: int = EVALUATION
 ) -> tuple[Callable, Callable, Callable]:
     """Return `init((floats, seed)) -> WithFloats`, `update(WithFloats, step) -> WithFloats,
     metrics` and `play(floats, params, seed) -> returns [E], lengths [E]` of one member."""
@@ -225,7 +245,7 @@ def member_functions(
         return with_floats(before.floats, state), metrics
 
     def play(floats, params, seed):
-        env = make_env(config.env_id, job.run.eval_episodes)
+        env = make_env(env_id, job.run.eval_episodes)
         key = jax.random.fold_in(jax.random.key(seed), salt)
         return evaluate(env, algorithm(floats).act, params, key)
 

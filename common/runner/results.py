@@ -19,10 +19,9 @@ import numpy as np
 
 from common.algorithm import Algorithm
 from common.runner import checkpoint, plots, policy_map, statistics
-from common.runner.blocks import Block, Job, setting_label, steps_after
+from common.runner.blocks import Block, Job, environment_steps, setting_label, steps_after
 from common.runner.checkpoint import CheckpointError
 from common.runner.evaluation import MAX_LENGTH
-from common.runner.imports import load_module
 from common.runner.run_folder import from_json, load_block, provenance
 
 
@@ -273,7 +272,7 @@ def load_member(
     score that matches, and its fields. Errors as of `load_agent`."""
     header, table = checkpoint.load_header(path, "member/")
     for module in header["imports"]:
-        load_module(module)
+        gymnax_envs().load_module(module)
     settings = header["settings"]
     matches = [all(s.get(k) == x for k, x in setting.items()) for s in settings]
     is_wanted = np.array(matches)[table["member/setting"]]
@@ -307,7 +306,13 @@ def load_source(header: dict) -> Any:
             return module
     except ModuleNotFoundError:
         pass
-    return load_module(str(path))
+    gymnax_envs().load_module(str(path))
+    return sys.modules[path.stem]
+
+
+def gymnax_envs() -> Any:
+    """Return the module that loads a user's files. It starts JAX, so `start_jax` comes before."""
+    return importlib.import_module("common.environments.gymnax_envs")
 
 
 def draw_training(job: Job, table: Table, scores: np.ndarray, score_name: str) -> None:
@@ -344,7 +349,7 @@ def draw_first(job: Job, algorithm: Algorithm, states: Any) -> None:
 def draw_best(job: Job) -> None:
     """Draw policy.png: the policy of the best member of a run in a grid world."""
     algorithm, params, fields = load_member(job.folder / "policy.npz", None, {})
-    if algorithm.act is None:
+    if algorithm.act is None or algorithm.picture is not None:  # which shows what was learned
         return
     config = dataclasses.replace(job.config, **{k: x for k, x in fields.items() if k != "seed"})
     num_members = len(job.grid) * job.run.num_seeds
@@ -352,9 +357,9 @@ def draw_best(job: Job) -> None:
     seed = fields.pop("seed")
     label = setting_label(fields | {"seed": seed})
     title = f"{job.name} on {config.env_id}\nthe policy of {label}{choice}"
-    steps = steps_after(algorithm, algorithm.num_updates) // getattr(config, "num_envs", 1)
-    num_steps = steps if hasattr(config, "total_timesteps") else 0  # dynamic programming takes none
-    act, gamma = functools.partial(algorithm.act, params), getattr(config, "gamma", 1.0)
+    num_steps = environment_steps(config, algorithm, algorithm.num_updates)
+    act = functools.partial(algorithm.act, params)
+    gamma = getattr(config, "gamma", None)  # None: the MDP's own
     path = job.folder / "policy.png"
     policy_map.draw_policy(path, config.env_id, act, gamma, num_steps, title)
 
