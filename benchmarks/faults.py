@@ -5,8 +5,8 @@ Q-learning, DQN, PPO and SAC meet every fault; every other file of algorithms/ t
 
 Each fault hits real runs in processes of their own, which are then resumed until they end. The end
 must have the bytes of a run without faults: metrics.csv, evaluation.csv, and all arrays of
-checkpoint.npz and policy.npz. After every hit the newest checkpoint must load, and metrics.csv must
-begin with the rows that it counts on.
+policy.npz. After every hit the newest checkpoint must load, and the rows that it holds must be the
+first ones of metrics.csv.
 
     kill -9            at random moments, within half a second of training or during the start
     kill -9 in a save  at each of the points in POINTS: before and after each step of a save
@@ -30,6 +30,7 @@ import csv
 import functools
 import importlib
 import io
+import json
 import os
 import random
 import runpy
@@ -44,6 +45,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from benchmarks.learning import RESULTS, ROOT, table
 from common.runner import checkpoint, loop
 from common.runner.program import start_jax
@@ -51,7 +54,7 @@ from common.runner.program import start_jax
 ALGORITHMS = sorted(
     path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__"
 )
-SMALL = "--num-seeds 4 --eval-episodes 2 --log-points 40"
+SMALL = "--num-seeds 4 --block 4 --eval-episodes 2 --log-points 40"
 TABLE = "--total-timesteps 200_000 --steps-per-update 20"
 ROLLOUT = "--total-timesteps 200_000 --num-envs 4 --num-steps 32 --hidden-sizes 16"
 REPLAY = "--learning-starts 200 --buffer-size 1000 --batch-size 16 --hidden-sizes 16"
@@ -101,12 +104,13 @@ FAULTS += ["full disk", "folder removed", "cannot be written", "twice", "one cor
 FAULTS += ["resume speed", "memory"]
 QUICK = ["kill -9", "kill -9 in a save", "SIGTERM", "damaged", "full disk"]
 POINTS = [
-    *("before metrics.csv fsync", "after metrics.csv fsync", "before open", "after open"),
+    *("before open", "after open"),
     *("write 1", "write 12", "before .checkpoint.npz.tmp fsync", "after .checkpoint.npz.tmp fsync"),
     *("before previous.npz replace", "after previous.npz replace"),
     *("before checkpoint.npz replace", "after checkpoint.npz replace"),
     *("before folder fsync", "after folder fsync"),
 ]
+BLOCK = "blocks/000000"  # where the files of a running run are
 COLUMNS = ["fault", "algorithm", "attempts", "passed", "detail"]
 
 
@@ -366,7 +370,7 @@ def wait_for(process: subprocess.Popen, condition, seconds: float = 120) -> None
 def stamp(folder: Path) -> int:
     """Return when a run last saved, in nanoseconds; 0 if it never did."""
     try:
-        return (folder / "checkpoint.npz").stat().st_mtime_ns
+        return (folder / BLOCK / "checkpoint.npz").stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
@@ -377,38 +381,36 @@ def wrong(run: Run, folder: Path, ended: Ended, code: int) -> str:
         return f"exit code {ended.code}: {ended.error[-300:]}"
     if code > 0 and ended.code and ended.error.count("\n") != ended.lines:
         return f"not one line: {ended.error[-300:]}"
-    path = folder / "checkpoint.npz"
-    path = path if path.exists() else folder / "previous.npz"
+    path = folder / BLOCK / "checkpoint.npz"
+    path = path if path.exists() else path.with_name("previous.npz")
     if not path.exists():
         return ""
     try:
-        at = checkpoint.load(path)[1]["at"]
+        arrays, header = checkpoint.load(path)
     except checkpoint.CheckpointError as error:
         return str(error)
-    rows = (folder / "metrics.csv").read_bytes()[: at["metrics_bytes"]]
-    whole = (run.whole / "metrics.csv").read_bytes()
-    return "" if len(rows) == at["metrics_bytes"] and whole.startswith(rows) else "rows are wrong"
+    with open(run.whole / "metrics.csv", newline="") as file:
+        _, _, *names = next(rows := csv.reader(file))
+        whole = [row[2:] for row in rows]
+    table = np.stack([arrays[f"history/{name}"] for name in names], -1) if whole else []
+    own = [[f"{x:.7g}" for x in row] for row in np.reshape(table, (-1, len(names)))]
+    is_prefix = own == whole[: len(own)] and len(table) == len(header["at"]["rows"])
+    return "" if is_prefix else "rows are wrong"
 
 
 def differs(run: Run, folder: Path) -> str:
     """Return in what a run that has ended differs from the one without faults; "" if in nothing."""
-    if {x.name for x in folder.iterdir()} != {x.name for x in run.whole.iterdir()}:
+    names = lambda path: {x.name for x in path.iterdir() if not x.name.startswith(".")}
+    if names(folder) != names(run.whole):
         return f"other files: {sorted(x.name for x in folder.iterdir())}"
     for name in ("metrics.csv", "evaluation.csv"):
         if (folder / name).read_bytes() != (run.whole / name).read_bytes():
             return f"{name} differs"
-    for name in ("checkpoint.npz", "policy.npz"):
-        mine, other = (checkpoint.load(x / name)[0] for x in (folder, run.whole))
-        if mine.keys() != other.keys():
-            return f"{name} has other arrays"
-        for key, x in mine.items():
-            if (x.dtype, x.shape, x.tobytes()) != (
-                other[key].dtype,
-                other[key].shape,
-                other[key].tobytes(),
-            ):
-                return f"{key} in {name} differs"
-    return ""
+    mine, other = (comparable(checkpoint.load(x / "policy.npz"))[0] for x in (folder, run.whole))
+    if mine.keys() != other.keys():
+        return "policy.npz has other arrays"
+    differing = [name for name, x in mine.items() if x != other[name]]
+    return f"{differing[0]} in policy.npz differs" if differing else ""
 
 
 def die(name: str, point: str, nth: int) -> None:
@@ -418,8 +420,7 @@ def die(name: str, point: str, nth: int) -> None:
     def reached(event):
         nonlocal saves
         saves += event == "before open"
-        # A save writes the rows before the file.
-        if event == point and saves + (event.endswith("metrics.csv fsync")) >= nth:
+        if event == point and saves >= nth:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def around(what, function, *arguments):
@@ -430,6 +431,7 @@ def die(name: str, point: str, nth: int) -> None:
 
     def named_fsync(number):
         name = os.path.basename(os.readlink(f"/proc/self/fd/{number}"))
+        name = name.replace(f".{os.getpid()}.", ".")
         around(f"{name if '.' in name else 'folder'} fsync", fsync, number)
 
     def named_replace(source, target):
@@ -447,7 +449,7 @@ def die(name: str, point: str, nth: int) -> None:
             return number
 
     def named_open(path, mode):
-        if os.path.basename(path) != ".checkpoint.npz.tmp":
+        if os.path.basename(path) != f".checkpoint.npz.{os.getpid()}.tmp":
             return plain_open(path, mode)
         return around("open", lambda: File(io.FileIO(path, "w")))
 
@@ -473,15 +475,15 @@ def stopped(run: Run, what: str) -> Path:
 def damaged(run: Run, flips: int = 300, cuts: int = 30) -> Fault:
     """Compare what the runner loads when it resumes from damaged files with what was saved."""
     from common.runner import run_folder
-    from common.runner.blocks import Job
+    from common.runner.blocks import Job, plan
     from common.runner.cli import Run as Flags
 
     folder = stopped(run, "damaged")
     module = importlib.import_module(f"algorithms.{run.name}")
-    resume = Flags(resume=str(folder))
-    config, flags = run_folder.read_flags(run.name, module.Config, module.Config(), resume)
+    config, flags = run_folder.read_flags(folder, run.name, module.Config(), Flags(), set())
     job = Job(run.name, module.make, config, flags, [{}], folder)
-    path, previous = folder / "checkpoint.npz", folder / "previous.npz"
+    (block,) = plan(job)
+    path, previous = (folder / BLOCK / name for name in ("checkpoint.npz", "previous.npz"))
     newest, before = (comparable(checkpoint.load(x)) for x in (path, previous))
     whole, kept, passed = path.read_bytes(), previous.read_bytes(), 0
     files = [flipped(whole, run.rng.randrange(8 * len(whole))) for _ in range(flips)]
@@ -495,7 +497,7 @@ def damaged(run: Run, flips: int = 300, cuts: int = 30) -> Fault:
         warning = io.StringIO()
         stderr, sys.stderr = sys.stderr, warning
         try:
-            loaded = comparable(run_folder.latest_checkpoint(job))
+            loaded = comparable(run_folder.load_block(job, block, path.name, previous.name))
         except checkpoint.CheckpointError:
             counts["refused"] += 1
             passed += not number % 2
@@ -529,7 +531,9 @@ def full_disk(run: Run) -> Fault:
         if resumed:
             folder = stopped(run, f"disk-{number}")
             flags = ["--resume", str(folder), "--quiet"]
-        size = (run.whole / "checkpoint.npz").stat().st_size // 2
+        kept = run.work / f"{run.name}-disk-1"  # of a run that was stopped, whichever comes first
+        kept = kept if kept.exists() else stopped(run, "disk-size")
+        size = (kept / BLOCK / "checkpoint.npz").stat().st_size // 2
         ended = finish(start(run, *flags, limit=size // 1024, JAX_ENABLE_COMPILATION_CACHE="0"))
         problem = wrong(run, folder, ended, 5) or ("" if ended.code == 5 else "not noticed")
         if not problem:
@@ -571,14 +575,13 @@ def twice(run: Run) -> Fault:
 
 
 def one_core(run: Run) -> Fault:
-    """Compare a run bound to one core, with the number of devices that it had on all cores."""
+    """Compare a run bound to one core with the one on all cores."""
     folder = run.work / f"{run.name}-one-core"
-    devices = checkpoint.load(run.whole / "checkpoint.npz")[1]["device"].rpartition("x")[2]
     flags = [*run.flags, "--out", str(folder)]
     through = f"on_one_core({run.name!r})"
-    ended = finish(start(run, *flags, through=through, JAX_NUM_CPU_DEVICES=devices))
+    ended = finish(start(run, *flags, through=through))
     problem = ended.error if ended.code else differs(run, folder)
-    detail = problem or f"{devices} devices, {len(os.sched_getaffinity(0))} cores before"
+    detail = problem or f"{len(os.sched_getaffinity(0))} cores before"
     return Fault("one core", run.name, 1, int(not problem), detail)
 
 
@@ -592,7 +595,7 @@ def resume_speed(run: Run, pairs: int, least: float = 0.97) -> Fault:
     """Time pairs of runs, each kind first in turn, because the machine's speed drifts."""
     longer = run._replace(flags=[*run.flags, *LONGER[run.name].split()])
     killed = stopped(longer, "speed")
-    at = checkpoint.load(killed / "checkpoint.npz")[1]["at"]
+    at = checkpoint.load(killed / BLOCK / "checkpoint.npz")[1]["at"]
     ratios = []
     for pair in range(pairs):
         speeds = {}
@@ -607,9 +610,9 @@ def resume_speed(run: Run, pairs: int, least: float = 0.97) -> Fault:
             ended = finish(start(run, *flags))
             if ended.code:
                 return Fault("resume speed", run.name, 1, 0, ended.error)
-            done = checkpoint.load(folder / "checkpoint.npz")[1]["at"]
-            updates, seconds = (done[name] - start_at[name] for name in ("update", "seconds"))
-            speeds[kind] = updates / seconds
+            done = json.loads((folder / "summary.json").read_text())
+            updates = done["updates"] - start_at["update"]
+            speeds[kind] = updates / (done["run_seconds"] - start_at["seconds"])
         ratios.append(speeds["resumed"] / speeds["whole"])
     median = statistics.median(ratios)
     spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
@@ -633,14 +636,14 @@ def memory(run: Run, most: float = 1.0) -> Fault:
 def weigh(name: str) -> None:
     """Run an algorithm that prints on stderr, after every row of metrics, how many bytes of memory
     it holds. A row takes at least one chunk."""
-    write_rows = loop.write_metrics
+    metrics_row = loop.metrics_row
 
-    def weighed(*arguments):
-        write_rows(*arguments)
+    def weighed(run_state):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         print(pages * os.sysconf("SC_PAGESIZE"), file=sys.stderr)
+        return metrics_row(run_state)
 
-    loop.write_metrics = weighed
+    loop.metrics_row = weighed
     run_here(name)
 
 

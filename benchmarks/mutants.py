@@ -328,7 +328,7 @@ MUTANTS = [
         "key_is_used_twice and dqn",
     ),
     common(
-        *("steps of one environment, not of all", "runner/groups"),
+        *("steps of one environment, not of all", "runner/blocks"),
         "return algorithm.initial_steps + update * algorithm.steps_per_update",
         "return algorithm.initial_steps + update",
         "leaves_its_folder",
@@ -336,19 +336,18 @@ MUTANTS = [
     ),
     common(
         *("optimizer state not restored", "runner/loop"),
-        'checkpoint.restore(shapes, restored, "run_state/"))',
-        'checkpoint.restore(shapes, restored, "run_state/"))\n'
-        "        initial = program.init_run(*members).state.rest.opt_state\n"
-        "        state = run_state.state\n"
-        "        state = state._replace(rest=state.rest._replace(opt_state=initial))\n"
-        "        run_state = run_state._replace(state=state)",
+        'values = checkpoint.restore(shapes, arrays, "run_state/")',
+        'values = checkpoint.restore(shapes, arrays, "run_state/")\n'
+        "    initial = unpad(run_state.state.rest.opt_state, len(block.seed))\n"
+        "    rest = values.state.rest._replace(opt_state=initial)\n"
+        "    values = values._replace(state=values.state._replace(rest=rest))",
         "stopped_in_the_middle",
         "runner/test_runs",
     ),
     common(
-        *("rows since the checkpoint are written twice", "runner/loop"),
-        'file.seek(file.truncate(position["metrics_bytes"]))',
-        "file.seek(0, 2)",
+        *("rows before the checkpoint are lost", "runner/loop"),
+        'return header["at"], history, place(',
+        'return header["at"] | {"rows": []}, {}, place(',
         "same_bits",
         "runner/test_run_faults",
     ),
@@ -373,30 +372,59 @@ MUTANTS = [
     ),
     common(
         *("a diverged seed continues reporting", "runner/program"),
-        "reports = {k: healthy & ~jnp.isnan(x) for k, x in metrics.items()}",
-        "reports = {k: ~jnp.isnan(x) for k, x in metrics.items()}",
+        "known = healthy & ~jnp.isnan(x)",
+        "known = ~jnp.isnan(x)",
         "four_seeds and parameter",
         "runner/test_divergence",
     ),
     common(
-        *("a diverged seed is scored", "runner/results"),
-        "has_score = (diverged[:, None] < 0) & np.isfinite(returns)",
-        "has_score = np.isfinite(returns)",
-        "no_score",
+        *("a diverged seed is scored", "runner/loop"),
+        'is_scored = (arrays["diverged"][:, None] < 0) & np.isfinite(returns)',
+        "is_scored = np.isfinite(returns)",
+        "scores_nothing",
         "runner/test_divergence",
     ),
     common(
         *("means over what was not reported", "runner/program"),
-        "jnp.where(reports[k], (x - run_state.mean[k]) / jnp.maximum(count[k], 1), 0)",
-        "(jnp.nan_to_num(x) - run_state.mean[k]) / (step - start + 1)",
+        "mean[name] = run_state.mean[name] + jnp.where(weight > 0, change, 0)",
+        "mean[name] = run_state.mean[name]"
+        " + jnp.nan_to_num(x - run_state.mean[name]) / (step - start + 1)",
         "means_over",
         "runner/test_runs",
+    ),
+    common(
+        *("a mean of means of episodes", "runner/program"),
+        'weight = known * episodes if name.startswith("episode_") else known',
+        "weight = known",
+        "means_over",
+        "runner/test_runs",
+    ),
+    common(
+        *("blocks by the number of CPU devices", "run"),
+        "block_size(num_members, None if is_cpu else num_devices)",
+        "block_size(num_members, num_devices)",
+        "ppo_has_the_bits",
+        "runner/test_blocks",
+    ),
+    common(
+        *("a signal waits for the evaluation", "runner/loop"),
+        "yield episodes, False\n    returns, lengths",
+        "yield episodes, True\n    returns, lengths",
+        "evaluation_without_an_end",
+        "runner/test_run_faults",
+    ),
+    common(
+        *("the winner keeps its own scores", "runner/loop"),
+        "partial(lower_evaluation, salt=FRESH)",
+        "lower_evaluation",
+        "fresh",
+        "runner/test_blocks",
     ),
     common(
         *("all seeds are the batch's first one", "runner/program"),
         "init(jax.random.key(seed))",
         "init(jax.random.key(0 * seed))",
-        "groups_and_devices",
+        "blocks_of_any_size",
         "runner/test_runs",
     ),
 ]

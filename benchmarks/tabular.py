@@ -16,6 +16,7 @@ import importlib
 import platform
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -28,7 +29,7 @@ from common.environments.mdp import reachable
 from common.environments.tabular import make_mdp
 from common.runner.blocks import Job, plan
 from common.runner.cli import parse
-from common.runner.program import build, start_jax
+from common.runner.program import Program, lower_training, place, start_jax
 
 SECONDS = 1.0  # that one measurement takes, about
 LIMIT = 0.05  # of the range of Q*
@@ -80,13 +81,18 @@ def main() -> None:
 
 
 def compiled(algorithm, seeds: int, flags: list[str]):
-    """Return the runner's Program for so many seeds, and its RunState before the first update."""
-    words = ["--num-seeds", str(seeds), "--eval-episodes", "0", *flags]
+    """Return the Algorithm of so many seeds, their Program on one device, and their RunState before
+    the first update."""
+    words = ["--num-seeds", str(seeds), "--block", str(seeds), "--eval-episodes", "0", *flags]
     config, run = parse(algorithm.Config, "benchmarks.tabular", "", words)
     job = Job("", algorithm.make, config, run, [{}], Path())
-    (group,) = plan(job)
-    program = build(job, [group], group)
-    return program, program.init_run(*program.shard((group.floats, group.seed)))
+    (block,) = plan(job)
+    device = jax.devices()[0]
+    with ThreadPoolExecutor() as pool:
+        futures = lower_training(job, block, [device], pool)
+    program = Program(device, **{name: future.result()[0] for name, future in futures.items()})
+    run_state = program.init_run(*place((block.floats, block.seed), block, device))
+    return algorithm.make(config), program, run_state
 
 
 def timed_updates(program, run_state, start: int, stop: int):
@@ -100,7 +106,7 @@ def timed_updates(program, run_state, start: int, stop: int):
 def throughput(rounds: int) -> list[dict]:
     programs, run_states, updates, rates = {}, {}, {}, {1: [], 64: [], 4096: []}
     for seeds in rates:
-        programs[seeds], run_state = compiled(q_learning, seeds, [])
+        made, programs[seeds], run_state = compiled(q_learning, seeds, [])
         for _ in range(2):  # the first call is not like the others
             run_state, seconds = timed_updates(programs[seeds], run_state, 0, 2)
         run_states[seeds], updates[seeds] = run_state, max(2, round(2 * SECONDS / seconds))
@@ -109,7 +115,7 @@ def throughput(rounds: int) -> list[dict]:
             run_states[seeds], seconds = timed_updates(
                 program, run_states[seeds], 0, updates[seeds]
             )
-            steps = seeds * updates[seeds] * program.algorithm.steps_per_update
+            steps = seeds * updates[seeds] * made.steps_per_update
             rates[seeds].append(steps / seconds)
     # Each round's own ratio: what disturbs the machine disturbs its neighbours in time alike.
     ratios = {seeds: np.divide(rate, rates[1]) for seeds, rate in rates.items()}
@@ -136,8 +142,8 @@ def convergence(seeds: int) -> list[dict]:
         }.items():
             words = f"--env-id {env_id} --gamma {gamma} --learning-rate 1 {more}"
             algorithm = importlib.import_module(f"algorithms.{name}")
-            program, run_state = compiled(algorithm, seeds, words.split())
-            run_state, seconds = timed_updates(program, run_state, 0, program.algorithm.num_updates)
+            made, program, run_state = compiled(algorithm, seeds, words.split())
+            run_state, seconds = timed_updates(program, run_state, 0, made.num_updates)
             params = np.asarray(run_state.state.params)[:seeds]
             error = errors(params, *optimal_values(env_id, gamma))
             lines.append(

@@ -92,6 +92,7 @@ def write_results(
         "algorithm": job.name,
         "env_id": job.config.env_id,
         "steps": max(last_steps(job, blocks)),
+        "updates": max(job.make(block.config).num_updates for block in blocks),
         "seeds": job.run.num_seeds,
         "training": of_best(training),
         "evaluation": of_best(evaluation),

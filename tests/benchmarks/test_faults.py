@@ -1,6 +1,7 @@
 """benchmarks/faults.py: a short round of it, and that it notices every kind of failure."""
 
 import csv
+import json
 import random
 import shutil
 import signal
@@ -16,11 +17,14 @@ from benchmarks.faults import Ended, Fault, Run, differs, flipped, wrong
 from common.runner import checkpoint
 from common.runner.cli import parse
 
+EVERY_CHUNK = ["--checkpoint-every", "1e-9"]
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("faults")
-    flags = ["--total-timesteps", "400", "--steps-per-update", "20", "--num-seeds", "2", "--quiet"]
+    flags = "--total-timesteps 400 --steps-per-update 20 --num-seeds 2 --block 2 --quiet"
+    flags = flags.split()
     run("algorithms.q_learning", *flags, "--out", path / "whole")
     return Run("q_learning", flags, path / "whole", path, random.Random(0))
 
@@ -28,7 +32,7 @@ def whole(tmp_path_factory):
 @pytest.mark.slow
 def test_two_kills_inside_a_save_end_with_the_same_bytes(whole, monkeypatch):
     """One is between the two renames, the other when half a file is written."""
-    flags = [*whole.flags, "--checkpoint-every", "1e-9"]
+    flags = [*whole.flags, *EVERY_CHUNK]
     points = [
         lambda *x, point=point: faults.in_a_save(*x, point=point)
         for point in ("after previous.npz replace", "write 12")
@@ -43,14 +47,26 @@ def test_what_differs_is_found(whole, tmp_path):
     rows = (other / "metrics.csv").read_bytes()
     (other / "metrics.csv").write_bytes(rows + rows[-20:])
     assert differs(whole, other) == "metrics.csv differs"
-    assert wrong(whole, other, Ended(0, ""), -9) == ""  # rows after those that are counted on
-    (other / "metrics.csv").write_bytes(rows.replace(b"1", b"2", 1))
-    assert wrong(whole, other, Ended(0, ""), -9) == "rows are wrong"
-    (other / "metrics.csv").write_bytes(rows[:-1])
-    assert wrong(whole, other, Ended(0, ""), -9) == "rows are wrong"
-    data = (other / "checkpoint.npz").read_bytes()
-    (other / "checkpoint.npz").write_bytes(flipped(data, 4 * len(data)))
-    assert "damaged" in wrong(whole, other, Ended(0, ""), -9)
+
+
+def test_what_a_checkpoint_holds_is_compared(whole):
+    stopped = faults.stopped(whole._replace(flags=[*whole.flags, *EVERY_CHUNK]), "held")
+    path = stopped / faults.BLOCK / "checkpoint.npz"
+    assert wrong(whole, stopped, Ended(0, ""), -9) == ""
+    arrays, header = checkpoint.load(path)
+    value = arrays["history/value"]
+    checkpoint.save(path, arrays | {"history/value": value + 1}, header)
+    assert wrong(whole, stopped, Ended(0, ""), -9) == "rows are wrong"
+    short = {name: x[:-1] if name.startswith("history/") else x for name, x in arrays.items()}
+    checkpoint.save(path, short, header)
+    assert wrong(whole, stopped, Ended(0, ""), -9) == "rows are wrong"
+    data = path.read_bytes()
+    path.write_bytes(flipped(data, 4 * len(data)))
+    assert "damaged" in wrong(whole, stopped, Ended(0, ""), -9)
+
+
+def test_how_a_run_ends_is_compared(whole):
+    other = whole.whole
     assert wrong(whole, other, Ended(1, "Traceback"), -9) == "exit code 1: Traceback"
     assert wrong(whole, other, Ended(130, "two\nlines\n"), 130).startswith("not one line")
     assert wrong(whole, other, Ended(130, ""), 130).startswith("not one line")
@@ -131,7 +147,10 @@ def test_a_resumed_run_that_is_slower_is_found(speeds, passed, whole, tmp_path, 
 
     def save(folder, update, seconds):
         at = {"at": {"update": update, "seconds": seconds}}
-        checkpoint.save(folder / "checkpoint.npz", {"x": np.zeros(1)}, at)
+        (folder / faults.BLOCK).mkdir(parents=True, exist_ok=True)
+        checkpoint.save(folder / faults.BLOCK / "checkpoint.npz", {"x": np.zeros(1)}, at)
+        summary = {"updates": update, "run_seconds": seconds}
+        (folder / "summary.json").write_text(json.dumps(summary))
         return folder
 
     def finish(folder):

@@ -123,3 +123,30 @@ def test_if_one_dies_the_other_ends_soon_and_any_number_goes_on(
     assert not (tmp_path / "a" / "summary.json").exists()
     assert ended(start(tmp_path / "a"))[0] == [0]
     assert_same(tmp_path / "a", whole)
+
+
+def test_the_best_setting_is_reported_on_fresh_episodes_and_fresh_seeds(tmp_path):
+    """The scores that chose it are too high: it is evaluated again, and trained again."""
+    flags = ["--sweep", "learning_rate=1e-3,3e-3", "--num-seeds", "2", "--retrain-best", "3"]
+    flags += ["--total-timesteps", "4000", "--out", tmp_path / "a"]
+    done = run("algorithms.dqn", *[x for x in FLAGS if x != "--quiet"], *flags)
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    best = json.loads((tmp_path / "a" / "best" / "summary.json").read_text())
+    assert best["seeds"] == 3 and summary["retrained"] == best["evaluation"]
+    assert summary["fresh_evaluation"] != summary["evaluation"]
+    with np.load(tmp_path / "a" / "best" / "policy.npz") as policy:
+        assert policy["member/seed"].tolist() == [2, 3, 4]
+    config = json.loads((tmp_path / "a" / "best" / "config.json").read_text())["config"]
+    assert config["learning_rate"] == summary["best"]["learning_rate"]
+    assert "on fresh episodes, 3 episodes:" in done.stdout and "(3 fresh seeds)" in done.stdout
+
+
+def test_a_sweep_over_environments_ranks_each_by_itself(tmp_path):
+    flags = [x for x in FLAGS[: FLAGS.index("--num-seeds")] if x != "--quiet"]
+    flags += ["--sweep", "env_id=CartPole-v1,Acrobot-v1", "gamma=0.9,0.99", "--num-seeds", "1"]
+    run("algorithms.dqn", *flags, "--total-timesteps", "2000", "--out", tmp_path / "a")
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert [row["rank"] for row in summary["sweep"]] == [1, 2, 1, 2]
+    first = [row["setting"].split()[0] for row in summary["sweep"]]
+    assert first == ["env_id=CartPole-v1"] * 2 + ["env_id=Acrobot-v1"] * 2
+    assert summary["best"] is None and summary["evaluation"] is None

@@ -3,12 +3,16 @@ need be from the previous checkpoint, or it ends with exit code 3 and one line."
 
 import json
 import shutil
+import signal
+import subprocess
 import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from helpers import ROOT
+from helpers import run as helpers_run
 
 from algorithms import q_learning
 from common import run
@@ -238,6 +242,40 @@ def test_saves_take_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["q_learning", *FLAGS, "--out", str(tmp_path / "a")])
     run.main(q_learning.Config, q_learning.make)
     assert saves.count("checkpoint.npz") <= 2 and saves.count("trained.npz") == 1
+
+
+ENDLESS = """
+import gymnax
+from gymnax.environments.classic_control.cartpole import CartPole, EnvParams
+
+class Endless(CartPole):
+    @property
+    def default_params(self):
+        return EnvParams(max_steps_in_episode=10**9, x_threshold=1e9, theta_threshold_radians=1e9)
+
+gymnax.register("Endless-v0", Endless)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_an_evaluation_without_an_end_can_be_stopped_and_the_policy_is_there(number, tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    flags = ["--import", tmp_path / "endless.py", "--env-id", "Endless-v0", "--num-seeds", "4"]
+    flags += ["--total-timesteps", "2000", "--eval-episodes", "2000", "--out", tmp_path / "a"]
+    command = [sys.executable, "-m", "algorithms.a2c", *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("evaluating") for line in lines)
+    assert (tmp_path / "a" / "policy.npz").exists() and (tmp_path / "a" / "metrics.csv").exists()
+    time.sleep(1)  # it evaluates, in one compiled program
+    process.send_signal(number)
+    clock = time.monotonic()
+    error = process.communicate(timeout=100)[1]
+    assert time.monotonic() - clock < 10
+    assert process.returncode == 128 + number and error.count("\n") == 1, error
+    done = helpers_run("algorithms.a2c", "--resume", tmp_path / "a", "--eval-episodes", 0)
+    assert "no episode ended within 2,000 steps" in done.stdout
 
 
 def test_other_versions_are_a_warning(killed, folders, monkeypatch, capsys):

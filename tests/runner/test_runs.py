@@ -607,6 +607,26 @@ def test_metrics_are_means_over_what_was_reported():
     np.testing.assert_allclose(run_state.mean["episode_return"], [7.0] * 3)  # the mean starts again
 
 
+def test_means_over_episodes_weigh_every_episode_once():
+    """One episode of 500 in one update and 50 of 10 in another have a mean of 19.6, not 255."""
+
+    def update(state, step):
+        episodes = jnp.array([1, 0, 50])[step]
+        mean = jnp.array([500.0, jnp.nan, 10.0])[step]
+        returns = {"episode_return": mean, "episode_length": 2 * mean, "episodes": episodes}
+        return state, {**returns, "value": jnp.array([4.0, 2.0, 3.0])[step]}
+
+    class State(NamedTuple):
+        params: jax.Array
+
+    run_state = init_run(lambda key: State(jnp.zeros(2)), update, jnp.zeros(1))
+    run_state = run_updates(update, run_state, jnp.int32(0), jnp.int32(3), jnp.bool_(True))
+    row = loop.metrics_row(jax.device_get(run_state._replace(state=None)))
+    np.testing.assert_allclose(row["episode_return"], [1000 / 51], rtol=1e-6)
+    np.testing.assert_allclose(row["episode_length"], [2000 / 51], rtol=1e-6)
+    assert row["episodes"] == 51 and row["value"] == 3
+
+
 def test_divergence_is_flagged_at_its_update_and_only_there():
     class State(NamedTuple):
         params: jax.Array

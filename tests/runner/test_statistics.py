@@ -146,6 +146,32 @@ def test_final_scores_average_what_is_known_of_the_last_tenth():
     np.testing.assert_array_equal(statistics.final_scores([[1.0, 7.0]]), [7])
 
 
+def test_final_scores_weigh_rows_by_their_episodes():
+    curve, episodes = np.full(20, 7.0), np.ones(20)
+    curve[-2:], episodes[-2:] = (500, 10), (1, 50)
+    np.testing.assert_allclose(statistics.final_scores([curve], [episodes]), [1000 / 51])
+    episodes[-2:] = 0
+    assert np.isnan(statistics.final_scores([curve], [episodes])).all()
+
+
+def test_few_seeds_have_no_interval_and_equal_settings_share_a_rank():
+    assert statistics.summarize([1.0, 2, 3, 4])["low"] is None
+    assert statistics.summarize([1.0, 2, 3, 4, 5])["low"] is not None
+    rows = statistics.sweep_table("abc", [[500.0] * 5, [3.0] * 5, [500.0] * 5])
+    assert [(row["setting"], row["rank"]) for row in rows] == [("a", 1), ("c", 1), ("b", 3)]
+
+
+def test_settings_of_different_tasks_are_not_ranked_together():
+    scores, tasks = [[1.0], [500.0], [2.0], [400.0]], ["x", "y", "x", "y"]
+    rows = statistics.sweep_table("abcd", scores, tasks)
+    assert [(row["setting"], row["rank"]) for row in rows] == [
+        ("c", 1),
+        ("a", 2),
+        ("b", 1),
+        ("d", 2),
+    ]
+
+
 def test_bands_are_the_iqm_and_bootstrap_interval_of_each_point():
     x = noise(24, 6)
     x[:5, 1] = x[:, 4] = NAN
