@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.distributions import make_distribution
+from common.distributions import make_distribution, with_orthogonal_init
 from common.envs import EnvState, bound_action, make_env, rollout, with_bounded_actions
-from common.networks import make_network, with_orthogonal_init
+from common.networks import make_network
 from common.normalization import obs_normalizer, reward_scaler
 from common.returns import gae
 from common.run import main

@@ -51,9 +51,7 @@ from benchmarks.learning import RESULTS, ROOT, table
 from common.runner import checkpoint, loop
 from common.runner.program import start_jax
 
-ALGORITHMS = sorted(
-    path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__"
-)
+ALGORITHMS = sorted(path.stem for path in (ROOT / "algorithms").glob("[a-z]*.py"))
 SMALL = "--num-seeds 4 --block 4 --eval-episodes 2 --log-points 40"
 TABLE = "--total-timesteps 200_000 --steps-per-update 20"
 ROLLOUT = "--total-timesteps 200_000 --num-envs 4 --num-steps 32 --hidden-sizes 16"

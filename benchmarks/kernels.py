@@ -101,7 +101,7 @@ def main() -> None:
 
 def every_row() -> dict[str, tuple]:
     files = sorted(path.stem for path in (ROOT / "algorithms").glob("*.py"))
-    return ROWS | {name: (name, "", None) for name in files if name != "__init__"}
+    return ROWS | {name: (name, "", None) for name in files if not name.startswith("_")}
 
 
 def install() -> Path:

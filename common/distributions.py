@@ -1,4 +1,5 @@
-"""Distributions of an action, as NamedTuples of pure functions."""
+"""Policies: distributions of an action, as NamedTuples of pure functions, and the initial weights
+of the networks that parametrize them."""
 
 import math
 from collections.abc import Callable
@@ -84,3 +85,37 @@ def make_distribution(env: Env, std: float) -> Distribution:
     if env.num_actions is None:
         return gaussian(env.action_shape, std)
     return categorical(env.num_actions)
+
+
+def with_orthogonal_init(network: Network, gain: float) -> Network:
+    """Return the network with orthogonal weights times √2, in the last layer times `gain` (Saxe et
+    al. 2014, https://arxiv.org/abs/1312.6120)."""
+
+    def init(key):
+        layers = jax.eval_shape(network.init, jax.random.key(0))
+        gains = [math.sqrt(2)] * (len(layers) - 1) + [gain]
+        keys = jax.random.split(key, len(layers))
+        return [
+            (g * orthonormalize(jax.random.normal(k, w.shape)), jnp.zeros(b.shape))
+            for k, g, (w, b) in zip(keys, gains, layers, strict=True)
+        ]
+
+    return Network(init, network.apply)
+
+
+def orthonormalize(x: jax.Array) -> jax.Array:
+    """Gram-Schmidt on the columns of x [m, n], or on its rows if there are fewer; [m, n].
+
+    The result is uniformly distributed if x is normal. Each column is orthogonalized twice against
+    rounding errors. (LAPACK's QR under vmap can deadlock XLA's CPU threads.)
+    """
+    if x.shape[0] < x.shape[1]:
+        return orthonormalize(x.T).T
+
+    def column(i, q):  # columns i and later of q are still 0
+        v = x[:, i]
+        for _ in range(2):
+            v -= q @ (v @ q)
+        return q.at[:, i].set(v / jnp.linalg.norm(v))
+
+    return jax.lax.fori_loop(0, x.shape[1], column, jnp.zeros_like(x))

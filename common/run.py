@@ -100,7 +100,7 @@ def prepare(
     return the Job. `given` are the fields that the command line names."""
     from common.runner import run_folder, sharing
     from common.runner.blocks import Job, block_size
-    from common.runner.program import start_jax
+    from common.runner.program import load_module, start_jax
 
     imports = tuple(str(Path(x).resolve()) if x.endswith(".py") else x for x in run.imports)
     run = dataclasses.replace(run, imports=imports)
@@ -114,11 +114,8 @@ def prepare(
     num_members = len(grid) * run.num_seeds
     sharing.connect(run)
     start_jax(min(num_members, run.seeds_at_once or num_members))
-    if run.imports:
-        from common.environments.gymnax_envs import load_module  # starts JAX
-
-        for module in run.imports:
-            load_module(module)
+    for module in run.imports:
+        load_module(module)
     for setting in grid:
         if make(dataclasses.replace(config, **setting)).num_updates > MAX_INT:
             raise ValueError(f"--total-timesteps: more than {MAX_INT:,} updates")

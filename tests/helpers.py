@@ -25,9 +25,7 @@ from common.runner import checkpoint
 from common.runner.program import init_run, run_updates
 
 ROOT = Path(__file__).parent.parent
-ALGORITHMS = sorted(
-    path.stem for path in (ROOT / "algorithms").glob("*.py") if path.stem != "__init__"
-)
+ALGORITHMS = sorted(path.stem for path in (ROOT / "algorithms").glob("[a-z]*.py"))
 SMALL = {
     "total_timesteps": 1_200,
     "learning_starts": 200,

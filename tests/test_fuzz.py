@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common import run
+from common.runner import loop, run_folder
 from common.runner.cli import Run
 
 INTS = ["0", "1", "2", "3", "7", "64", "-1", "1e3", "1e6", "1e12", "2147483648", "9" * 30, "1.5"]
@@ -106,8 +107,9 @@ def called(module, argv, patch, traced):
             state = jax.eval_shape(algorithm.init, jax.random.key(0))
             jax.eval_shape(algorithm.update, state, jnp.int32(0))
 
-    patch.setattr(run, "train", trace)
-    patch.setattr(run, "new_folder", lambda *arguments: Path("/nowhere"))
+    patch.setattr(loop, "run", trace)
+    patch.setattr(run_folder, "new_path", lambda *arguments: Path("/nowhere"))
+    patch.setattr(run_folder, "create", lambda *arguments: True)
     patch.setattr(sys, "argv", ["test", *argv])
     output, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):

@@ -126,7 +126,7 @@ def test_an_end_of_either_kind_ends_a_simulation(terminated, truncated, bootstra
         )
 
     env = Env(None, step, 1, (), None, 3, (), None, None, 10)
-    state = EnvState(jnp.int32(0), jnp.float32(0), jnp.float32(0), jnp.float32(0))
+    state = EnvState(jnp.int32(0), jnp.float32(0), None)
     after, reward, discount = simulator_of_env(env, 0.9).step(
         state, jnp.int32(1), jax.random.key(0)
     )

@@ -192,8 +192,13 @@ def _refuse_unknown_flags(argv: list[str], types: dict[str, Any]) -> None:
         "--help",
         *("--no-" + name[2:] for name, kind in types.items() if kind is bool),
     }
+    kind, sequence = None, ""
     for token in argv:
         name = "--" + token[2:].partition("=")[0].replace("_", "-")
+        if token.startswith("--"):
+            kind, sequence = types.get(name), name
+        elif get_origin(kind) is tuple and get_args(kind)[0] in (int, float) and "," in token:
+            fail(2, f"{sequence} {token}: write {sequence} {token.replace(',', ' ')}")
         if token.startswith("--") and name not in known:
             fail(2, f"unknown flag {name}{_did_you_mean(name, known)} (--help lists the flags)")
         if token.startswith("--") and "=" in token and types.get(name, bool) is bool:
@@ -201,8 +206,14 @@ def _refuse_unknown_flags(argv: list[str], types: dict[str, Any]) -> None:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint at the known name that is most like `name`, if one is."""
-    close = get_close_matches(name, known, n=1)
+    """Return a hint at the known name that is most like `name`, if one is: by its initials
+    (--lr), by a part (--steps), or by its letters."""
+    words = lambda text: [word for word in re.split("[-_]", text) if word]
+    initials = lambda text: "".join(word[0] for word in words(text))
+    by_initials = [x for x in known if initials(x) == "".join(words(name))]
+    by_letters = get_close_matches(name, known, n=1)
+    by_part = [x for x in known if len(name.strip("-")) > 3 and name.strip("-") in x]
+    close = [*by_initials, *by_part, *by_letters]
     return f"; did you mean {close[0]}?" if close else ""
 
 

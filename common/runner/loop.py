@@ -204,16 +204,23 @@ def side_by_side(work: Work, blocks: list[Block], lower: Callable, task: Callabl
                 program_id = waiting[0].program_id
             block, device = waiting.popleft(), free.pop(0)
             steps = task(work, block, programs[device])
-            running[device] = steps, *next(steps)
+            running[device] = steps, *go_on(steps, device)
         for device in wait_for_any(work, running):
             steps = running.pop(device)[0]
-            waits_for = next(steps, None)
+            waits_for = go_on(steps, device)
             if waits_for is None:
                 free.append(device)
             else:
                 running[device] = steps, *waits_for
     if work.received:
         raise Stopped(128 + work.received[0])
+
+
+def go_on(steps: Iterator, device: Any) -> tuple[Any, bool] | None:
+    """Return what a task waits for next, None if it is done; its own small computations are not to
+    wait for another device, which is busy."""
+    with jax.default_device(device):
+        return next(steps, None)
 
 
 def wait_for_any(work: Work, running: dict) -> list:
@@ -293,7 +300,7 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
         end = min(point, start + length)
         is_new_row = start in (0, *points)
         span = jnp.int32(start), jnp.int32(end), jnp.bool_(is_new_row)
-        run_state = program.run_updates(run_state, *jax.device_put(span, program.device))
+        run_state = program.run_updates(run_state, *span)
         yield run_state.diverged, True
 
         elapsed = time.monotonic() - clock

@@ -6,9 +6,13 @@ member), E evaluation episodes.
 
 import dataclasses
 import functools
+import importlib
 import os
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -143,6 +147,14 @@ def start_jax(num_members: int = MAX_INT) -> None:
     os.environ.setdefault("NPROC", "1")
     use_compile_cache()
     unroll_threefry()
+
+
+def load_module(name: str) -> ModuleType:
+    """Import a user's module by its name, or a .py file by its path. ValueError, one line, if that
+    fails. Comes after `start_jax`: gymnax starts JAX."""
+    gymnax_envs = importlib.import_module("common.environments.gymnax_envs")
+    gymnax_envs.load_module(name)
+    return sys.modules[Path(name).stem if name.endswith(".py") else name]
 
 
 def place(tree: Any, block: Block, device: Any) -> Any:

@@ -22,6 +22,7 @@ from common.runner import checkpoint, plots, policy_map, statistics
 from common.runner.blocks import Block, Job, environment_steps, setting_label, steps_after
 from common.runner.checkpoint import CheckpointError
 from common.runner.evaluation import MAX_LENGTH
+from common.runner.program import load_module
 from common.runner.run_folder import from_json, load_block, provenance
 
 
@@ -273,7 +274,7 @@ def load_member(
     score that matches, and its fields. Errors as of `load_agent`."""
     header, table = checkpoint.load_header(path, "member/")
     for module in header["imports"]:
-        gymnax_envs().load_module(module)
+        load_module(module)
     settings = header["settings"]
     matches = [all(s.get(k) == x for k, x in setting.items()) for s in settings]
     is_wanted = np.array(matches)[table["member/setting"]]
@@ -307,13 +308,7 @@ def load_source(header: dict) -> Any:
             return module
     except ModuleNotFoundError:
         pass
-    gymnax_envs().load_module(str(path))
-    return sys.modules[path.stem]
-
-
-def gymnax_envs() -> Any:
-    """Return the module that loads a user's files. It starts JAX, so `start_jax` comes before."""
-    return importlib.import_module("common.environments.gymnax_envs")
+    return load_module(str(path))
 
 
 def draw_training(job: Job, table: Table, scores: np.ndarray, score_name: str) -> None:

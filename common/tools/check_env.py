@@ -27,7 +27,7 @@ from common.envs import (
     is_bounded,
     make_env,
     rollout,
-    with_clipped_actions,
+    with_bounded_actions,
     with_unit_actions,
 )
 from common.exploration import random_policy
@@ -130,7 +130,7 @@ def check_env(env_id: str) -> Iterator[str]:
         env = with_unit_actions(env)
     elif env.num_actions is None:
         yield Note("actions without finite bounds low < high: some algorithms refuse them")
-        env = with_clipped_actions(env)
+        env = with_bounded_actions(env)
         policy = lambda obs, key: jax.random.normal(key, (NUM_ENVS, *env.action_shape))
     with jax.debug_key_reuse(True):  # which looks at jaxprs, so `eval_shape` will not do
         trace = lambda function: jax.make_jaxpr(function, return_shape=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from common.distributions import orthonormalize, with_orthogonal_init
 from common.envs import make_env
 from common.networks import (
     conv,
@@ -13,8 +14,6 @@ from common.networks import (
     make_network,
     make_q_network,
     mlp,
-    orthonormalize,
-    with_orthogonal_init,
 )
 
 

@@ -13,7 +13,7 @@ from gymnax.environments import environment, spaces
 from helpers import load, run, small_config, trained
 
 from common.environments.gymnax_envs import load_module, make_cached
-from common.envs import make_env, rollout, with_clipped_actions, with_unit_actions
+from common.envs import make_env, rollout, with_bounded_actions, with_unit_actions
 from common.exploration import random_policy
 from common.networks import make_network
 
@@ -134,7 +134,7 @@ def test_squashed_policies_need_bounds_and_others_do_not(register, low, high):
     env_id = register(action_space=spaces.Box(low, high, (2,)))
     with pytest.raises(ValueError, match="needs finite bounds with low < high for every action"):
         make_env(env_id, 3, actions="continuous")
-    env = with_clipped_actions(make_env(env_id, 3))
+    env = with_bounded_actions(make_env(env_id, 3))
     assert np.isfinite(played(env).reward).all()
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import ALGORITHMS, run
 
 from common.algorithm import require
 from common.runner.cli import Run, parse, settings
@@ -156,3 +157,27 @@ def test_vmapped_fields_are_not_tested_and_the_others_are():
     jax.vmap(build)(jnp.array([0.1, 5.0]))
     with pytest.raises(ValueError, match="num_envs >= 1"):
         jax.vmap(lambda rate: build(rate, 0))(jnp.array([0.1]))
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["--lr", "1"], "unknown flag --lr; did you mean --learning-rate?"),
+        (["--n-envs", "4"], "did you mean --num-envs?"),
+        (["--envs", "4"], "did you mean --num-envs?"),
+        (["--hidden-sizes", "64,64"], "--hidden-sizes 64,64: write --hidden-sizes 64 64"),
+    ],
+)
+def test_what_people_write_is_answered_with_what_is_meant(argv, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and says in error and error.count("\n") == 1
+
+
+def test_algorithms_are_listed_and_suggested():
+    listed = run("algorithms").stdout.splitlines()
+    assert len(listed) == len(ALGORITHMS) and all(len(line.split()) > 4 for line in listed)
+    done = run("algorithms.dqnn", check=2)
+    assert done.stderr == "there is no algorithm dqnn; did you mean dqn?\n"
+    assert "lists what there is" in run("algorithms.zzzz", check=2).stderr
