@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
+from common.distributions import orthonormalize
 from common.environments.linear import (
     LINEAR,
     System,
@@ -38,7 +39,6 @@ from common.environments.linear import (
     next_state,
     solve,
 )
-from common.networks import orthonormalize
 from common.run import main
 
 

@@ -177,7 +177,7 @@ def test_what_people_write_is_answered_with_what_is_meant(argv, says, capsys):
 
 def test_algorithms_are_listed_and_suggested():
     listed = run("algorithms").stdout.splitlines()
-    assert len(listed) == len(ALGORITHMS) and all(len(line.split()) > 4 for line in listed)
+    assert len(listed) == len(ALGORITHMS) and all(len(line.split()) > 3 for line in listed)
     done = run("algorithms.dqnn", check=2)
     assert done.stderr == "there is no algorithm dqnn; did you mean dqn?\n"
     assert "lists what there is" in run("algorithms.zzzz", check=2).stderr
