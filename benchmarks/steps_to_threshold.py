@@ -97,7 +97,7 @@ def line_of(row: dict, folder: Path, steps, returns) -> dict:
         "environment": row["env_id"],
         "threshold": row["threshold"],
         "algorithm": row["algorithm"],
-        **{key: round(x) for key, x in summarize(first).items()},
+        **{key: x if x is None else round(x) for key, x in summarize(first).items()},
         "never": int((~ever).sum()),
         "seeds": row["seeds"],
         "device": summary["device"],

@@ -275,7 +275,7 @@ def test_an_evaluation_without_an_end_can_be_stopped_and_the_policy_is_there(num
     assert time.monotonic() - clock < 10
     assert process.returncode == 128 + number and error.count("\n") == 1, error
     done = helpers_run("algorithms.a2c", "--resume", tmp_path / "a", "--eval-episodes", 0)
-    assert "no episode ended within 2,000 steps" in done.stdout
+    assert "no episode ended within 1,984 steps" in done.stdout
 
 
 def test_other_versions_are_a_warning(killed, folders, monkeypatch, capsys):
