@@ -135,7 +135,8 @@ def test_the_best_setting_is_reported_on_fresh_episodes_and_fresh_seeds(tmp_path
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     best = json.loads((tmp_path / "a" / "best" / "summary.json").read_text())
     assert best["seeds"] == 3 and summary["retrained"] == best["evaluation"]
-    assert summary["fresh_evaluation"] != summary["evaluation"]
+    fresh, old = summary["fresh_evaluation"], summary["evaluation"]
+    assert any(abs(fresh[name] - old[name]) > 1e-3 for name in ("iqm", "min", "max"))
     with np.load(tmp_path / "a" / "best" / "policy.npz") as policy:
         assert policy["member/seed"].tolist() == [2, 3, 4]
     config = json.loads((tmp_path / "a" / "best" / "config.json").read_text())["config"]
