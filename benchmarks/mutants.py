@@ -83,7 +83,7 @@ MUTANTS = [
         "time_limit or two_steps or discounted_sum",
     ),
     common(
-        *("returns run on over the end", "envs"),
+        *("returns run on over the end", "environments/batching"),
         "jnp.where(episode.done, 0, x)",
         "x",
         "mean_return or agrees",
@@ -400,7 +400,7 @@ MUTANTS = [
         "runner/test_runs",
     ),
     common(
-        *("blocks by the number of CPU devices", "run"),
+        *("blocks by the number of CPU devices", "runner/start"),
         "block_size(num_members, None if is_cpu else num_devices)",
         "block_size(num_members, num_devices)",
         "ppo_has_the_bits",

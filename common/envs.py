@@ -137,17 +137,6 @@ def with_bounded_actions(env: Env) -> Env:
     return map_actions(env, lambda action: bound_action(env, action))
 
 
-def first_episode(num_envs: int) -> Episode:
-    """Return the Episodes before their first step."""
-    return Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, int), jnp.zeros(num_envs, bool))
-
-
-def next_episode(episode: Episode, reward: jax.Array, done: jax.Array) -> Episode:
-    """Return the Episodes after one more step, which ended those that are `done`."""
-    total, length = (jnp.where(episode.done, 0, x) for x in (episode.total, episode.length))
-    return Episode(total + reward, length + 1, done)
-
-
 def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
     """Return the mean return and length of the episodes that ended, NaN if none did, and how many
     did: weights for means over several updates."""

@@ -135,7 +135,7 @@ def reading_cost(module, apart_from=("common.run",)):
 def test_dqn_and_all_that_it_imports_are_read_in_one_sitting():
     cost = reading_cost("algorithms.dqn")
     files = ", ".join(f"{name} {lines}" for name, lines in cost.items())
-    assert sum(cost.values()) <= 611, f"{sum(cost.values())} lines: {files}"
+    assert sum(cost.values()) <= 600, f"{sum(cost.values())} lines: {files}"
 
 
 def test_tests_of_an_algorithm_run_on_one_worker():

@@ -5,8 +5,9 @@ from difflib import get_close_matches
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from common.envs import Env, EnvState, Transition, first_episode, next_episode
+from common.envs import Env, EnvState, Episode, Transition
 
 
 def batch_env(
@@ -44,6 +45,17 @@ def batch_env(
         return EnvState(inner, obs, episode), transition
 
     return Env(reset_envs, step_envs, num_envs, **fields)
+
+
+def first_episode(num_envs: int) -> Episode:
+    """Return the Episodes before their first step."""
+    return Episode(jnp.zeros(num_envs), jnp.zeros(num_envs, int), jnp.zeros(num_envs, bool))
+
+
+def next_episode(episode: Episode, reward: jax.Array, done: jax.Array) -> Episode:
+    """Return the Episodes after one more step, which ended those that are `done`."""
+    total, length = (jnp.where(episode.done, 0, x) for x in (episode.total, episode.length))
+    return Episode(total + reward, length + 1, done)
 
 
 def lookup(table: dict[str, Any], env_id: str, what: str) -> Any:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.envs import Episode, first_episode, next_episode
+from common.environments.batching import first_episode, next_episode
+from common.envs import Episode
 
 
 class Game(NamedTuple):

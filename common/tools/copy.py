@@ -37,6 +37,7 @@ LEAN_ENVS = {  # what defines `make_env` and more in fewer lines for a single fa
     "gymnax": "common.tools.standalone_gymnax",
     "tabular": "common.tools.standalone_tabular",
 }
+LEAN_EPISODES = "common.tools.standalone_episode"  # goes with each of them
 UNDECLARED = {"gymnax": ["six"]}  # what a package imports and does not require
 ORIGIN = "Copied from manyseeds: stands alone, with the packages named above."
 MARK = re.compile(r"  # (?:not copied|copied (?P<rule>for|unless|--)(?: ?)(?P<text>.+))$")
@@ -98,7 +99,9 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
     def load(module: str) -> Module:
         read = read_module(module, choice, as_algorithm=module == path)
         is_replaced = choice.lean_envs and module in ("common.envs", "common.environments.tabular")
-        return with_definitions(read, load(choice.lean_envs)) if is_replaced else read
+        for lean in (choice.lean_envs, LEAN_EPISODES) if is_replaced else ():
+            read = with_definitions(read, load(lean))
+        return read
 
     body, start = load(path).definitions
     found = list(dict.fromkeys([*reach(load, [body]), *reach(load, [start])]))
@@ -108,7 +111,7 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
     above = [x for x in reach(load, eager_definitions(load, body)) if x in definitions]
     below = [x for x in definitions if x not in above]
     modules = module_order(load, [path, *(x.module for x in definitions)])
-    modules = [x for x in modules if x not in LEAN_ENVS.values()]
+    modules = [x for x in modules if x not in (*LEAN_ENVS.values(), LEAN_EPISODES)]
     sections = [*sections_of(load, modules, above), body.text]
     sections += [*sections_of(load, modules, below), start.text]
 

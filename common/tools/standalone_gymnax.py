@@ -1,26 +1,13 @@
 """For copies with gymnax's environments alone: common/envs.py's `make_env`."""
 
 import math
-from typing import Any, NamedTuple
 
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.envs import Env, Transition
-
-
-class EnvState(NamedTuple):
-    inner: Any  # the environment's own state
-    obs: jax.Array  # [N, ...] what the policy sees next, after any reset
-    episode: tuple  # return and length up to the last step, and whether that ended it; each [N]
-
-
-def episode_metrics(episode: tuple) -> dict[str, jax.Array]:
-    """Return the mean return of the episodes that ended, NaN if none did, and how many did."""
-    total, _, done = episode
-    return {"episode_return": jnp.mean(total, where=done), "episodes": jnp.sum(done)}
+from common.envs import Env, EnvState, Transition
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
@@ -29,14 +16,14 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         raise ValueError(f"--env-id: no environment {env_id!r} is registered with gymnax")
     env, params = gymnax.make(env_id)
     obs_space, action_space = env.observation_space(params), env.action_space(params)
-    is_discrete = hasattr(action_space, "n")
-    if actions not in ("any", "discrete" if is_discrete else "continuous"):
+    num_states, num_actions = getattr(obs_space, "n", None), getattr(action_space, "n", None)
+    if actions not in ("any", "discrete" if num_actions else "continuous"):
         raise ValueError(f"--env-id: {env_id} has no {actions} actions")
     low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
     reset_all = jax.vmap(lambda key: env.reset(key, params))
     step_all = jax.vmap(lambda k, s, a: env.step(k, s, a.reshape(action_space.shape), params))
     shapes = jax.eval_shape(reset_all, jax.random.split(jax.random.key(0), num_envs))
-    is_integer = jnp.issubdtype(shapes[0].dtype, jnp.integer) and not hasattr(obs_space, "n")
+    is_integer = jnp.issubdtype(shapes[0].dtype, jnp.integer) and num_states is None
     has_room = np.all((low < high) & (high - low < 2**24))  # float32 tells such integers apart
     offset, scale = (low, high - low) if has_room else (0, 1)
 
@@ -56,10 +43,9 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     def step(state, action, key):
         outputs = step_all(jax.random.split(key, num_envs), state.inner, action)
         obs, inner, reward, terminated, truncated, info = outputs
-        obs, inner = strong((obs, inner), shapes)
-        next_obs = encode(strong(info["final_observation"], shapes[0]))
-        reward = jnp.asarray(reward, float)
-        transition = Transition(state.obs, action, reward, next_obs, terminated, truncated)
+        last_obs, reward = info["final_observation"], jnp.asarray(reward, float)
+        obs, inner, last_obs = strong((obs, inner, last_obs), (*shapes, shapes[0]))
+        transition = Transition(state.obs, action, reward, encode(last_obs), terminated, truncated)
         total, length, done = state.episode
         total, length = jnp.where(done, 0, total) + reward, jnp.where(done, 0, length) + 1
         return EnvState(inner, encode(obs), (total, length, terminated | truncated)), transition
@@ -67,10 +53,9 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     fields = {"max_steps": getattr(params, "max_steps_in_episode", 10_000)}
     if np.all((low < high) & (high - low < np.finfo(np.float32).max)):  # copied for obs_low
         fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
-    if not is_discrete:  # copied unless actions="discrete"
+    if num_actions is None:  # copied unless actions="discrete"
         shape = action_space.shape
         fields["action_shape"] = (math.prod(shape),)
         fields["action_low"] = jnp.broadcast_to(action_space.low, shape).ravel()
         fields["action_high"] = jnp.broadcast_to(action_space.high, shape).ravel()
-    num_states, num_actions = getattr(obs_space, "n", None), getattr(action_space, "n", None)
     return Env(reset, step, num_envs, shapes[0].shape[1:], num_states, num_actions, **fields)

@@ -60,7 +60,7 @@ def main(config_class: type, make: Callable[[Any], Algorithm]) -> None:
 
 def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
     """Print the mean return of 100 episodes of each policy in a file that `main` saved."""
-    if algorithm.act is None:
+    if algorithm.act is None:  # copied for update, None
         raise ValueError("--load: this algorithm has no policy that plays without its planner")
     params = jax.eval_shape(algorithm.init, key).params
     with np.load(path) as file:
@@ -73,14 +73,12 @@ def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
             key_act, key_env = jax.random.split(key)
             keys = jax.random.split(key_act, 100)
             action = jax.vmap(algorithm.act, (None, 0, 0))(params, state.obs, keys)
-            state, transition = env.step(state, action, key_env)
-            done = transition.terminated | transition.truncated
-            return state, (transition.reward, done)
+            state, _ = env.step(state, action, key_env)
+            return state, state.episode
 
         keys = jax.random.split(key_steps, env.max_steps)
-        _, (rewards, done) = jax.lax.scan(step, env.reset(key_reset), keys)
-        is_first_episode = jnp.cumsum(done, axis=0) - done == 0
-        return jnp.mean(jnp.sum(rewards, axis=0, where=is_first_episode))
+        _, (total, _, done) = jax.lax.scan(step, env.reset(key_reset), keys)
+        first_end = jnp.argmax(done.at[-1].set(True), axis=0)
+        return jnp.mean(total[first_end, jnp.arange(100)])
 
-    returns = jax.jit(jax.vmap(mean_return))(params)
-    print("return of each policy:", *(f"{x:.4g}" for x in returns))
+    print("return of each policy:", *(f"{x:.4g}" for x in jax.jit(jax.vmap(mean_return))(params)))

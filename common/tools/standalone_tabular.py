@@ -1,14 +1,12 @@
 """For copies with a single tabular MDP that does not change: common/envs.py's `make_env`."""
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from common.environments.mdp import MDP
 from common.environments.tabular import TABULAR
-from common.envs import Env, Transition
+from common.envs import Env, EnvState, Transition
 
 
 def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
@@ -16,18 +14,6 @@ def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
     if env_id not in TABULAR:
         raise ValueError(f"--env-id: this copy has {', '.join(TABULAR)}")
     return TABULAR[env_id].make(key)
-
-
-class EnvState(NamedTuple):
-    inner: Any  # the environment's own state
-    obs: jax.Array  # [N, ...] what the policy sees next, after any reset
-    episode: tuple  # return and length up to the last step, and whether that ended it; each [N]
-
-
-def episode_metrics(episode: tuple) -> dict[str, jax.Array]:
-    """Return the mean return of the episodes that ended, NaN if none did, and how many did."""
-    total, _, done = episode
-    return {"episode_return": jnp.mean(total, where=done), "episodes": jnp.sum(done)}
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
@@ -44,7 +30,7 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         u = jax.random.uniform(key) * cumulative[-1]
         return jnp.minimum(jnp.sum(u >= cumulative), len(cumulative) - 1).astype(jnp.int32)
 
-    def next_state(key, state, action):
+    def follow(key, state, action):
         key_next, key_reset = jax.random.split(key)
         k = draw(key_next, cumulative[state, action])
         return successor[state, action, k], rewards[state, action, k], draw(key_reset, start)
@@ -52,18 +38,16 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     def reset(key):
         state = jax.vmap(draw, (0, None))(jax.random.split(key, num_envs), start)
         episode = jnp.zeros(num_envs), jnp.zeros(num_envs, int), jnp.zeros(num_envs, bool)
-        return EnvState(jnp.zeros(num_envs, jnp.int32), state, episode)
+        return EnvState((), state, episode)
 
     def step(env_state, action, key):
-        obs, time = env_state.obs, env_state.inner + 1
-        keys = jax.random.split(key, num_envs)
-        next_obs, reward, first_obs = jax.vmap(next_state)(keys, obs, action)
-        terminated, truncated = jnp.asarray(mdp.terminal)[next_obs], time >= max_steps
+        obs, (total, length, was_done) = env_state.obs, env_state.episode
+        total, length = jnp.where(was_done, 0, total), jnp.where(was_done, 0, length) + 1
+        next_obs, reward, first_obs = jax.vmap(follow)(jax.random.split(key, num_envs), obs, action)
+        terminated, truncated = jnp.asarray(mdp.terminal)[next_obs], length >= max_steps
         transition = Transition(obs, action, reward, next_obs, terminated, truncated)
         done = terminated | truncated
-        obs, time = jnp.where(done, first_obs, next_obs), jnp.where(done, 0, time)
-        total, length, was_done = env_state.episode
-        total, length = jnp.where(was_done, 0, total) + reward, jnp.where(was_done, 0, length) + 1
-        return EnvState(time, obs, (total, length, done)), transition
+        obs = jnp.where(done, first_obs, next_obs)
+        return EnvState((), obs, (total + reward, length, done)), transition
 
     return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps, gamma=gamma)

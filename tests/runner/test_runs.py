@@ -20,7 +20,7 @@ from helpers import ROOT, run
 import algorithms.dqn
 from common.algorithm import Algorithm
 from common.run import main
-from common.runner import checkpoint, loop, program
+from common.runner import checkpoint, loop
 from common.runner.blocks import Job, block_size, log_points, plan, steps_after
 from common.runner.cli import Run, settings
 from common.runner.loop import caught_signals
@@ -313,7 +313,7 @@ def test_devices_are_asked_for_as_many_members_as_train_at_once(flags, expected,
         asked.append(num_members)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "start_jax", stop)
+    monkeypatch.setattr("common.runner.start.start_jax", stop)
     monkeypatch.setattr(sys, "argv", ["dqn", *flags.split()])
     with pytest.raises(SystemExit):
         main(algorithms.dqn.Config, algorithms.dqn.make)

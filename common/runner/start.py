@@ -1,0 +1,75 @@
+"""What comes before a run, and what its errors mean to a user."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from common.algorithm import MAX_INT, Algorithm
+from common.runner import run_folder, sharing
+from common.runner.blocks import Job, block_size
+from common.runner.checkpoint import CheckpointError
+from common.runner.cli import Run, settings
+from common.runner.loop import Stopped
+from common.runner.program import load_module, start_jax
+
+
+def prepare(
+    name: str, make: Callable[[Any], Algorithm], config: Any, run: Run, given: set[str]
+) -> Job:
+    """Start JAX, check every configuration, and make the run's folder or find the one that goes on;
+    return the Job. `given` are the fields that the command line names."""
+    imports = tuple(str(Path(x).resolve()) if x.endswith(".py") else x for x in run.imports)
+    run = dataclasses.replace(run, imports=imports)
+    folder = Path(run.resume or run.out or run_folder.new_path(name, config.env_id))
+    every_field = {x.name for kind in (config, run) for x in dataclasses.fields(kind)}
+    if run.resume:
+        config, run = run_folder.read_flags(folder, name, config, run, given)
+    elif (folder / "config.json").exists():  # the same command starts, joins and resumes
+        config, run = run_folder.read_flags(folder, name, config, run, every_field)
+    grid = settings(run.sweep, config)
+    num_members = len(grid) * run.num_seeds
+    sharing.connect(run)
+    start_jax(min(num_members, run.seeds_at_once or num_members))
+    for module in run.imports:
+        load_module(module)
+    for setting in grid:
+        if make(dataclasses.replace(config, **setting)).num_updates > MAX_INT:
+            raise ValueError(f"--total-timesteps: more than {MAX_INT:,} updates")
+    if not run.block:
+        num_devices = len(jax.local_devices()) * sharing.share_of(run)[1]
+        is_cpu = jax.local_devices()[0].platform == "cpu"
+        block = block_size(num_members, None if is_cpu else num_devices)
+        run = dataclasses.replace(run, block=min(block, run.seeds_at_once or block))
+    if not (folder / "config.json").exists() and not run_folder.create(folder, name, config, run):
+        config, run = run_folder.read_flags(folder, name, config, run, every_field)
+    return Job(name, make, config, run, grid, folder)
+
+
+def explain(error: BaseException, folder: Path | None) -> tuple[int, str]:
+    """Return the exit code and the line for an error before (folder is None) or in a run; raise it
+    if it is a fault of the program."""
+    text = str(error)
+    match error:
+        case Stopped():
+            return error.code, f"stopped; continue with --resume {folder}"
+        case KeyboardInterrupt():
+            return 130, f"stopped; continue with --resume {folder}" if folder else "stopped"
+        case CheckpointError():
+            return 3, text
+        case OSError() if folder is None:
+            return 5, f"cannot write {error.filename}: {error.strerror}; choose another --out"
+        case OSError():
+            return (
+                5,
+                f"cannot write to {folder}: {error.strerror}; fix that, then --resume {folder}",
+            )
+        case ValueError() if folder is None:  # a message without a flag is about the environment
+            return 2, text if "--" in text else f"--env-id: {text}"
+        case MemoryError():
+            return 2, "out of memory; --seeds-at-once trains fewer seeds at a time"
+        case jax.errors.JaxRuntimeError() if "RESOURCE_EXHAUSTED" in text:
+            return 2, "out of memory; --seeds-at-once trains fewer seeds at a time"
+    raise error
