@@ -141,6 +141,15 @@ def history(algorithm, metric, key):
     return jax.lax.scan(update, algorithm.init(key), jnp.arange(algorithm.num_updates))
 
 
+def check_picture_of_values(algorithm, exact, policy):
+    """The picture of a prediction shows what seed 0 has learned, beside the exact values."""
+    state = jax.tree.map(lambda x: x[0], trained(algorithm, [0], algorithm.num_updates).state)
+    picture = algorithm.picture(state)
+    np.testing.assert_array_equal(picture["value"], state.params)
+    np.testing.assert_allclose(picture["exact"], exact, atol=1e-6)
+    np.testing.assert_array_equal(picture["policy"], policy)
+
+
 def histories(algorithm, metric, num_seeds):
     """The last States of seeds 0, 1, ..., and that metric of their updates, [S, T]."""
     train = jax.vmap(lambda key: history(algorithm, metric, key))

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_table_probe, episodes_of, trained, values_of_the_walk
+from helpers import (
+    check_picture_of_values,
+    check_table_probe,
+    episodes_of,
+    trained,
+    values_of_the_walk,
+)
 from probes import GAMMA
 
 from algorithms import monte_carlo
@@ -215,9 +221,5 @@ def test_control_finds_the_shortest_ways_on_a_short_grid():
 
 def test_the_picture_shows_what_was_learned():
     algorithm = make(Config("RandomWalk5-tabular", total_timesteps=1_000))
-    state = jax.tree.map(lambda x: x[0], trained(algorithm, [0], algorithm.num_updates).state)
-    picture = algorithm.picture(state)
-    np.testing.assert_array_equal(picture["value"], state.params)
-    np.testing.assert_allclose(picture["exact"], values_of_the_walk(1.0), atol=1e-6)
-    np.testing.assert_array_equal(picture["policy"], np.full((7, 2), 0.5))
+    check_picture_of_values(algorithm, values_of_the_walk(1.0), np.full((7, 2), 0.5))
     assert make(Config(control=True)).picture is None  # policy.png shows that
