@@ -134,6 +134,9 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
 
     def figures(block: Block | None, update: int, run_state: RunState | None) -> dict[str, str]:
         """Return the texts to show; speed and time are those since the first chunk."""
+        nonlocal began
+        if block is None and not done:
+            began = time.monotonic()
         if block is not None:
             share = update / algorithms[block.index].num_updates
             done[block.index] = work[block.index] * share
@@ -150,11 +153,10 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
         }
 
     def line(state, block=None, update=0, run_state=None):
-        nonlocal last_tenth, last_time, began
-        if block is None:
-            began = time.monotonic() if not done else began
-            return print_line(job.run, f"{state} ...") if state else None
+        nonlocal last_tenth, last_time
         texts = figures(block, update, run_state)
+        if block is None:
+            return print_line(job.run, f"{state} ...") if state else None
         share = sum(done.values()) / total
         tenth, clock = int(10 * share), time.monotonic()
         if tenth > last_tenth and (clock > last_time + 1 or tenth == 10) or clock > last_time + 15:
@@ -174,8 +176,6 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
             task = bar.add_task("", total=total, **dict.fromkeys(names, ""))
 
             def draw(state, block=None, update=0, run_state=None):
-                nonlocal began
-                began = time.monotonic() if block is None and not done else began
                 texts = figures(block, update, run_state)
                 bar.update(task, completed=sum(done.values()), state=state, **texts)
 

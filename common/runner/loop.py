@@ -39,7 +39,14 @@ from common.runner.program import (
     place,
     unpad,
 )
-from common.runner.results import draw_first, write_policies, write_results, write_tables
+from common.runner.results import (
+    draw_first,
+    read_table,
+    training_scores,
+    write_metrics,
+    write_policies,
+    write_results,
+)
 from common.runner.run_folder import block_path, create, load_block, save_block, write_json
 from common.runner.sharing import merging, own_blocks, share_of, wait_for_others
 from common.runner.statistics import summarize
@@ -97,8 +104,9 @@ def train_and_evaluate(work: Work, own: list[Block], blocks: list[Block]) -> Non
     if not missing(job, blocks, "trained.npz"):
         with merging(job) as is_mine:
             if is_mine:  # before the evaluation, which may be stopped
-                write_policies(job, blocks)
-                write_tables(job, blocks)
+                table = read_table(job, blocks)
+                write_metrics(job, blocks, table)
+                write_policies(job, blocks, training_scores(table))
     if last_file(job) == "episodes.npz":
         left = missing(job, own, "episodes.npz")
         side_by_side(work, left, lower_evaluation, evaluate_block)

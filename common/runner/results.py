@@ -76,7 +76,9 @@ def write_results(
 
     `width` is the number of blocks that trained at a time. OSError if the disk refuses.
     """
-    table, episodes = write_tables(job, blocks), read_episodes(job, blocks)
+    table, episodes = read_table(job, blocks), read_episodes(job, blocks)
+    if not (job.folder / "metrics.csv").exists():  # else it is of this training
+        write_metrics(job, blocks, table)
     training = training_scores(table)
     evaluation = None if episodes is None else episodes[0].mean(-1)
     scores = training if evaluation is None else evaluation
@@ -145,10 +147,8 @@ def trained_steps(job: Job, blocks: list[Block], table: Table) -> int:
     return total
 
 
-def write_tables(job: Job, blocks: list[Block]) -> Table:
-    """Write metrics.csv, one row per point and member; return what it holds. OSError if the disk
-    refuses."""
-    table = read_table(job, blocks)
+def write_metrics(job: Job, blocks: list[Block], table: Table) -> None:
+    """Write metrics.csv, one row per point and member. OSError if the disk refuses."""
     programs = {}
     for block in blocks:
         configs = programs.setdefault(block.program_id, (job.make(block.config), set()))[1]
@@ -171,7 +171,6 @@ def write_tables(job: Job, blocks: list[Block]) -> Table:
                     )
 
     write_text(job.folder / "metrics.csv", chunks())
-    return table
 
 
 def write_evaluation(job: Job, returns: np.ndarray, lengths: np.ndarray) -> None:
@@ -216,16 +215,15 @@ def write_text(path: Path, chunks: Iterator[str]) -> None:
     checkpoint.write_atomically(path, write)
 
 
-def write_policies(job: Job, blocks: list[Block], scores: np.ndarray | None = None) -> None:
-    """Write policy.npz, the params of every member with its score from [G, S]; without scores, its
-    training return. OSError if the disk refuses.
+def write_policies(job: Job, blocks: list[Block], scores: np.ndarray) -> None:
+    """Write policy.npz, the params of every member with its score from [G, S]. OSError if the disk
+    refuses.
 
     Arrays "<program_id>/<name>" are params, [members of that program, ...]; "member/seed",
     "member/setting" (an index into the header's settings), "member/program", "member/row" (in the
     arrays of its program), "member/score" (NaN if it has none) and "member/sha256" (of its params)
     describe the members, [members].
     """
-    scores = training_scores(read_table(job, blocks)) if scores is None else scores
     parts, members, rows = {}, [], {}
     for block in blocks:
         arrays, _ = load_block(job, block, "trained.npz")
