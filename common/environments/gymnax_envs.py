@@ -20,6 +20,11 @@ from common.environments.batching import batch_env
 from common.environments.gymnax_checks import attempt, check, spaces_of
 from common.envs import Env, is_bounded
 
+# Their observations tell the time, so the time limit ends the task: the last observation is never
+# acted on, and no value of it is ever learned (Pardo et al. 2018, section 2).
+TIMED = {"DiscountingChain-bsuite", "PointRobot-misc", "MetaMaze-misc"}
+TIMED |= {"BernoulliBandit-misc", "GaussianBandit-misc"}
+
 
 def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of a registered environment; ValueError, one line, if there is none
@@ -56,6 +61,7 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     def step(key, inner, action):
         action = action.reshape(action_space.shape)
         obs, inner, reward, terminated, truncated, info = env.step(key, inner, action, params)
+        terminated |= truncated & (env_id in TIMED)
         next_obs = encode(info["final_observation"])
         return encode(obs), inner, jnp.asarray(reward), terminated, truncated, next_obs
 

@@ -216,9 +216,24 @@ def check_ends(env_id: str, env: Env, steps: Transition) -> Iterator[str]:
     if (steps.truncated & (length < env.max_steps)).any() and not is_gymnax:
         yield f"an episode is cut off before {limit}"  # gymnax's may have other reasons
     at_limit = done & (length == env.max_steps)
-    if at_limit.any() and steps.terminated[at_limit].all():
+    told = tells_time(steps.next_obs, length)
+    if at_limit.any() and steps.terminated[at_limit].all() and not told:
         reason = "is that the time limit? Then it must not be in `terminated`"
         yield Note(f"every episode of {env.max_steps} steps, the limit, is terminated: {reason}")
+    if (steps.truncated & ~steps.terminated)[at_limit].any() and told:
+        reason = "no value of the last one is ever learned. Let the limit terminate"
+        yield Note(f"observations tell the time, but the limit only truncates: {reason}")
+
+
+def tells_time(obs: np.ndarray, length: np.ndarray) -> bool:
+    """Return whether some number in the observations is the same at the same step of all episodes
+    and differs between any two steps. obs [T, N, ...], length [T, N]: steps of the episode so far.
+    """
+    obs = obs.reshape(length.size, -1)
+    steps, first, at = np.unique(length, return_index=True, return_inverse=True)
+    by_step = obs[first]  # [number of steps, size of an observation]
+    is_same = (obs == by_step[at.ravel()]).all(0)
+    return any(len(np.unique(x)) == len(steps) > 1 for x in by_step[:, is_same].T)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 from helpers import load, run, small_config, trained
 
-from common.environments.gymnax_envs import load_module, make_cached
+from common.environments.gymnax_envs import TIMED, load_module, make_cached
 from common.envs import make_env, rollout, with_bounded_actions, with_unit_actions
 from common.exploration import random_policy
 from common.networks import make_network
@@ -174,6 +174,19 @@ def test_bounds_of_another_shape_are_refused(register, bound):
     space = spaces.Box(bound, bound + 9, (4,))
     with pytest.raises(ValueError, match="the observation space fails with ValueError"):
         make_env(register(obs_space=space), 1)
+
+
+@pytest.mark.parametrize("env_id", sorted(TIMED))
+def test_where_observations_tell_the_time_the_limit_ends_the_task(env_id):
+    """DiscountingChain pays at most 1.1 an episode; PPO's values grew to 20 and beyond, because
+    each bootstrapped from an observation that no rollout begins with."""
+    env = make_env(env_id, 2)
+    policy = random_policy(env)
+    key_reset, key = jax.random.split(jax.random.key(0))
+    play = jax.jit(lambda state: rollout(env, policy, state, key, env.max_steps)[1])
+    steps = play(env.reset(key_reset))
+    assert steps.truncated.any()
+    assert (steps.terminated >= steps.truncated).all()
 
 
 def test_an_environment_that_raises_is_named_with_its_own_error(register):

@@ -27,6 +27,7 @@ def test_every_offline_environment_passes(env_id, monkeypatch):
     problems, notes = check_env.check(env_id)
     assert problems == []
     assert all("\n" not in line for line in notes)
+    assert not any("tell the time" in line for line in notes)  # gymnax_envs.TIMED has them all
 
 
 @struct.dataclass
@@ -333,7 +334,22 @@ class Pushed(Walk):
         return spaces.Box(-jnp.ones((2, 2)), jnp.ones((2, 2)), (2, 2), jnp.float32)
 
 
-@pytest.mark.parametrize("kind", [CutOffElsewhere, RewardIsABool, Pushed])
+class ShowsTime(Walk):
+    def observation(self, state):
+        return jnp.stack([state.x, state.time / 20])
+
+
+class TerminatedAtLimit(Walk):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, reward, terminated | (state.time >= 20), info
+
+
+class TimedTask(ShowsTime, TerminatedAtLimit):
+    """The time limit is a state of the task, which may then end there."""
+
+
+@pytest.mark.parametrize("kind", [CutOffElsewhere, RewardIsABool, Pushed, TimedTask])
 def test_what_is_unusual_is_no_problem(kind, register):
     register(kind)
     assert check_env.check(f"{kind.__name__}-check") == ([], [])
@@ -359,12 +375,6 @@ class FarAway(Walk):
         return jnp.stack([state.x + 4e5, jnp.float32(1)])
 
 
-class TerminatedAtLimit(Walk):
-    def step_env(self, *arguments):
-        obs, state, reward, terminated, info = super().step_env(*arguments)
-        return obs, state, reward, terminated | (state.time >= 20), info
-
-
 class NoLimit(Walk):
     default_params = None
 
@@ -375,6 +385,8 @@ NOTES = {
     FarAway: "observations are as large as 4e+05: scale them to about [-1, 1]",
     TerminatedAtLimit: "every episode of 20 steps, the limit, is terminated: "
     "is that the time limit? Then it must not be in `terminated`",
+    ShowsTime: "observations tell the time, but the limit only truncates: "
+    "no value of the last one is ever learned. Let the limit terminate",
     NoLimit: "params have no max_steps_in_episode: evaluation stops after 10,000 steps",
 }
 
@@ -437,7 +449,8 @@ class RaisesBrax(CountdownEnv):
 def test_a_broken_environment_of_brax_is_told_why(kind, problem, monkeypatch):
     monkeypatch.setattr(brax_envs, "load", lambda env_id: (kind(), 35))
     problems, notes = check_env.check(f"{kind.__name__}-brax")
-    assert (problem in problems if problem else problems == []) and notes == []
+    assert problem in problems if problem else problems == []
+    assert all("tell the time" in line for line in notes)  # as those of CountdownEnv do
 
 
 def changed(env, change):
