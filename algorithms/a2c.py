@@ -7,9 +7,9 @@ workers, as Wu et al. 2017, https://arxiv.org/abs/1708.05144, name it
     L(θ, w) = -E[ln π(a | s; θ) A]                                          (section 4.3)
               + c₁ E[½ (V(s; w) - R)²] - c₂ E[H(π(s; θ))]
 
-with A by GAE over a rollout, and R = A + V(s; w). λ = 1 is the paper's n-step return.
+with A by GAE over a rollout, and R = A + V(s; w). λ = 1, the default, is the paper's n-step return.
 
-Departs from the paper: Adam, not RMSProp; GAE, normalized; policy and value share no layer;
+Departs from the paper: Adam, not RMSProp; normalized advantages; policy and value share no layer;
 continuous actions have one standard deviation for all observations, and their units make finite
 bounds -1 and 1; truncated episodes bootstrap from V(s'). With norm_obs a rollout and its loss see
 observations scaled by the statistics of all rollouts before it, the first one's unscaled.
@@ -40,11 +40,11 @@ class Config:
     learning_rate: float = 2e-3  # of Adam
     anneal_lr: bool = True  # the learning rate falls linearly to 0
     gamma: float = 0.99  # discount factor
-    gae_lambda: float = 0.95  # λ of GAE
+    gae_lambda: float = 1.0  # λ of GAE
     norm_adv: bool = True  # scale the advantages of a rollout to mean 0 and standard deviation 1
     ent_coef: float = 0.01  # c₂
     vf_coef: float = 0.5  # c₁
-    max_grad_norm: float = 10.0  # global norm that gradients are clipped to
+    max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
     norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
     init_std: float = 1.0  # initial standard deviation of actions whose bounds are -1 and 1
