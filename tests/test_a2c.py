@@ -36,7 +36,13 @@ def test_the_first_gradient_of_ppo_is_that_of_a2c(monkeypatch, env_id, norm_adv)
     moments = []
     for module, fields in ((a2c, {}), (ppo, {"update_epochs": 1, "num_minibatches": 1})):
         monkeypatch.setattr(module, "rollout", same)
-        fields |= {"num_envs": 4, "norm_adv": norm_adv, "max_grad_norm": 0.5, "env_id": env_id}
+        fields |= {
+            "num_envs": 4,
+            "norm_adv": norm_adv,
+            "max_grad_norm": 0.5,
+            "gae_lambda": 0.95,
+            "env_id": env_id,
+        }
         algorithm = module.make(small_config(module, **fields))
         state = jax.jit(algorithm.init)(jax.random.key(0))
         state, _ = jax.jit(algorithm.update)(state, jnp.int32(0))
