@@ -283,9 +283,9 @@ MUTANTS = [
     ),
     algorithm(
         *("statistics changed between rollout and loss", "ppo"),
-        "obs = normalizer.apply(params.statistics, transitions.obs)",
-        "statistics = normalizer.add(params.statistics, transitions.obs)\n"
-        "        obs = normalizer.apply(statistics, transitions.obs)",
+        "obs = normalize(params.statistics, transitions.obs)",
+        "statistics = add_batch(params.statistics, transitions.obs)\n"
+        "        obs = normalize(statistics, transitions.obs)",
         "policy_saw",
     ),
     common(

@@ -117,24 +117,15 @@ def bound_action(env: Env, action: jax.Array) -> jax.Array:
 
 
 def map_actions(env: Env, transform: Callable) -> Env:
-    """Return the environment that steps with `transform(action)`; Transitions keep `action`."""
+    """Return the environment that steps with `transform(env, action)`: `scale_action`, or
+    `bound_action`. Its Transitions keep `action`, so that a log-probability is of what was sampled.
+    """
 
     def step(state, action, key):
-        state, transition = env.step(state, transform(action), key)
+        state, transition = env.step(state, transform(env, action), key)
         return state, transition._replace(action=action)
 
     return env._replace(step=step)
-
-
-def with_unit_actions(env: Env) -> Env:
-    """Return the environment with actions in [-1, 1]."""
-    return map_actions(env, lambda action: scale_action(env, action))
-
-
-def with_bounded_actions(env: Env) -> Env:
-    """Return the environment that applies `bound_action` inside `step`, so that a log-probability
-    is that of the action that was sampled."""
-    return map_actions(env, lambda action: bound_action(env, action))
 
 
 def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
