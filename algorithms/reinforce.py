@@ -196,7 +196,7 @@ def make(config: Config) -> Algorithm:
             "episode_length": jnp.sum(is_counted) / num_episodes,
             "episodes": num_episodes,
             "value": value.mean(where=is_counted),
-            "counted": is_counted.astype(float).mean(),
+            "counted": jnp.sum(is_counted, dtype=jnp.int32),  # steps that the means are over
         }
         actor_params, critic_params = network_params
         return State(state.key, actor_params, critic_params, opt_state), metrics
