@@ -38,7 +38,7 @@ from common.normalization import (
     Statistics,
     add_batch,
     no_obs_statistics,
-    no_reward_statistics,
+    no_statistics,
     normalize,
     scale_rewards,
 )
@@ -84,7 +84,7 @@ class State(NamedTuple):
     critic_params: Any  # w
     opt_state: optax.OptState
     env: EnvState
-    reward_statistics: Any  # None if rewards are not normalized
+    reward_scale: Any  # of discounted sums: see scale_rewards; None if rewards are not normalized
 
 
 class Batch(NamedTuple):
@@ -112,11 +112,13 @@ def value_loss(value, target) -> jax.Array:
 def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
     no_obs = no_obs_statistics(env, config.norm_obs)
-    no_rewards = no_reward_statistics(env, config.norm_reward)
+    no_rewards = (jnp.zeros(env.num_envs), no_statistics(())) if config.norm_reward else None
     num_outputs = env.num_actions or math.prod(env.action_shape)
     actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
-    actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
-    critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
+    actor = with_orthogonal_init(actor, 0.01)
+    actor = make_policy(env, actor, config.init_std)
+    critic = make_network(env, config.hidden_sizes, 1, jnp.tanh)
+    critic = with_orthogonal_init(critic, 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
 
@@ -147,14 +149,15 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic, key_env = jax.random.split(key, 4)
-        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
+        actor_params = actor.init(key_actor)
+        critic_params = critic.init(key_critic)
         return State(
             key=key,
             params=Params(actor_params, no_obs),
             critic_params=critic_params,
             opt_state=optimizer(0).init((actor_params, critic_params)),
             env=env.reset(key_env),
-            reward_statistics=no_rewards,
+            reward_scale=no_rewards,
         )
 
     def update(state, step):
@@ -168,9 +171,7 @@ def make(config: Config) -> Algorithm:
         env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
-        reward_statistics, reward = scale_rewards(
-            state.reward_statistics, transitions, config.gamma
-        )
+        reward_scale, reward = scale_rewards(state.reward_scale, transitions, config.gamma)
         obs = normalize(params.statistics, transitions.obs)
         next_obs = normalize(params.statistics, transitions.next_obs)
         value = values(state.critic_params, obs)
@@ -180,7 +181,12 @@ def make(config: Config) -> Algorithm:
         advantage = jax.vmap(gae, (1, 1, None, None), 1)(
             error, done, config.gamma, config.gae_lambda
         )
-        batch = Batch(obs, transitions.action, advantage, advantage + value)
+        batch = Batch(
+            obs=obs,
+            action=transitions.action,
+            advantage=advantage,
+            target=advantage + value,
+        )
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
         network_params = params.actor, state.critic_params
@@ -196,7 +202,7 @@ def make(config: Config) -> Algorithm:
             critic_params=critic_params,
             opt_state=opt_state,
             env=env_state,
-            reward_statistics=reward_statistics,
+            reward_scale=reward_scale,
         ), metrics
 
     def act(params, obs, key):

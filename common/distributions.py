@@ -21,18 +21,16 @@ class Normal(NamedTuple):
 
 
 def make_policy(env: Env, network: Network, std: float) -> Network:
-    """Return a network of distributions: its outputs are the logits of discrete actions, else the
-    mean of a Normal, whose log_std is learned, the same for all observations, from ln `std` on."""
+    """Return a network of distributions, whose logits or means are the outputs of `network`.
+
+    The log_std of a Normal is learned, the same for all observations, and starts at ln `std`.
+    """
     if env.num_actions is not None:
         return network
-
-    def init(key):
-        return network.init(key), jnp.zeros(env.action_shape) + jnp.log(std)
-
-    def apply(params, obs):
-        return Normal(network.apply(params[0], obs), params[1])
-
-    return Network(init, apply)
+    return Network(
+        init=lambda key: (network.init(key), jnp.zeros(env.action_shape) + jnp.log(std)),
+        apply=lambda params, obs: Normal(network.apply(params[0], obs), params[1]),
+    )
 
 
 def sample(key: jax.Array, distribution: jax.Array | Normal) -> jax.Array:
@@ -65,13 +63,14 @@ def entropy(distribution: jax.Array | Normal) -> jax.Array:
 
 def mode(distribution: jax.Array | Normal) -> jax.Array:
     """argmax_a π(a), an action."""
-    is_normal = isinstance(distribution, Normal)
-    return distribution.mean if is_normal else jnp.argmax(distribution, axis=-1)
+    return distribution.mean if isinstance(distribution, Normal) else jnp.argmax(distribution, -1)
 
 
 def with_orthogonal_init(network: Network, gain: float) -> Network:
-    """Return the network with orthogonal weights times √2, in the last layer times `gain` (Saxe et
-    al. 2014, https://arxiv.org/abs/1312.6120)."""
+    """Return the network with orthogonal weights times √2, in the last layer times `gain`.
+
+    Saxe et al. 2014, https://arxiv.org/abs/1312.6120.
+    """
 
     def init(key):
         layers = jax.eval_shape(network.init, jax.random.key(0))

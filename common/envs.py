@@ -106,8 +106,10 @@ def scale_action(env: Env, action: jax.Array) -> jax.Array:
 
 
 def bound_action(env: Env, action: jax.Array) -> jax.Array:
-    """Rescale a continuous action from [-1, 1] to the environment's bounds and clip it to them;
-    where they are not finite it keeps its units. Return a discrete action as it is."""
+    """Rescale a continuous action from [-1, 1] to the environment's bounds and clip it to them.
+
+    Where they are not finite it keeps its units. A discrete action is returned as it is.
+    """
     if env.num_actions is not None:
         return action
     low, high = jnp.asarray(env.action_low), jnp.asarray(env.action_high)
@@ -117,8 +119,10 @@ def bound_action(env: Env, action: jax.Array) -> jax.Array:
 
 
 def map_actions(env: Env, transform: Callable) -> Env:
-    """Return the environment that steps with `transform(env, action)`: `scale_action`, or
-    `bound_action`. Its Transitions keep `action`, so that a log-probability is of what was sampled.
+    """Return the environment that steps with `transform(env, action)`; Transitions keep `action`.
+
+    `transform` is `scale_action`, or `bound_action` for a policy whose log-probabilities are those
+    of the actions that were sampled.
     """
 
     def step(state, action, key):
@@ -138,13 +142,9 @@ def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
     }
 
 
-def rollout(
-    env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int
-) -> tuple[EnvState, Transition, dict[str, jax.Array]]:
-    """Take `num_steps` steps of `policy(obs [N, ...], key) -> action [N, ...]`.
-
-    Returns the EnvState, the Transitions [T, N, ...], and the `episode_metrics` of these steps.
-    """
+def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int) -> tuple:
+    """Take `num_steps` steps of `policy(obs [N, ...], key) -> action`; return the EnvState, the
+    Transitions [T, N, ...], and the `episode_metrics` of these steps."""
 
     def step(state, keys):
         state, transition = env.step(state, policy(state.obs, keys[0]), keys[1])

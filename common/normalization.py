@@ -3,7 +3,7 @@
 Each function takes None for statistics: then nothing is normalized, and they stay None.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,6 @@ def no_obs_statistics(env: Env, norm_obs: bool) -> Statistics | None:
     return no_statistics(env.obs_shape) if norm_obs else None
 
 
-def no_reward_statistics(env: Env, norm_reward: bool) -> tuple[jax.Array, Statistics] | None:
-    """Return the state of `scale_rewards` before any reward, None if not `norm_reward`: discounted
-    sums of each episode so far [N], and the statistics of all such sums, step by step."""
-    return (jnp.zeros(env.num_envs), no_statistics(())) if norm_reward else None
-
-
 def add_batch(statistics: Statistics | None, x: jax.Array) -> Statistics | None:
     """Add x [..., *shape] to the statistics (Chan et al. 1983, eq. 2.1).
 
@@ -59,22 +53,22 @@ def normalize(statistics: Statistics | None, x: jax.Array) -> jax.Array:
     return jnp.clip((x - statistics.mean) / jnp.sqrt(statistics.var + 1e-8), -10, 10)
 
 
-def scale_rewards(
-    reward_statistics: tuple[jax.Array, Statistics] | None, transitions: Transition, gamma: float
-) -> tuple[tuple[jax.Array, Statistics] | None, jax.Array]:
-    """Add the rewards of a rollout [T, N, ...] to the statistics; return these, and the rewards
-    divided by the standard deviation of the discounted sums and clipped to [-10, 10], [T, N]."""
-    if reward_statistics is None:
+def scale_rewards(scale: Any, transitions: Transition, gamma: float) -> tuple[Any, jax.Array]:
+    """Divide rewards by the standard deviation of their discounted sums; clip them to [-10, 10].
+
+    `transitions` [T, N, ...] are a rollout's. `scale` holds the discounted sum of each episode up
+    to them, [N], and the Statistics of all such sums, step by step. Return both with those of the
+    rollout, and its rewards [T, N].
+    """
+    if scale is None:
         return None, transitions.reward
 
-    def step(total, inputs):
-        reward, done = inputs
-        total = gamma * total + reward
-        return jnp.where(done, 0, total), total
+    def step(total, transition):
+        total = gamma * total + transition.reward
+        return jnp.where(transition.terminated | transition.truncated, 0, total), total
 
-    total, statistics = reward_statistics
-    done = transitions.terminated | transitions.truncated
-    total, totals = jax.lax.scan(step, total, (transitions.reward, done))
+    total, statistics = scale
+    total, totals = jax.lax.scan(step, total, transitions)
     statistics = add_batch(statistics, totals)
     reward = jnp.clip(transitions.reward / jnp.sqrt(statistics.var + 1e-8), -10, 10)
     return (total, statistics), reward
