@@ -15,6 +15,7 @@ bounds -1 and 1; truncated episodes bootstrap from V(s'). With norm_obs a rollou
 observations scaled by the statistics of all rollouts before it, the first one's unscaled.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,10 +24,24 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.distributions import make_distribution, with_orthogonal_init
-from common.envs import EnvState, bound_action, make_env, rollout, with_bounded_actions
+from common.distributions import (
+    entropy,
+    log_probability,
+    make_policy,
+    mode,
+    sample,
+    with_orthogonal_init,
+)
+from common.envs import EnvState, bound_action, make_env, map_actions, rollout
 from common.networks import make_network
-from common.normalization import obs_normalizer, reward_scaler
+from common.normalization import (
+    Statistics,
+    add_batch,
+    no_obs_statistics,
+    no_statistics,
+    normalize,
+    scale_rewards,
+)
 from common.returns import gae
 from common.run import main
 
@@ -60,7 +75,7 @@ class Config:
 
 class Params(NamedTuple):
     actor: Any  # θ
-    statistics: Any  # of observations; () if they are not normalized
+    statistics: Statistics | None  # of observations; None if they are not normalized
 
 
 class State(NamedTuple):
@@ -69,7 +84,7 @@ class State(NamedTuple):
     critic_params: Any  # w
     opt_state: optax.OptState
     env: EnvState
-    reward_statistics: Any  # () if rewards are not normalized
+    reward_scale: Any  # of discounted sums: see scale_rewards; None if rewards are not normalized
 
 
 class Batch(NamedTuple):
@@ -95,13 +110,15 @@ def value_loss(value, target) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_bounded_actions(make_env(config.env_id, config.num_envs))
-    distribution = make_distribution(env, config.init_std)
-    normalizer = obs_normalizer(env, config.norm_obs)
-    scaler = reward_scaler(env, config.norm_reward)
-    actor = make_network(env, config.hidden_sizes, distribution.num_outputs, jnp.tanh)
-    actor = distribution.parametrize(with_orthogonal_init(actor, 0.01))
-    critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
+    env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
+    no_obs = no_obs_statistics(env, config.norm_obs)
+    no_rewards = (jnp.zeros(env.num_envs), no_statistics(())) if config.norm_reward else None
+    num_outputs = env.num_actions or math.prod(env.action_shape)
+    actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
+    actor = with_orthogonal_init(actor, 0.01)
+    actor = make_policy(env, actor, config.init_std)
+    critic = make_network(env, config.hidden_sizes, 1, jnp.tanh)
+    critic = with_orthogonal_init(critic, 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
 
@@ -115,16 +132,16 @@ def make(config: Config) -> Algorithm:
 
     def loss(network_params, batch):
         actor_params, critic_params = network_params
-        dist_params = actor.apply(actor_params, batch.obs)
+        distribution = actor.apply(actor_params, batch.obs)
         value = values(critic_params, batch.obs)
-        log_prob = distribution.log_prob(dist_params, batch.action)
+        log_prob = log_probability(distribution, batch.action)
         advantage = batch.advantage
         if config.norm_adv:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         metrics = {
             "policy_loss": policy_loss(log_prob, advantage),
             "value_loss": value_loss(value, batch.target),
-            "entropy": distribution.entropy(dist_params),
+            "entropy": entropy(distribution),
         }
         metrics = {name: x.mean() for name, x in metrics.items()}
         total = metrics["policy_loss"] + config.vf_coef * metrics["value_loss"]
@@ -132,14 +149,15 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic, key_env = jax.random.split(key, 4)
-        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
+        actor_params = actor.init(key_actor)
+        critic_params = critic.init(key_critic)
         return State(
             key=key,
-            params=Params(actor_params, normalizer.init()),
+            params=Params(actor_params, no_obs),
             critic_params=critic_params,
             opt_state=optimizer(0).init((actor_params, critic_params)),
             env=env.reset(key_env),
-            reward_statistics=scaler.init(),
+            reward_scale=no_rewards,
         )
 
     def update(state, step):
@@ -147,15 +165,15 @@ def make(config: Config) -> Algorithm:
         params = state.params
 
         def behaviour_policy(obs, key):
-            dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-            return distribution.sample(dist_params, key)
+            distribution = actor.apply(params.actor, normalize(params.statistics, obs))
+            return sample(key, distribution)
 
         env_state, transitions, episodes = rollout(
             env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
-        reward_statistics, reward = scaler.apply(state.reward_statistics, transitions, config.gamma)
-        obs = normalizer.apply(params.statistics, transitions.obs)
-        next_obs = normalizer.apply(params.statistics, transitions.next_obs)
+        reward_scale, reward = scale_rewards(state.reward_scale, transitions, config.gamma)
+        obs = normalize(params.statistics, transitions.obs)
+        next_obs = normalize(params.statistics, transitions.next_obs)
         value = values(state.critic_params, obs)
         next_value = values(state.critic_params, next_obs)
         error = td_error(value, reward, next_value, transitions.terminated, config.gamma)
@@ -163,7 +181,12 @@ def make(config: Config) -> Algorithm:
         advantage = jax.vmap(gae, (1, 1, None, None), 1)(
             error, done, config.gamma, config.gae_lambda
         )
-        batch = Batch(obs, transitions.action, advantage, advantage + value)
+        batch = Batch(
+            obs=obs,
+            action=transitions.action,
+            advantage=advantage,
+            target=advantage + value,
+        )
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
         network_params = params.actor, state.critic_params
@@ -171,7 +194,7 @@ def make(config: Config) -> Algorithm:
         updates, opt_state = optimizer(step).update(grads, state.opt_state)
         network_params = optax.apply_updates(network_params, updates)
         metrics |= episodes | {"value": value.mean()}
-        statistics = normalizer.add(params.statistics, transitions.obs)
+        statistics = add_batch(params.statistics, transitions.obs)
         actor_params, critic_params = network_params
         return State(
             key=state.key,
@@ -179,12 +202,12 @@ def make(config: Config) -> Algorithm:
             critic_params=critic_params,
             opt_state=opt_state,
             env=env_state,
-            reward_statistics=reward_statistics,
+            reward_scale=reward_scale,
         ), metrics
 
     def act(params, obs, key):
-        dist_params = actor.apply(params.actor, normalizer.apply(params.statistics, obs))
-        return bound_action(env, distribution.mode(dist_params))
+        distribution = actor.apply(params.actor, normalize(params.statistics, obs))
+        return bound_action(env, mode(distribution))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -31,7 +31,7 @@ from common.buffers import uniform_buffer
 from common.envs import Transition, make_env, rollout
 from common.exploration import epsilon_greedy
 from common.networks import Network, make_network
-from common.normalization import obs_normalizer
+from common.normalization import Statistics, add_batch, no_obs_statistics, normalize
 from common.run import main
 
 
@@ -54,7 +54,7 @@ class Config:
 
 class Params(NamedTuple):
     q_params: Any  # θ_k, or the table Q_k [S, A]
-    statistics: Any  # of the observations in the data; () with numbered states
+    statistics: Statistics | None  # of the observations in the data; None with numbered states
 
 
 class State(NamedTuple):
@@ -87,14 +87,14 @@ def make(config: Config) -> Algorithm:
     if env.num_states is not None:
         shape = (env.num_states, env.num_actions)
         network = Network(lambda key: jnp.zeros(shape), lambda table, obs: table[obs])
-    normalizer = obs_normalizer(env, env.num_states is None)
+    no_obs = no_obs_statistics(env, env.num_states is None)
     optimizer = optax.adam(config.learning_rate)
     num_steps = config.total_timesteps // config.num_envs
     size = num_steps * config.num_envs
     dataset = uniform_buffer(size, size, config.batch_size)
 
     def q(params, obs):
-        return network.apply(params.q_params, normalizer.apply(params.statistics, obs))
+        return network.apply(params.q_params, normalize(params.statistics, obs))
 
     def td_errors(params, target_params, transitions):
         def error(transition):
@@ -143,7 +143,7 @@ def make(config: Config) -> Algorithm:
         _, transitions, _ = rollout(env, behaviour_policy, env.reset(key_env), key_data, num_steps)
         return State(
             key=key,
-            params=Params(q_params, normalizer.add(normalizer.init(), transitions.obs)),
+            params=Params(q_params, add_batch(no_obs, transitions.obs)),
             opt_state=optimizer.init(q_params),
             dataset=dataset.init(transitions),
         )

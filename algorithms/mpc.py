@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.envs import Env, EnvState, episode_metrics, make_env, with_unit_actions
+from common.envs import Env, EnvState, episode_metrics, make_env, map_actions, scale_action
 from common.run import main
 
 
@@ -115,8 +115,8 @@ def shift(plan) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_unit_actions(make_env(config.env_id, config.num_envs, actions="continuous"))
-    simulator = with_unit_actions(make_env(config.env_id, 1))
+    env = map_actions(make_env(config.env_id, config.num_envs, actions="continuous"), scale_action)
+    simulator = map_actions(make_env(config.env_id, 1), scale_action)
 
     def search(key, env_state, mean):
         """Return the plan [H, A] for one environment; `mean` [H, A] is the rest of its last one."""

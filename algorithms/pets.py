@@ -35,9 +35,9 @@ from common.envs import (
     EnvState,
     episode_metrics,
     make_env,
+    map_actions,
     rollout,
     scale_action,
-    with_unit_actions,
 )
 from common.exploration import random_policy
 from common.networks import Network, mlp
@@ -174,7 +174,7 @@ def cross_entropy_method(key, value, start, num_samples, num_elites, num_rounds)
 
 
 def make(config: Config) -> Algorithm:
-    env = with_unit_actions(make_env(config.env_id, 1, actions="continuous"))
+    env = map_actions(make_env(config.env_id, 1, actions="continuous"), scale_action)
     if len(env.obs_shape) != 1 or len(env.action_shape) != 1:
         raise ValueError(f"{config.env_id}: observations and actions must be vectors")
     (obs_size,), (action_size,) = env.obs_shape, env.action_shape

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.envs import EnvState, make_env, rollout
+from common.buffers import rows, uniform_buffer
+from common.envs import EnvState, Transition, make_env, rollout
 from common.exploration import epsilon_greedy, linear_schedule, random_policy
 from common.networks import make_network
-from common.prioritized import PrioritizedState, prioritized_buffer
+from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
 from common.run import main
 
 
@@ -68,7 +69,8 @@ class State(NamedTuple):
     params: Any  # θ
     target_params: Any  # θ⁻
     opt_state: optax.OptState
-    buffer: PrioritizedState  # transitions [capacity, ...]
+    buffer: Transition  # [capacity, ...]
+    priorities: Priorities  # p^α of its rows
     env: EnvState
 
 
@@ -93,7 +95,8 @@ def make(config: Config) -> Algorithm:
     network = make_network(env, config.hidden_sizes, env.num_actions)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency
-    buffer = prioritized_buffer(config.buffer_size, steps_per_update, config.batch_size)
+    buffer = uniform_buffer(config.buffer_size, steps_per_update, config.batch_size)
+    num_blocks = -(-config.buffer_size // steps_per_update)
     warmup_updates = -(-config.learning_starts // steps_per_update)
     warmup_steps = warmup_updates * config.train_frequency  # of each environment
     initial_steps = warmup_steps * config.num_envs
@@ -116,12 +119,14 @@ def make(config: Config) -> Algorithm:
         env_state, transitions, _ = rollout(
             env, random_policy(env), env.reset(key_env), key_warmup, warmup_steps
         )
+        is_full = jnp.arange(num_blocks * steps_per_update) < warmup_updates * steps_per_update
         return State(
             key=key,
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
             buffer=buffer.init(transitions),
+            priorities=init_priorities(is_full.astype(float)),
             env=env_state,
         )
 
@@ -136,17 +141,21 @@ def make(config: Config) -> Algorithm:
             env, behaviour_policy, state.env, key_rollout, config.train_frequency
         )
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
-        sample = buffer.sample(buffer_state, key_sample)
+        first_row = (warmup_updates + step) % num_blocks * steps_per_update
+        new_rows = first_row + jnp.arange(steps_per_update)
+        priorities = set_priorities(state.priorities, new_rows, state.priorities.largest)
+        index, probability = sample_rows(priorities, key_sample, config.batch_size)
+        batch = rows(buffer_state, index)
         beta = linear_schedule(step, config.prioritized_replay_beta, 1.0, num_updates)
-        weights = importance_weights(sample.probability, beta)
+        weights = importance_weights(probability, beta)
 
         (loss_value, errors), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.target_params, sample.transitions, weights
+            state.params, state.target_params, batch, weights
         )
-        priorities = priority(
+        new_priority = priority(
             errors, config.prioritized_replay_alpha, config.prioritized_replay_eps
         )
-        buffer_state = buffer.update(buffer_state, sample.index, priorities)
+        priorities = set_priorities(priorities, index, new_priority)
         updates, opt_state = optimizer.update(grads, state.opt_state)
         params = optax.apply_updates(state.params, updates)
         polyak = optax.incremental_update(params, state.target_params, config.tau)
@@ -158,7 +167,15 @@ def make(config: Config) -> Algorithm:
         q_values = network.apply(state.params, transitions.obs)
         value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
         metrics = episodes | {"value": value, "loss": loss_value}
-        return State(state.key, params, target_params, opt_state, buffer_state, env_state), metrics
+        return State(
+            key=state.key,
+            params=params,
+            target_params=target_params,
+            opt_state=opt_state,
+            buffer=buffer_state,
+            priorities=priorities,
+            env=env_state,
+        ), metrics
 
     def act(params, obs, key):
         return jnp.argmax(network.apply(params, obs))

@@ -35,10 +35,11 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
+from common.buffers import rows, uniform_buffer
 from common.envs import Env, EnvState, Transition, make_env, rollout
 from common.exploration import linear_schedule, random_policy
 from common.networks import Network, dense, make_network
-from common.prioritized import PrioritizedState, prioritized_buffer
+from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
 from common.run import main
 
 
@@ -103,7 +104,8 @@ class State(NamedTuple):
     params: NoisyParams  # θ = (μ, σ)
     target_params: NoisyParams  # θ⁻
     opt_state: optax.OptState
-    buffer: PrioritizedState  # transitions [capacity, ...]
+    buffer: NStep  # [capacity, ...]
+    priorities: Priorities  # p^α of its rows
     pending: Transition  # [n - 1, N, ...] the latest steps, whose n-step transitions are to come
     env: EnvState
 
@@ -248,7 +250,8 @@ def make(config: Config) -> Algorithm:
     support = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency
-    buffer = prioritized_buffer(config.buffer_size, steps_per_update, config.batch_size)
+    buffer = uniform_buffer(config.buffer_size, steps_per_update, config.batch_size)
+    num_blocks = -(-config.buffer_size // steps_per_update)
     warmup_updates = -(-config.learning_starts // steps_per_update)
     warmup_steps = warmup_updates * config.train_frequency + config.n_step - 1
     initial_steps = warmup_steps * config.num_envs
@@ -287,12 +290,14 @@ def make(config: Config) -> Algorithm:
         env_state, transitions, _ = rollout(
             env, random_policy(env), env.reset(key_env), key_warmup, warmup_steps
         )
+        is_full = jnp.arange(num_blocks * steps_per_update) < warmup_updates * steps_per_update
         return State(
             key=key,
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
             opt_state=optimizer.init(params),
             buffer=buffer.init(n_step_transitions(transitions)),
+            priorities=init_priorities(is_full.astype(float)),
             pending=jax.tree.map(lambda x: x[warmup_steps - config.n_step + 1 :], transitions),
             env=env_state,
         )
@@ -310,17 +315,21 @@ def make(config: Config) -> Algorithm:
         stream = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, transitions)
         pending = jax.tree.map(lambda x: x[config.train_frequency :], stream)
         buffer_state = buffer.add(state.buffer, n_step_transitions(stream), warmup_updates + step)
-        sample = buffer.sample(buffer_state, key_sample)
+        first_row = (warmup_updates + step) % num_blocks * steps_per_update
+        new_rows = first_row + jnp.arange(steps_per_update)
+        priorities = set_priorities(state.priorities, new_rows, state.priorities.largest)
+        index, probability = sample_rows(priorities, key_sample, config.batch_size)
+        batch = rows(buffer_state, index)
         beta = linear_schedule(step, config.prioritized_replay_beta, 1.0, num_updates)
-        weights = importance_weights(sample.probability, beta)
+        weights = importance_weights(probability, beta)
 
         (loss_value, errors), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.target_params, sample.transitions, weights, key_noise
+            state.params, state.target_params, batch, weights, key_noise
         )
-        priorities = priority(
+        new_priority = priority(
             errors, config.prioritized_replay_alpha, config.prioritized_replay_eps
         )
-        buffer_state = buffer.update(buffer_state, sample.index, priorities)
+        priorities = set_priorities(priorities, index, new_priority)
         updates, opt_state = optimizer.update(grads, state.opt_state)
         params = optax.apply_updates(state.params, updates)
         polyak = optax.incremental_update(params, state.target_params, config.tau)
@@ -332,8 +341,16 @@ def make(config: Config) -> Algorithm:
         q_values = q(state.params.mu, transitions.obs)
         value = jnp.take_along_axis(q_values, transitions.action[..., None], axis=-1).mean()
         metrics = episodes | {"value": value, "loss": loss_value}
-        state = State(state.key, params, target_params, opt_state, buffer_state, pending, env_state)
-        return state, metrics
+        return State(
+            key=state.key,
+            params=params,
+            target_params=target_params,
+            opt_state=opt_state,
+            buffer=buffer_state,
+            priorities=priorities,
+            pending=pending,
+            env=env_state,
+        ), metrics
 
     def act(params, obs, key):
         return jnp.argmax(q(params.mu, obs))

@@ -27,6 +27,7 @@ gradient has before G_t, is left out, as is usual: all three are exact at γ = 1
 at the time limit.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -35,8 +36,15 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.distributions import make_distribution, with_orthogonal_init
-from common.envs import bound_action, make_env, rollout, with_bounded_actions
+from common.distributions import (
+    entropy,
+    log_probability,
+    make_policy,
+    mode,
+    sample,
+    with_orthogonal_init,
+)
+from common.envs import bound_action, make_env, map_actions, rollout
 from common.networks import make_network
 from common.returns import gae
 from common.run import main
@@ -107,11 +115,13 @@ def value_loss(value, target) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_bounded_actions(make_env(config.env_id, config.num_envs))
-    distribution = make_distribution(env, config.init_std)
-    actor = make_network(env, config.hidden_sizes, distribution.num_outputs, jnp.tanh)
-    actor = distribution.parametrize(with_orthogonal_init(actor, 0.01))
-    critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
+    env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
+    num_outputs = env.num_actions or math.prod(env.action_shape)
+    actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
+    actor = with_orthogonal_init(actor, 0.01)
+    actor = make_policy(env, actor, config.init_std)
+    critic = make_network(env, config.hidden_sizes, 1, jnp.tanh)
+    critic = with_orthogonal_init(critic, 1.0)
     rollout_steps = config.num_steps - 1 + env.max_steps
     steps_per_update = config.num_envs * rollout_steps
     num_updates = config.total_timesteps // steps_per_update
@@ -137,13 +147,13 @@ def make(config: Config) -> Algorithm:
 
     def loss(network_params, batch):
         actor_params, critic_params = network_params
-        dist_params = actor.apply(actor_params, batch.obs)
+        distribution = actor.apply(actor_params, batch.obs)
         value = values(critic_params, batch.obs)
-        log_prob = distribution.log_prob(dist_params, batch.action)
+        log_prob = log_probability(distribution, batch.action)
         metrics = {
             "policy_loss": policy_loss(log_prob, batch.weight),
             "value_loss": value_loss(value, batch.target),
-            "entropy": distribution.entropy(dist_params),
+            "entropy": entropy(distribution),
         }
         # The mean is over all steps: how many of them count depends on the returns.
         total = jnp.mean(batch.is_counted * (metrics["policy_loss"] + metrics["value_loss"]))
@@ -151,7 +161,8 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic = jax.random.split(key, 3)
-        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
+        actor_params = actor.init(key_actor)
+        critic_params = critic.init(key_critic)
         opt_state = optimizer(0).init((actor_params, critic_params))
         return State(key, actor_params, critic_params, opt_state)
 
@@ -159,7 +170,7 @@ def make(config: Config) -> Algorithm:
         key_env, key_rollout = jax.random.split(jax.random.fold_in(state.key, step))
 
         def behaviour_policy(obs, key):
-            return distribution.sample(actor.apply(state.params, obs), key)
+            return sample(key, actor.apply(state.params, obs))
 
         _, transitions, _ = rollout(
             env, behaviour_policy, env.reset(key_env), key_rollout, rollout_steps
@@ -188,13 +199,13 @@ def make(config: Config) -> Algorithm:
             "episode_length": jnp.sum(is_counted) / num_episodes,
             "episodes": num_episodes,
             "value": value.mean(where=is_counted),
-            "counted": is_counted.astype(float).mean(),
+            "counted": jnp.sum(is_counted, dtype=jnp.int32),  # steps that the means are over
         }
         actor_params, critic_params = network_params
         return State(state.key, actor_params, critic_params, opt_state), metrics
 
     def act(params, obs, key):
-        return bound_action(env, distribution.mode(actor.apply(params, obs)))
+        return bound_action(env, mode(actor.apply(params, obs)))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

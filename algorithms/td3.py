@@ -27,7 +27,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.buffers import uniform_buffer
-from common.envs import EnvState, Transition, make_env, rollout, scale_action, with_unit_actions
+from common.envs import EnvState, Transition, make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
 from common.networks import ensemble, make_network, make_q_network
 from common.run import main
@@ -86,7 +86,7 @@ def smoothed_action(action, noise, noise_clip) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    env = with_unit_actions(make_env(config.env_id, config.num_envs, actions="continuous"))
+    env = map_actions(make_env(config.env_id, config.num_envs, actions="continuous"), scale_action)
     (num_actions,) = env.action_shape
     actor = make_network(env, config.hidden_sizes, num_actions)
     critic = make_q_network(env, config.hidden_sizes)

@@ -210,27 +210,27 @@ MUTANTS = [
     ),
     common(
         *("largest priority rounded", "prioritized"),
-        "max_priority = jnp.maximum(buffer_state.max_priority, jnp.max(priority))",
-        "max_priority = jnp.round(jnp.maximum(buffer_state.max_priority, jnp.max(priority)))",
+        "largest = jnp.maximum(priorities.largest, jnp.max(priority))",
+        "largest = jnp.round(jnp.maximum(priorities.largest, jnp.max(priority)))",
         "largest_priority",
     ),
-    common(
-        *("priorities of new rows are 1", "prioritized"),
-        "jnp.full(block_size, max_priority)",
-        "jnp.ones(block_size)",
-        "largest_priority",
+    algorithm(
+        *("priorities of new rows are 1", "prioritized_dqn"),
+        "new_rows, state.priorities.largest)",
+        "new_rows, jnp.ones(()))",
+        "update_weights",
     ),
     common(
         *("a row named twice counts twice", "prioritized"),
         'priority = sums.reshape(-1, RADIX).at[index].get(mode="promise_in_bounds").sum(-1)',
-        "priority = levels[len(changed)].at[index].get() + priority "
-        "if len(changed) < len(levels) else priority",
+        "priority = priorities.sum_tree[len(levels)].at[index].get() + priority "
+        "if len(levels) < len(priorities.sum_tree) else priority",
         "twice or sums",
     ),
     algorithm(
         *("priorities never updated", "prioritized_dqn"),
-        "priorities = priority(",
-        "priorities = jnp.ones(len(errors)) + 0 * priority(",
+        "new_priority = priority(",
+        "new_priority = jnp.ones(len(errors)) + 0 * priority(",
         "update_weights",
     ),
     # Policy gradients.
@@ -283,9 +283,9 @@ MUTANTS = [
     ),
     algorithm(
         *("statistics changed between rollout and loss", "ppo"),
-        "obs = normalizer.apply(params.statistics, transitions.obs)",
-        "statistics = normalizer.add(params.statistics, transitions.obs)\n"
-        "        obs = normalizer.apply(statistics, transitions.obs)",
+        "obs = normalize(params.statistics, transitions.obs)",
+        "statistics = add_batch(params.statistics, transitions.obs)\n"
+        "        obs = normalize(statistics, transitions.obs)",
         "policy_saw",
     ),
     common(
@@ -296,7 +296,7 @@ MUTANTS = [
     ),
     common(
         *("reward scale runs over the end of an episode", "normalization"),
-        "return jnp.where(done, 0, total), total",
+        "return jnp.where(transition.terminated | transition.truncated, 0, total), total",
         "return total, total",
         "rewards",
     ),

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from algorithms import dqn, prioritized_dqn
 from benchmarks.learning import RESULTS, table
 from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
-from common.buffers import uniform_buffer
+from common.buffers import rows, uniform_buffer
 from common.envs import Transition
-from common.prioritized import prioritized_buffer
+from common.prioritized import init_priorities, sample_rows, set_priorities
 from common.runner.program import init_run, run_updates
 from common.runner.threefry import unroll_threefry
 
@@ -98,7 +98,6 @@ def replays(capacity: int) -> dict:
     """Return the contestants: rings that are full from the start, with random priorities."""
     num_blocks = capacity // BLOCK
     uniform = uniform_buffer(BLOCK * num_blocks, BLOCK, BATCH)
-    tree = prioritized_buffer(BLOCK * num_blocks, BLOCK, BATCH)
 
     def with_uniform(buffer_state, key, step):
         buffer_state = uniform.add(buffer_state, transitions(1), num_blocks + step)
@@ -106,11 +105,15 @@ def replays(capacity: int) -> dict:
         return buffer_state, total(batch)
 
     def with_tree(buffer_state, key, step):
+        ring, priorities = buffer_state
         key_sample, key_priority = jax.random.split(key)
-        buffer_state = tree.add(buffer_state, transitions(1), num_blocks + step)
-        batch, index, _ = tree.sample(buffer_state, key_sample)
+        ring = uniform.add(ring, transitions(1), num_blocks + step)
+        new_rows = (num_blocks + step) % num_blocks * BLOCK + jnp.arange(BLOCK)
+        priorities = set_priorities(priorities, new_rows, priorities.largest)
+        index, _ = sample_rows(priorities, key_sample, BATCH)
+        batch = rows(ring, index)
         priority = jax.random.uniform(key_priority, (BATCH,))
-        return tree.update(buffer_state, index, priority), total(batch)
+        return (ring, set_priorities(priorities, index, priority)), total(batch)
 
     def with_cumsum(buffer_state, key, step):
         ring, priorities = buffer_state
@@ -140,13 +143,14 @@ def replays(capacity: int) -> dict:
 
         return start, run
 
-    def full(buffer):
-        return buffer.init(transitions(num_blocks))
+    def full():
+        return uniform.init(transitions(num_blocks))
 
+    ones = jnp.ones(BLOCK * num_blocks)
     return {
-        "uniform": contestant(lambda: full(uniform), with_uniform),
-        "sum_tree": contestant(lambda: full(tree), with_tree),
-        "cumsum": contestant(lambda: (full(uniform), jnp.ones(BLOCK * num_blocks)), with_cumsum),
+        "uniform": contestant(full, with_uniform),
+        "sum_tree": contestant(lambda: (full(), init_priorities(ones)), with_tree),
+        "cumsum": contestant(lambda: (full(), ones), with_cumsum),
     }
 
 

@@ -1,8 +1,9 @@
-"""Policies: distributions of an action, as NamedTuples of pure functions, and the initial weights
-of the networks that parametrize them."""
+"""Distributions of an action, and the initial weights of the networks that return them.
+
+A distribution is an array of logits [..., A] if actions are discrete, else a Normal.
+"""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,84 +13,64 @@ from common.envs import Env
 from common.networks import Network
 
 
-class Distribution(NamedTuple):
-    """A family of distributions, each given by dist_params: arrays [..., num_outputs]."""
+class Normal(NamedTuple):
+    """Independent normal distributions of the components of an action."""
 
-    num_outputs: int
-    parametrize: Callable  # Network with num_outputs outputs -> Network that returns dist_params
-    sample: Callable  # dist_params, key -> action [..., *action_shape]
-    log_prob: Callable  # dist_params, action -> [...]
-    entropy: Callable  # dist_params -> [...]
-    mode: Callable  # dist_params -> action, the most probable one
+    mean: jax.Array  # [..., *action_shape]
+    log_std: jax.Array  # [*action_shape]
 
 
-def categorical(num_actions: int) -> Distribution:
-    """Return the categorical distributions over 0..num_actions - 1; dist_params are logits."""
+def make_policy(env: Env, network: Network, std: float) -> Network:
+    """Return a network of distributions, whose logits or means are the outputs of `network`.
 
-    def log_prob(dist_params, action):
-        # A sum, not an indexed element: its gradient is a product, not a scatter.
-        is_taken = jax.nn.one_hot(action, num_actions)
-        return jnp.sum(jax.nn.log_softmax(dist_params) * is_taken, axis=-1)
-
-    def entropy(dist_params):
-        log_probs = jax.nn.log_softmax(dist_params)
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
-
-    return Distribution(
-        num_outputs=num_actions,
-        parametrize=lambda network: network,
-        sample=lambda dist_params, key: jax.random.categorical(key, dist_params),
-        log_prob=log_prob,
-        entropy=entropy,
-        mode=lambda dist_params: jnp.argmax(dist_params, axis=-1),
+    The log_std of a Normal is learned, the same for all observations, and starts at ln `std`.
+    """
+    if env.num_actions is not None:
+        return network
+    return Network(
+        init=lambda key: (network.init(key), jnp.zeros(env.action_shape) + jnp.log(std)),
+        apply=lambda params, obs: Normal(network.apply(params[0], obs), params[1]),
     )
 
 
-def gaussian(action_shape: tuple[int, ...], std: float = 1.0) -> Distribution:
-    """Return independent normal distributions of the components; dist_params are their means and
-    ln std. The latter is learned, the same for all observations, and starts at ln `std`."""
-    num_outputs = math.prod(action_shape)
+def sample(key: jax.Array, distribution: jax.Array | Normal) -> jax.Array:
+    """Draw an action [...] or [..., *action_shape]."""
+    if isinstance(distribution, Normal):
+        mean, log_std = distribution
+        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    return jax.random.categorical(key, distribution)
 
-    def parametrize(network):
-        def init(key):
-            return network.init(key), jnp.zeros(num_outputs) + jnp.log(std)
 
-        def apply(params, obs):
-            return network.apply(params[0], obs), params[1]
-
-        return Network(init, apply)
-
-    def sample(dist_params, key):
-        mean, log_std = dist_params
-        action = mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
-        return action.reshape(*mean.shape[:-1], *action_shape)
-
-    def log_prob(dist_params, action):
-        mean, log_std = dist_params
-        z = (action.reshape(mean.shape) - mean) * jnp.exp(-log_std)
+def log_probability(distribution: jax.Array | Normal, action: jax.Array) -> jax.Array:
+    """ln π(a), or the logarithm of its density, [...]."""
+    if isinstance(distribution, Normal):
+        mean, log_std = distribution
+        z = (action - mean) * jnp.exp(-log_std)
         return jnp.sum(-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+    # A sum, not an indexed element: its gradient is a product, not a scatter.
+    is_taken = jax.nn.one_hot(action, distribution.shape[-1])
+    return jnp.sum(jax.nn.log_softmax(distribution) * is_taken, axis=-1)
 
-    def entropy(dist_params):
-        mean, log_std = dist_params
+
+def entropy(distribution: jax.Array | Normal) -> jax.Array:
+    """-E[ln π(a)], [...]."""
+    if isinstance(distribution, Normal):
+        mean, log_std = distribution
         return jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e) + 0 * mean, axis=-1)
-
-    def mode(dist_params):
-        mean, _ = dist_params
-        return mean.reshape(*mean.shape[:-1], *action_shape)
-
-    return Distribution(num_outputs, parametrize, sample, log_prob, entropy, mode)
+    log_probs = jax.nn.log_softmax(distribution)
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
-def make_distribution(env: Env, std: float) -> Distribution:
-    """Return `categorical` for discrete actions, else `gaussian` with that initial `std`."""
-    if env.num_actions is None:
-        return gaussian(env.action_shape, std)
-    return categorical(env.num_actions)
+def mode(distribution: jax.Array | Normal) -> jax.Array:
+    """argmax_a π(a), an action."""
+    return distribution.mean if isinstance(distribution, Normal) else jnp.argmax(distribution, -1)
 
 
 def with_orthogonal_init(network: Network, gain: float) -> Network:
-    """Return the network with orthogonal weights times √2, in the last layer times `gain` (Saxe et
-    al. 2014, https://arxiv.org/abs/1312.6120)."""
+    """Return the network with orthogonal weights times √2, in the last layer times `gain`.
+
+    Saxe et al. 2014, https://arxiv.org/abs/1312.6120.
+    """
 
     def init(key):
         layers = jax.eval_shape(network.init, jax.random.key(0))

@@ -106,8 +106,10 @@ def scale_action(env: Env, action: jax.Array) -> jax.Array:
 
 
 def bound_action(env: Env, action: jax.Array) -> jax.Array:
-    """Rescale a continuous action from [-1, 1] to the environment's bounds and clip it to them;
-    where they are not finite it keeps its units. Return a discrete action as it is."""
+    """Rescale a continuous action from [-1, 1] to the environment's bounds and clip it to them.
+
+    Where they are not finite it keeps its units. A discrete action is returned as it is.
+    """
     if env.num_actions is not None:
         return action
     low, high = jnp.asarray(env.action_low), jnp.asarray(env.action_high)
@@ -117,24 +119,17 @@ def bound_action(env: Env, action: jax.Array) -> jax.Array:
 
 
 def map_actions(env: Env, transform: Callable) -> Env:
-    """Return the environment that steps with `transform(action)`; Transitions keep `action`."""
+    """Return the environment that steps with `transform(env, action)`; Transitions keep `action`.
+
+    `transform` is `scale_action`, or `bound_action` for a policy whose log-probabilities are those
+    of the actions that were sampled.
+    """
 
     def step(state, action, key):
-        state, transition = env.step(state, transform(action), key)
+        state, transition = env.step(state, transform(env, action), key)
         return state, transition._replace(action=action)
 
     return env._replace(step=step)
-
-
-def with_unit_actions(env: Env) -> Env:
-    """Return the environment with actions in [-1, 1]."""
-    return map_actions(env, lambda action: scale_action(env, action))
-
-
-def with_bounded_actions(env: Env) -> Env:
-    """Return the environment that applies `bound_action` inside `step`, so that a log-probability
-    is that of the action that was sampled."""
-    return map_actions(env, lambda action: bound_action(env, action))
 
 
 def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
@@ -147,13 +142,9 @@ def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
     }
 
 
-def rollout(
-    env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int
-) -> tuple[EnvState, Transition, dict[str, jax.Array]]:
-    """Take `num_steps` steps of `policy(obs [N, ...], key) -> action [N, ...]`.
-
-    Returns the EnvState, the Transitions [T, N, ...], and the `episode_metrics` of these steps.
-    """
+def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int) -> tuple:
+    """Take `num_steps` steps of `policy(obs [N, ...], key) -> action`; return the EnvState, the
+    Transitions [T, N, ...], and the `episode_metrics` of these steps."""
 
     def step(state, keys):
         state, transition = env.step(state, policy(state.obs, keys[0]), keys[1])

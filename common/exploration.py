@@ -39,7 +39,7 @@ def epsilon_greedy_ties(key: jax.Array, q_values: jax.Array, epsilon: float) -> 
 def random_policy(env: Env) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Return `policy(obs, key) -> action [N, ...]`, uniform over the actions.
 
-    Components of continuous actions are in [-1, 1]: see `with_unit_actions`.
+    Components of continuous actions are in [-1, 1]: see `scale_action`.
     """
 
     def policy(obs, key):

@@ -16,8 +16,10 @@ class Network(NamedTuple):
 
 
 def dense(key: jax.Array, num_inputs: int, num_outputs: int) -> tuple[jax.Array, jax.Array]:
-    """Draw weights ~ N(0, 1 / num_inputs) [num_inputs, num_outputs] (LeCun et al. 1998), and return
-    them with a zero bias [num_outputs]."""
+    """Draw weights ~ N(0, 1 / num_inputs) [num_inputs, num_outputs]; the bias [num_outputs] is 0.
+
+    LeCun et al. 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98b.pdf, section 4.6.
+    """
     weights = jax.random.normal(key, (num_inputs, num_outputs)) / jnp.sqrt(num_inputs)
     return weights, jnp.zeros(num_outputs)
 
@@ -66,17 +68,15 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
 def make_network(
     env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
 ) -> Network:
-    """Return a network for the environment's observations: `conv` for images that its filters fit
-    into, else an MLP over vectors, flattened arrays or one-hot integers."""
+    """Return a network for observations: vectors, flattened arrays, or integers, which are one-hot.
+
+    It is an MLP, but `conv` for images that its filters fit into.
+    """
     if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)
     network = mlp([num_inputs, *hidden_sizes, num_outputs], activation)
-
-    def apply(params, obs):
-        return network.apply(params, as_vector(env, obs))
-
-    return Network(network.init, apply)
+    return Network(network.init, lambda params, obs: network.apply(params, as_vector(env, obs)))
 
 
 def make_q_network(env: Env, hidden_sizes: Sequence[int]) -> Network:

@@ -1,6 +1,8 @@
-"""Running statistics that bring observations and rewards to unit scale, as pure functions."""
+"""Running statistics that bring observations and rewards to unit scale.
 
-from collections.abc import Callable
+Each function takes None for statistics: then nothing is normalized, and they stay None.
+"""
+
 from typing import Any, NamedTuple
 
 import jax
@@ -22,11 +24,20 @@ def no_statistics(shape: tuple[int, ...]) -> Statistics:
     return Statistics(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
 
 
-def add_batch(statistics: Statistics, x: jax.Array) -> Statistics:
+def no_obs_statistics(env: Env, norm_obs: bool) -> Statistics | None:
+    """Return the statistics of no observations, None if not `norm_obs`."""
+    if norm_obs and env.num_states is not None:
+        raise ValueError("--norm-obs needs observations that are arrays, not numbered states")
+    return no_statistics(env.obs_shape) if norm_obs else None
+
+
+def add_batch(statistics: Statistics | None, x: jax.Array) -> Statistics | None:
     """Add x [..., *shape] to the statistics (Chan et al. 1983, eq. 2.1).
 
     With w = n / (count + n):  mean ← mean + w Δ,  var ← (1 - w) var + w var_x + w (1 - w) Δ²
     """
+    if statistics is None:
+        return None
     x = x.reshape(-1, *statistics.mean.shape).astype(statistics.mean.dtype)
     count = statistics.count + len(x)
     w = len(x) / count
@@ -35,55 +46,29 @@ def add_batch(statistics: Statistics, x: jax.Array) -> Statistics:
     return Statistics(count, statistics.mean + w * change, var)
 
 
-class Normalizer(NamedTuple):
-    """Normalizes observations."""
-
-    init: Callable  # () -> statistics
-    add: Callable  # statistics, obs [..., *obs_shape] -> statistics
-    apply: Callable  # statistics, obs -> what the networks see
-
-
-def obs_normalizer(env: Env, norm_obs: bool) -> Normalizer:
-    """(obs - mean) / std, clipped to [-10, 10]; the identity if not `norm_obs`."""
-    if not norm_obs:
-        return Normalizer(lambda: (), lambda statistics, obs: (), lambda statistics, obs: obs)
-    if env.num_states is not None:
-        raise ValueError("--norm-obs needs observations that are arrays, not numbered states")
-
-    def apply(statistics, obs):
-        std = jnp.sqrt(statistics.var + 1e-8)
-        return jnp.clip((obs - statistics.mean) / std, -10, 10)
-
-    return Normalizer(lambda: no_statistics(env.obs_shape), add_batch, apply)
+def normalize(statistics: Statistics | None, x: jax.Array) -> jax.Array:
+    """(x - mean) / std, clipped to [-10, 10]."""
+    if statistics is None:
+        return x
+    return jnp.clip((x - statistics.mean) / jnp.sqrt(statistics.var + 1e-8), -10, 10)
 
 
-class RewardScaler(NamedTuple):
-    """Scales the rewards of a rollout."""
+def scale_rewards(scale: Any, transitions: Transition, gamma: float) -> tuple[Any, jax.Array]:
+    """Divide rewards by the standard deviation of their discounted sums; clip them to [-10, 10].
 
-    init: Callable  # () -> state
-    apply: Callable  # state, transitions [T, N, ...], gamma -> state, reward [T, N]
+    `transitions` [T, N, ...] are a rollout's. `scale` holds the discounted sum of each episode up
+    to them, [N], and the Statistics of all such sums, step by step. Return both with those of the
+    rollout, and its rewards [T, N].
+    """
+    if scale is None:
+        return None, transitions.reward
 
+    def step(total, transition):
+        total = gamma * total + transition.reward
+        return jnp.where(transition.terminated | transition.truncated, 0, total), total
 
-def reward_scaler(env: Env, norm_reward: bool) -> RewardScaler:
-    """Divide rewards by the standard deviation of their discounted running sum, which restarts with
-    each episode, and clip them to [-10, 10]; the identity if not `norm_reward`."""
-    if not norm_reward:
-        return RewardScaler(lambda: (), lambda state, transitions, gamma: ((), transitions.reward))
-
-    def init() -> tuple[Any, Statistics]:
-        return jnp.zeros(env.num_envs), no_statistics(())
-
-    def apply(state, transitions: Transition, gamma):
-        def step(total, inputs):
-            reward, done = inputs
-            total = gamma * total + reward
-            return jnp.where(done, 0, total), total
-
-        total, statistics = state
-        done = transitions.terminated | transitions.truncated
-        total, totals = jax.lax.scan(step, total, (transitions.reward, done))
-        statistics = add_batch(statistics, totals)
-        reward = jnp.clip(transitions.reward / jnp.sqrt(statistics.var + 1e-8), -10, 10)
-        return (total, statistics), reward
-
-    return RewardScaler(init, apply)
+    total, statistics = scale
+    total, totals = jax.lax.scan(step, total, transitions)
+    statistics = add_batch(statistics, totals)
+    reward = jnp.clip(transitions.reward / jnp.sqrt(statistics.var + 1e-8), -10, 10)
+    return (total, statistics), reward

@@ -1,4 +1,4 @@
-"""Prioritized experience replay as pure functions over plain arrays.
+"""Prioritized experience replay: the priorities of the rows of a ring (common/buffers.py).
 
 Schaul et al. 2016, Prioritized Experience Replay, https://arxiv.org/abs/1511.05952, proportional
 variant: transition i is drawn with probability P(i) = p_i / Σ_k p_k. The exponent α of the paper's
@@ -9,64 +9,45 @@ change of a leaf recomputes the sums above it from their children, so rounding e
 accumulate, and one batch may contain the same leaf twice.
 """
 
-import math
-from collections.abc import Callable
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from common.buffers import rows, uniform_buffer
-
 RADIX = 16
 
 
-class PrioritizedState(NamedTuple):
-    transitions: Any  # [capacity, ...]
+class Priorities(NamedTuple):
+    """Priorities of the rows of a ring."""
+
     sum_tree: tuple[jax.Array, ...]  # levels from the leaves up, each a multiple of RADIX long
-    max_priority: jax.Array  # the largest so far, initially 1
+    largest: jax.Array  # the largest that was ever set, at least 1
 
 
-class Sample(NamedTuple):
-    transitions: Any  # [B, ...]
-    index: jax.Array  # [B] rows
-    probability: jax.Array  # [B] P(i)
-
-
-class PrioritizedBuffer(NamedTuple):
-    """A ring of transitions as in common/buffers.py; buffer_state is a PrioritizedState."""
-
-    init: Callable  # transitions [T, N, ...] -> buffer_state, with them in the first T * N rows
-    add: Callable  # buffer_state, transitions [T, N, ...], blocks written before -> buffer_state
-    sample: Callable  # buffer_state, key -> Sample
-    update: Callable  # buffer_state, index [B], priority [B] -> buffer_state
-
-
-def build_sum_tree(priorities: jax.Array) -> tuple[jax.Array, ...]:
-    """Return the levels of the sum tree over `priorities` [capacity], from the leaves up."""
-    levels, sums = [], priorities
+def init_priorities(leaves: jax.Array) -> Priorities:
+    """Return the priorities of all rows, `leaves` [capacity]: 1 for a full one, 0 for others."""
+    levels, sums = [], leaves
     while not levels or len(sums) > 1:
         sums = jnp.pad(sums, (0, -len(sums) % RADIX))
         levels.append(sums)
         sums = sums.reshape(-1, RADIX).sum(-1)
-    return tuple(levels)
+    return Priorities(tuple(levels), largest=jnp.ones(()))
 
 
-def update_sum_tree(
-    levels: tuple[jax.Array, ...], index: jax.Array, priority: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Set the leaves `index` [B] to `priority` [B], and recompute the sums above them.
+def set_priorities(priorities: Priorities, index: jax.Array, priority: jax.Array) -> Priorities:
+    """Set those of the rows `index` [B] to `priority`, [B] or one for all.
 
-    If `index` names a leaf twice, one of its values is kept; the sums are those of what is kept.
+    If `index` names a row twice, one of its values is kept; the sums are those of what is kept.
     """
-    changed = []
-    for sums in levels:
+    largest = jnp.maximum(priorities.largest, jnp.max(priority))
+    levels = []
+    for sums in priorities.sum_tree:
         sums = sums.at[index].set(priority, mode="promise_in_bounds")
-        changed.append(sums)
+        levels.append(sums)
         index = index // RADIX
         priority = sums.reshape(-1, RADIX).at[index].get(mode="promise_in_bounds").sum(-1)
-    return tuple(changed)
+    return Priorities(tuple(levels), largest)
 
 
 def sample_sum_tree(
@@ -92,40 +73,16 @@ def sample_sum_tree(
     return node, priority
 
 
-def prioritized_buffer(buffer_size: int, block_size: int, batch_size: int) -> PrioritizedBuffer:
-    """Sample from the latest `buffer_size` transitions (rounded up to whole blocks of `block_size`)
-    in proportion to their priorities."""
-    ring = uniform_buffer(buffer_size, block_size, batch_size)
-    num_blocks = -(-buffer_size // block_size)
+def sample_rows(
+    priorities: Priorities, key: jax.Array, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draw rows in proportion to their priorities; return them and P(i), both [B].
 
-    def init(transitions):
-        num_rows = math.prod(jax.tree.leaves(transitions)[0].shape[:2])
-        priorities = (jnp.arange(num_blocks * block_size) < num_rows).astype(float)
-        return PrioritizedState(
-            ring.init(transitions), build_sum_tree(priorities), max_priority=jnp.ones(())
-        )
-
-    def add(buffer_state, transitions, num_written):
-        transitions = ring.add(buffer_state.transitions, transitions, num_written)
-        index = num_written % num_blocks * block_size + jnp.arange(block_size)
-        max_priority = buffer_state.max_priority
-        priorities = jnp.full(block_size, max_priority)
-        sum_tree = update_sum_tree(buffer_state.sum_tree, index, priorities)
-        return PrioritizedState(transitions, sum_tree, max_priority)
-
-    def sample(buffer_state, key):
-        total = jnp.sum(buffer_state.sum_tree[-1])
-        stratum = total / batch_size
-        low = jnp.arange(batch_size) * stratum
-        offset = jax.random.uniform(key, (batch_size,)) * stratum
-        index, priority = jax.vmap(sample_sum_tree, (None, 0, 0))(
-            buffer_state.sum_tree, low, offset
-        )
-        return Sample(rows(buffer_state.transitions, index), index, priority / total)
-
-    def update(buffer_state, index, priority):
-        sum_tree = update_sum_tree(buffer_state.sum_tree, index, priority)
-        max_priority = jnp.maximum(buffer_state.max_priority, jnp.max(priority))
-        return PrioritizedState(buffer_state.transitions, sum_tree, max_priority)
-
-    return PrioritizedBuffer(init, add, sample, update)
+    The sum is cut into B equal parts, and each has one draw (appendix B.2.1).
+    """
+    total = jnp.sum(priorities.sum_tree[-1])
+    stratum = total / batch_size
+    low = jnp.arange(batch_size) * stratum
+    offset = jax.random.uniform(key, (batch_size,)) * stratum
+    index, priority = jax.vmap(sample_sum_tree, (None, 0, 0))(priorities.sum_tree, low, offset)
+    return index, priority / total

@@ -16,5 +16,4 @@ def gae(td_error: jax.Array, done: jax.Array, gamma: float, gae_lambda: float) -
         advantage = error + decay * advantage
         return advantage, advantage
 
-    start = 0 * td_error[-1]
-    return jax.lax.scan(step, start, (td_error, decay), reverse=True, unroll=8)[1]
+    return jax.lax.scan(step, 0 * td_error[-1], (td_error, decay), reverse=True, unroll=8)[1]

@@ -149,12 +149,13 @@ def test_update_is_a_scan_body(name):
 @pytest.mark.smoke
 @every_algorithm
 def test_metrics_are_a_flat_dict_of_scalars_with_the_return_and_the_value(name):
-    """And, if several episodes may end in one update, their number."""
+    """And, if several episodes may end in one update, their number; that of the steps that the
+    means are over, if it varies."""
     *_, metrics = shapes(name)
     assert {"episode_return", "value"} <= set(metrics)
     for metric, x in metrics.items():
         assert x.shape == (), metric
-        assert jnp.issubdtype(x.dtype, jnp.integer if metric == "episodes" else jnp.floating)
+        assert jnp.issubdtype(x.dtype, jnp.integer if metric in NUMBERS else jnp.floating)
 
 
 @pytest.mark.smoke
@@ -191,6 +192,7 @@ def test_conditions_stay_conditions_under_vmap(name):
     assert counts[0] == counts[1]
 
 
+NUMBERS = {"episodes", "counted"}  # what means are over
 LAPACK = ["cholesky", "eig", "eigh", "geqrf", "householder_product", "lu", "qr", "schur", "svd"]
 
 

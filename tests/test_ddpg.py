@@ -25,7 +25,7 @@ from scipy.linalg import solve_discrete_are
 from algorithms import ddpg
 from algorithms.ddpg import make, ornstein_uhlenbeck, policy_loss, td_error
 from common.environments.linear import LINEAR, Linear, double_integrator
-from common.envs import make_env, scale_action, with_unit_actions
+from common.envs import make_env, map_actions, scale_action
 from common.networks import Network, make_q_network
 
 CRITIC, TARGET_CRITIC, TARGET = jnp.array([1.0, 0.25]), jnp.array([2.0, 0.4]), jnp.float32(0.6)
@@ -108,7 +108,7 @@ def test_noise_with_theta_1_is_independent_and_gaussian():
 def test_actions_are_scaled_to_the_bounds_and_kept_as_they_were():
     raw = make_env("Continuous-probe", 3)
     np.testing.assert_allclose(scale_action(raw, jnp.array([-1.0, 0, 1])), [-1, 1, 3])
-    env = with_unit_actions(raw)
+    env = map_actions(raw, scale_action)
     action = jnp.array([[-1.0], [0.25], [1.0]])
     state = env.reset(jax.random.key(0))
     _, kept = env.step(state, action, jax.random.key(1))

@@ -20,7 +20,7 @@ from algorithms.mpc import (
     simulate,
     uniform_plans,
 )
-from common.envs import make_env, with_unit_actions
+from common.envs import make_env, map_actions, scale_action
 
 PLANNERS = ["cem", "random", "mppi"]
 PLANS = jnp.array([[[1.0], [2.0]], [[3.0], [6.0]], [[5.0], [5.0]], [[9.0], [9.0]]])  # [K, H, A]
@@ -62,7 +62,7 @@ def test_plans_are_drawn_around_the_mean_which_is_one_of_them():
 
 def start_of(env_id, seed=0):
     """The environment for actions in [-1, 1], and the state of one copy of it, without its axis."""
-    env = with_unit_actions(make_env(env_id, 1))
+    env = map_actions(make_env(env_id, 1), scale_action)
     return env, jax.tree.map(lambda x: x[0], env.reset(jax.random.key(seed)))
 
 
@@ -82,7 +82,7 @@ def test_the_return_of_a_plan_stops_where_the_mdp_ends():
 @pytest.mark.parametrize("played", [0, 5])
 def test_the_return_of_a_plan_stops_at_the_time_limit(played):
     """In one of the starts each of 8 steps pays 1."""
-    env = with_unit_actions(make_env("Continuous-probe", 1))
+    env = map_actions(make_env("Continuous-probe", 1), scale_action)
     state = next(
         state
         for state in (env.reset(jax.random.key(seed)) for seed in range(50))

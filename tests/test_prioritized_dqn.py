@@ -8,7 +8,7 @@ from helpers import check_q_probe, relu_mlp, states_of
 
 from algorithms import prioritized_dqn
 from algorithms.prioritized_dqn import Config, importance_weights, make, priority, td_error
-from common.prioritized import prioritized_buffer
+from common.prioritized import sample_rows, set_priorities
 
 PARAMS = jnp.array([[7.0, 3.0], [1.0, 5.0]])  # Q(s, a; θ): the action taken is worth 3
 TARGET_PARAMS = jnp.array([[0.0, 0.0], [40.0, 20.0]])  # max_a' Q(s', a'; θ⁻) = 40
@@ -73,15 +73,14 @@ def small(**fields):
 
 
 def drawn(config, before, step):
-    """What an update draws, and the replay it draws from: the rows are written before."""
-    buffer = prioritized_buffer(config.buffer_size, config.num_envs, config.batch_size)
+    """What an update draws, and the priorities by which it does, with those of the new rows."""
     algorithm = make(config)
     after, metrics = jax.jit(algorithm.update)(before, jnp.int32(step))
-    start = (20 + step) * 5 % 500
-    block = jax.tree.map(lambda x: x[None, start : start + 5], after.buffer.transitions)
-    buffer_state = buffer.add(before.buffer, block, 20 + step)
+    new_rows = (20 + step) * 5 % 500 + jnp.arange(5)
+    priorities = set_priorities(before.priorities, new_rows, before.priorities.largest)
     key_sample = jax.random.split(jax.random.fold_in(before.key, step))[1]
-    return buffer.sample(buffer_state, key_sample), buffer_state, after, metrics
+    index, probability = sample_rows(priorities, key_sample, config.batch_size)
+    return index, probability, priorities, after, metrics
 
 
 @pytest.mark.parametrize("step", [0, 90, 179])
@@ -96,31 +95,44 @@ def test_an_update_weights_the_loss_and_renews_the_priorities(step):
         )
     )
     before = run(jax.random.key(0))
-    sample, buffer_state, after, metrics = drawn(config, before, step)
-    t = sample.transitions
+    index, _, priorities, after, metrics = drawn(config, before, step)
+    t = jax.tree.map(lambda x: x[index], after.buffer)
     next_values = relu_mlp(before.target_params, t.next_obs).max(-1)
     values = relu_mlp(before.params, t.obs)[np.arange(16), t.action]
     errors = np.asarray(t.reward + 0.99 * ~t.terminated * next_values - values, np.float64)
 
-    leaves = np.asarray(buffer_state.sum_tree[0], np.float64)
-    probability = leaves[sample.index] / leaves.sum()
+    leaves = np.asarray(priorities.sum_tree[0], np.float64)
+    probability = leaves[index] / leaves.sum()
     beta = 0.3 + 0.7 * step / 180
     weights = (500 * probability) ** -beta
     loss = np.mean(weights / weights.max() * errors**2)
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-4)
 
-    leaves[sample.index] = (np.abs(errors) + 0.01) ** 0.7
-    np.testing.assert_allclose(after.buffer.sum_tree[0], leaves, rtol=1e-3)
-    largest = max(before.buffer.max_priority, leaves[sample.index].max())
-    np.testing.assert_allclose(after.buffer.max_priority, largest, rtol=1e-3)
+    leaves[index] = (np.abs(errors) + 0.01) ** 0.7
+    np.testing.assert_allclose(after.priorities.sum_tree[0], leaves, rtol=1e-3)
+    largest = max(before.priorities.largest, leaves[index].max())
+    np.testing.assert_allclose(after.priorities.largest, largest, rtol=1e-3)
 
 
 def test_alpha_0_draws_uniformly_and_weights_nothing():
     states = states_of(make(small(prioritized_replay_alpha=0.0)), 30)
-    leaves = np.asarray(states[-1].buffer.sum_tree[0])
+    leaves = np.asarray(states[-1].priorities.sum_tree[0])
     np.testing.assert_array_equal(leaves, np.arange(len(leaves)) < 100 + 30 * 5)
-    sample, *_ = drawn(small(prioritized_replay_alpha=0.0), states[-1], 30)
-    np.testing.assert_allclose(importance_weights(sample.probability, 1.0), np.ones(16), rtol=1e-6)
+    _, probability, *_ = drawn(small(prioritized_replay_alpha=0.0), states[-1], 30)
+    np.testing.assert_allclose(importance_weights(probability, 1.0), np.ones(16), rtol=1e-6)
+
+
+def test_new_rows_have_the_largest_priority_beyond_what_float32_counts():
+    """Update 2^24 + 1 still writes its own rows, and they are those of its priorities."""
+    before = states_of(make(small()), 1)[-1]
+    before = before._replace(priorities=before.priorities._replace(largest=jnp.float32(7.5)))
+    step = 2**24 + 1
+    index, _, _, after, _ = drawn(small(), before, step)
+    new_rows = (20 + step) * 5 % 500 + np.arange(5)
+    moved = np.any(np.asarray(after.buffer.obs != before.buffer.obs), axis=-1)
+    np.testing.assert_array_equal(np.flatnonzero(moved), new_rows)
+    unseen = np.setdiff1d(new_rows, index)
+    assert len(unseen) and (after.priorities.sum_tree[0][unseen] == 7.5).all()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from algorithms.rainbow import (
 )
 from common.envs import Transition, make_env
 from common.networks import mlp
-from common.prioritized import prioritized_buffer
+from common.prioritized import sample_rows, set_priorities
 
 SIX = ["double_dqn", "dueling_dqn", "n_step_dqn", "prioritized_dqn", "noisy_dqn", "c51"]
 
@@ -136,13 +136,11 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
     algorithm = make(config)
     before = states_of(algorithm, step)[-1]
     after, metrics = jax.jit(algorithm.update)(before, jnp.int32(step))
-    buffer = prioritized_buffer(150, 5, 16)
-    start = (20 + step) * 5 % 150
-    block = jax.tree.map(lambda x: x[None, start : start + 5], after.buffer.transitions)
-    buffer_state = buffer.add(before.buffer, block, 20 + step)
+    new_rows = (20 + step) * 5 % 150 + jnp.arange(5)
+    priorities = set_priorities(before.priorities, new_rows, before.priorities.largest)
     _, key_sample, key_noise = jax.random.split(jax.random.fold_in(before.key, step), 3)
-    sample = buffer.sample(buffer_state, key_sample)
-    t, index = sample.transitions, sample.index
+    index, _ = sample_rows(priorities, key_sample, 16)
+    t = jax.tree.map(lambda x: x[index], after.buffer)
     all_params = before.params, before.target_params, before.params
     keys = jax.random.split(key_noise, 3)
     online, target, selection = map(perturb, all_params, keys)
@@ -161,7 +159,7 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
         m[i, low + 1] += next_p[i, j] * (position[i, j] - low)
     errors = -(m * log_p).sum(-1)
 
-    leaves = np.asarray(buffer_state.sum_tree[0], np.float64)
+    leaves = np.asarray(priorities.sum_tree[0], np.float64)
     beta = config.prioritized_replay_beta
     beta += (1 - beta) * step / algorithm.num_updates
     weights = (150 * leaves[index] / leaves.sum()) ** -beta
@@ -169,7 +167,7 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
         metrics["loss"], np.mean(weights / weights.max() * errors), rtol=1e-4
     )
     leaves[index] = (errors + 0.01) ** config.prioritized_replay_alpha
-    np.testing.assert_allclose(after.buffer.sum_tree[0], leaves, rtol=1e-4)
+    np.testing.assert_allclose(after.priorities.sum_tree[0], leaves, rtol=1e-4)
 
 
 def test_every_layer_is_noisy_and_the_final_policy_is_not():

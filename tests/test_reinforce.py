@@ -23,6 +23,7 @@ from algorithms.reinforce import (
 )
 from common.envs import make_env, rollout
 from common.returns import gae
+from common.runner.program import init_run, run_updates
 
 # Episodes of 1 to 4 steps: in each state the actions lead to different states, and so does the
 # chance where an episode starts. No clock runs out. Rewards are positive: with both signs a reward
@@ -241,6 +242,23 @@ def test_the_return_is_that_of_the_episodes_that_count():
         returns = jax.jit(jax.vmap(one))(keys(*range(200)))["episode_return"]
         error = returns.std() / np.sqrt(len(returns))
         assert abs(returns.mean() - objective(actor, 1.0)) < 4.5 * error + 0.01
+
+
+def test_the_reported_means_weigh_every_step_that_counts_once():
+    """And not every update, of which one has 2 such steps and another 8."""
+    algorithm = make(settings(num_envs=2, num_steps=1, estimator="baseline"))
+    run_state = init_run(algorithm.init, algorithm.update, keys(0, 1))
+    state, reports = run_state.state, []
+    for step in range(12):
+        state, metrics = jax.vmap(algorithm.update, (0, None))(state, jnp.int32(step))
+        reports.append(metrics)
+    steps = np.array([x["episodes"] * x["episode_length"] for x in reports])
+    assert steps.min() < steps.max() / 2
+    span = jnp.int32(0), jnp.int32(len(reports)), jnp.bool_(True)
+    mean = run_updates(algorithm.update, run_state, *span).mean
+    for name in ("value", "policy_loss", "value_loss", "entropy"):
+        x = np.array([report[name] for report in reports])
+        np.testing.assert_allclose(mean[name], np.sum(steps * x, 0) / steps.sum(0), rtol=1e-4)
 
 
 def test_too_few_steps_for_one_update_are_refused():

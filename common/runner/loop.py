@@ -38,6 +38,7 @@ from common.runner.program import (
     member_shapes,
     place,
     unpad,
+    without_floats,
 )
 from common.runner.results import (
     draw_first,
@@ -392,7 +393,7 @@ def save_trained(
     """Save what a block has learned, draw the picture of the first, and drop its checkpoints."""
     algorithm = job.make(block.config)
     if block.index == 0 and algorithm.picture is not None:
-        draw_first(job, algorithm, unpad(run_state.state.state, 1))
+        draw_first(job, algorithm, unpad(without_floats(run_state.state), 1))
     own = unpad((run_state.state.params, run_state.diverged), len(block.seed))
     params = {f"params/{name}": x for name, x in checkpoint.named_arrays(own[0]).items()}
     tree = {**params, "diverged": own[1], "history": history}

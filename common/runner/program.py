@@ -38,7 +38,7 @@ class RunState(NamedTuple):
 
     state: Any  # the algorithm's State
     mean: dict[str, jax.Array]  # [P] each metric's mean since the last report
-    count: dict[str, jax.Array]  # [P] over how many updates or episodes; NaN reports nothing
+    count: dict[str, jax.Array]  # [P] over how many updates, episodes or steps; NaN reports nothing
     diverged: jax.Array  # [P] the first update after which params were not finite, or -1
 
 
@@ -48,11 +48,6 @@ class WithFloats(NamedTuple):
     floats: dict[str, jax.Array]
     params: Any
     rest: Any  # the State with None for its params
-
-    @property
-    def state(self) -> Any:
-        """Return the algorithm's State."""
-        return self.rest._replace(params=self.params)
 
 
 class Program(NamedTuple):
@@ -69,7 +64,8 @@ def init_run(init: Callable, update: Callable, keys: Any) -> RunState:
     """Return the RunState of `init(key)` for every one of the keys [P]."""
     state = jax.vmap(init)(keys)
     metrics = jax.eval_shape(jax.vmap(update, (0, None)), state, jnp.int32(0))[1]
-    metrics.pop("episodes", None)  # the count of episode_return
+    for name in ("episodes", "counted"):  # which the counts hold
+        metrics.pop(name, None)
     mean = {name: jnp.zeros(x.shape, x.dtype) for name, x in metrics.items()}
     count = {name: jnp.zeros(x.shape, jnp.int32) for name, x in metrics.items()}
     diverged = jnp.full(metrics["episode_return"].shape, -1, jnp.int32)
@@ -94,10 +90,11 @@ def run_updates(
         healthy = diverged < 0
         params = jax.vmap(select_if)(healthy, state.params, run_state.state.params)
         episodes = metrics.pop("episodes", 1)  # a mean over episodes counts every episode once
+        counted = metrics.pop("counted", 1)  # and a mean over some of the steps each of these
         mean, count = {}, {}
         for name, x in metrics.items():
             known = healthy & ~jnp.isnan(x)
-            weight = known * episodes if name.startswith("episode_") else known
+            weight = known * (episodes if name.startswith("episode_") else counted)
             count[name] = run_state.count[name] + jnp.asarray(weight, jnp.int32)
             change = (x - run_state.mean[name]) * weight / jnp.maximum(count[name], 1)
             mean[name] = run_state.mean[name] + jnp.where(weight > 0, change, 0)
@@ -124,6 +121,11 @@ def all_finite(params: Any) -> jax.Array:
 def with_floats(floats: dict[str, jax.Array], state: Any) -> WithFloats:
     """Return the State together with the swept floats."""
     return WithFloats(floats, state.params, state._replace(params=None))
+
+
+def without_floats(state: WithFloats) -> Any:
+    """Return the algorithm's State."""
+    return state.rest._replace(params=state.params)
 
 
 def start_jax(num_members: int = MAX_INT) -> None:
@@ -253,7 +255,7 @@ def member_functions(
 
     @functools.partial(jax.jit, inline=True)  # traced once for `init_run` and `run_updates`
     def update(before, step):
-        state, metrics = algorithm(before.floats).update(before.state, step)
+        state, metrics = algorithm(before.floats).update(without_floats(before), step)
         return with_floats(before.floats, state), metrics
 
     def play(floats, params, seed):

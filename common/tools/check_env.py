@@ -24,11 +24,12 @@ from common.environments.gymnax_envs import load_module, make_cached
 from common.envs import (
     Env,
     Transition,
+    bound_action,
     is_bounded,
     make_env,
+    map_actions,
     rollout,
-    with_bounded_actions,
-    with_unit_actions,
+    scale_action,
 )
 from common.exploration import random_policy
 from common.networks import make_network
@@ -127,10 +128,10 @@ def check_env(env_id: str) -> Iterator[str]:
     env = make_env(env_id, NUM_ENVS)
     policy, key = random_policy(env), jax.random.key(0)
     if env.num_actions is None and is_bounded(env.action_low, env.action_high):
-        env = with_unit_actions(env)
+        env = map_actions(env, scale_action)
     elif env.num_actions is None:
         yield Note("actions without finite bounds low < high: some algorithms refuse them")
-        env = with_bounded_actions(env)
+        env = map_actions(env, bound_action)
         policy = lambda obs, key: jax.random.normal(key, (NUM_ENVS, *env.action_shape))
     with jax.debug_key_reuse(True):  # which looks at jaxprs, so `eval_shape` will not do
         trace = lambda function: jax.make_jaxpr(function, return_shape=True)

@@ -1,7 +1,5 @@
 """For copies with gymnax's environments alone: common/envs.py's `make_env`."""
 
-import math
-
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -12,12 +10,10 @@ from common.envs import Env, EnvState, Transition
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """Return `num_envs` copies of a gymnax environment, or raise ValueError."""
-    if env_id not in gymnax.registered_envs:
-        raise ValueError(f"--env-id: no environment {env_id!r} is registered with gymnax")
     env, params = gymnax.make(env_id)
     obs_space, action_space = env.observation_space(params), env.action_space(params)
     num_states, num_actions = getattr(obs_space, "n", None), getattr(action_space, "n", None)
-    if actions not in ("any", "discrete" if num_actions else "continuous"):
+    if actions not in ("any", "discrete" if num_actions else "continuous"):  # copied for actions=
         raise ValueError(f"--env-id: {env_id} has no {actions} actions")
     low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
     reset_all = jax.vmap(lambda key: env.reset(key, params))
@@ -54,8 +50,7 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     if np.all((low < high) & (high - low < np.finfo(np.float32).max)):  # copied for obs_low
         fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
     if num_actions is None:  # copied unless actions="discrete"
-        shape = action_space.shape
-        fields["action_shape"] = (math.prod(shape),)
-        fields["action_low"] = jnp.broadcast_to(action_space.low, shape).ravel()
-        fields["action_high"] = jnp.broadcast_to(action_space.high, shape).ravel()
+        shape, bounds = action_space.shape, (action_space.low, action_space.high)
+        low, high = (jnp.broadcast_to(x, shape).ravel() for x in bounds)
+        fields |= {"action_shape": low.shape, "action_low": low, "action_high": high}
     return Env(reset, step, num_envs, shapes[0].shape[1:], num_states, num_actions, **fields)

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,12 @@ def main(config_class: type, make: Callable[[Any], Algorithm]) -> None:
     unroll_threefry()  # copied --fast-cpu
     flags = tyro.cli(Flags)
     try:
-        config = config_class(**{x.name: getattr(flags, x.name) for x in fields(config_class)})
-        algorithm = make(config)
+        algorithm = make(flags)
         if min(algorithm.num_updates, flags.num_seeds) < 1:
             raise ValueError("--total-timesteps and --num-seeds: nothing to train")
         keys = jax.vmap(jax.random.key)(flags.seed + jnp.arange(flags.num_seeds))
         if flags.load:
-            return play(algorithm, config.env_id, flags.load, keys[0])
+            return play(algorithm, flags.env_id, flags.load, keys[0])
     except (KeyError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -66,18 +65,15 @@ def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
     with np.load(path) as file:
         params = tree_map_with_path(lambda path, _: file[keystr(path)], params)
     env = make_env(env_id, 100)
-    key_reset, key_steps = jax.random.split(key)
+    keys = jax.random.split(key, (env.max_steps + 1, 101))
 
     def mean_return(params):
-        def step(state, key):
-            key_act, key_env = jax.random.split(key)
-            keys = jax.random.split(key_act, 100)
-            action = jax.vmap(algorithm.act, (None, 0, 0))(params, state.obs, keys)
-            state, _ = env.step(state, action, key_env)
+        def step(state, keys):
+            action = jax.vmap(algorithm.act, (None, 0, 0))(params, state.obs, keys[1:])
+            state, _ = env.step(state, action, keys[0])
             return state, state.episode
 
-        keys = jax.random.split(key_steps, env.max_steps)
-        _, (total, _, done) = jax.lax.scan(step, env.reset(key_reset), keys)
+        _, (total, _, done) = jax.lax.scan(step, env.reset(keys[0, 0]), keys[1:])
         first_end = jnp.argmax(done.at[-1].set(True), axis=0)
         return jnp.mean(total[first_end, jnp.arange(100)])
 

@@ -22,5 +22,5 @@ def test_the_replays_draw_in_every_update():
         (buffer_state, _), drawn = run(start(keys), jnp.int32(0), jnp.int32(3))
         assert (drawn == 3 * 64).all()
         if name == "sum_tree":
-            leaves = buffer_state.sum_tree[0]
+            leaves = buffer_state[1].sum_tree[0]
             assert ((leaves > 0) & (leaves <= 1)).all() and (leaves < 1).any(axis=1).all()

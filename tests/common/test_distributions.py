@@ -10,64 +10,51 @@ from helpers import config_of, each, load, trained
 from probes import Probe
 from scipy import stats
 
-from common.distributions import categorical, gaussian, make_distribution
-from common.envs import bound_action, make_env, with_bounded_actions
+from common.distributions import Normal, entropy, log_probability, make_policy, mode, sample
+from common.envs import bound_action, make_env, map_actions
 from common.networks import mlp
 
 OUTPUTS = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]], np.float32)
 LOG_STD = np.array([-0.5, 0.0, 0.7], np.float32)
 
 
-def test_categorical_is_the_softmax():
-    d = categorical(3)
+def test_logits_are_those_of_a_softmax():
     probs = np.exp(OUTPUTS) / np.exp(OUTPUTS).sum(-1, keepdims=True)
     for action in range(3):
-        got = d.log_prob(OUTPUTS, jnp.full(2, action))
+        got = log_probability(OUTPUTS, jnp.full(2, action))
         np.testing.assert_allclose(got, np.log(probs[:, action]), rtol=1e-5)
-    np.testing.assert_allclose(d.entropy(OUTPUTS), [stats.entropy(p) for p in probs], rtol=1e-5)
-    assert d.mode(OUTPUTS)[0] == 2
-    actions = jax.vmap(lambda key: d.sample(OUTPUTS, key))(
-        jax.random.split(jax.random.key(0), 20_000)
-    )
+    np.testing.assert_allclose(entropy(OUTPUTS), [stats.entropy(p) for p in probs], rtol=1e-5)
+    assert mode(OUTPUTS)[0] == 2
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    actions = jax.vmap(sample, (0, None))(keys, OUTPUTS)
     for row in range(2):
         np.testing.assert_allclose(np.bincount(actions[:, row]) / 20_000, probs[row], atol=0.015)
 
 
-def test_gaussian_has_independent_components():
-    d = gaussian((3,))
-    dist_params = OUTPUTS, LOG_STD
+def test_a_normal_has_independent_components():
+    normal = Normal(OUTPUTS, LOG_STD)
     action = np.array([[1.0, 2.0, -3.0], [0.1, 0.2, 0.3]], np.float32)
     expected = stats.norm.logpdf(action, OUTPUTS, np.exp(LOG_STD)).sum(-1)
-    np.testing.assert_allclose(d.log_prob(dist_params, action), expected, rtol=1e-5)
-    entropy = stats.norm.entropy(0, np.exp(LOG_STD)).sum()
-    np.testing.assert_allclose(d.entropy(dist_params), [entropy, entropy], rtol=1e-5)
-    np.testing.assert_array_equal(d.mode(dist_params), OUTPUTS)
-    actions = jax.vmap(lambda key: d.sample(dist_params, key))(
-        jax.random.split(jax.random.key(0), 20_000)
-    )
+    np.testing.assert_allclose(log_probability(normal, action), expected, rtol=1e-5)
+    expected = stats.norm.entropy(0, np.exp(LOG_STD)).sum()
+    np.testing.assert_allclose(entropy(normal), [expected, expected], rtol=1e-5)
+    np.testing.assert_array_equal(mode(normal), OUTPUTS)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    actions = jax.vmap(sample, (0, None))(keys, normal)
     np.testing.assert_allclose(actions.mean(0), OUTPUTS, atol=0.05)
     np.testing.assert_allclose(actions.std(0), np.tile(np.exp(LOG_STD), (2, 1)), rtol=0.03)
 
 
-@pytest.mark.parametrize("action_shape", [(), (1,), (2, 3)])
-def test_gaussian_takes_any_shape(action_shape):
-    d = gaussian(action_shape)
-    dist_params = jnp.zeros((5, d.num_outputs)), jnp.zeros(d.num_outputs)
-    action = d.sample(dist_params, jax.random.key(0))
-    assert action.shape == d.mode(dist_params).shape == (5, *action_shape)
-    assert d.log_prob(dist_params, action).shape == d.entropy(dist_params).shape == (5,)
-
-
-def test_a_gaussian_learns_one_std_for_all_observations():
-    d = gaussian((2,), std=0.5)
-    network = d.parametrize(mlp([4, 8, d.num_outputs]))
+def test_a_normal_learns_one_std_for_all_observations():
+    env = make_env("Pendulum-v1", 1)._replace(action_shape=(2,))
+    network = make_policy(env, mlp([4, 8, 2]), 0.5)
     params = network.init(jax.random.key(0))
     obs = jax.random.normal(jax.random.key(1), (7, 4))
     action = jnp.ones((7, 2))
     mean, log_std = network.apply(params, obs)
     assert mean.shape == (7, 2)
     np.testing.assert_allclose(np.exp(log_std), [0.5, 0.5], rtol=1e-6)
-    loss = lambda params: d.log_prob(network.apply(params, obs), action).sum()
+    loss = lambda params: log_probability(network.apply(params, obs), action).sum()
     _, slope = jax.grad(loss)(params)
     z = (1 - np.asarray(mean)) / 0.5
     np.testing.assert_allclose(slope, (np.square(z) - 1).sum(0), rtol=1e-4)
@@ -76,12 +63,12 @@ def test_a_gaussian_learns_one_std_for_all_observations():
 @pytest.mark.parametrize("env_id, num_outputs", [("Acrobot-v1", 3), ("Pendulum-v1", 1)])
 def test_the_environment_decides(env_id, num_outputs):
     env = make_env(env_id, 2)
-    d = make_distribution(env, 1.0)
-    assert d.num_outputs == num_outputs
-    network = d.parametrize(mlp([4, d.num_outputs]))
-    dist_params = network.apply(network.init(jax.random.key(0)), jnp.zeros((2, 4)))
-    action = d.sample(dist_params, jax.random.key(1))
-    assert action.shape == (2, *env.action_shape)
+    network = make_policy(env, mlp([4, num_outputs]), 1.0)
+    distribution = network.apply(network.init(jax.random.key(0)), jnp.zeros((2, 4)))
+    assert isinstance(distribution, Normal) == (env.num_actions is None)
+    action = sample(jax.random.key(1), distribution)
+    assert action.shape == mode(distribution).shape == (2, *env.action_shape)
+    assert log_probability(distribution, action).shape == entropy(distribution).shape == (2,)
     assert jnp.issubdtype(action.dtype, jnp.integer) == (env.num_actions is not None)
 
 
@@ -90,7 +77,7 @@ def test_actions_are_rescaled_and_clipped_where_they_enter_the_step_and_kept_as_
     state = env.reset(jax.random.key(0))
     far, bound = jnp.array([[5.0], [-0.5]]), jnp.array([[2.0], [-1.0]])
     expected, _ = env.step(state, bound, jax.random.key(1))
-    got, transition = with_bounded_actions(env).step(state, far, jax.random.key(1))
+    got, transition = map_actions(env, bound_action).step(state, far, jax.random.key(1))
     np.testing.assert_array_equal(got.obs, expected.obs)
     np.testing.assert_array_equal(transition.action, far)
     np.testing.assert_array_equal(bound_action(make_env("CartPole-v1", 2), 3), 3)

@@ -10,7 +10,7 @@ from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_ac
 
 from common.environments.linear import LINEAR
 from common.environments.tabular import TABULAR, make_mdp
-from common.envs import make_env, rollout, with_unit_actions
+from common.envs import make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
 from common.runner.evaluation import evaluate
 
@@ -20,7 +20,7 @@ OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "p
 def random_rollout(env, state, key, num_steps):
     """A rollout of random actions within the environment's bounds."""
     if env.num_actions is None:
-        env = with_unit_actions(env)
+        env = map_actions(env, scale_action)
     return rollout(env, random_policy(env), state, key, num_steps)
 
 

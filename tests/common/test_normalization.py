@@ -10,9 +10,10 @@ from common.envs import Transition, make_env
 from common.normalization import (
     Statistics,
     add_batch,
+    no_obs_statistics,
     no_statistics,
-    obs_normalizer,
-    reward_scaler,
+    normalize,
+    scale_rewards,
 )
 
 
@@ -41,43 +42,41 @@ def test_statistics_stay_right_after_ten_million():
 
 def test_observations_come_to_mean_0_and_std_1_and_are_clipped():
     env = make_env("Pendulum-v1", 1)
-    normalizer = obs_normalizer(env, True)
+    nothing = no_obs_statistics(env, True)
     obs = np.random.default_rng(2).normal(5, 3, (20, 4, 3)).astype(np.float32)
-    untouched = normalizer.apply(normalizer.init(), obs)
+    untouched = normalize(nothing, obs)
     np.testing.assert_allclose(untouched, np.clip(obs, -10, 10), rtol=1e-5)
-    statistics = normalizer.add(normalizer.init(), obs)
-    seen = normalizer.apply(statistics, obs)
+    statistics = add_batch(nothing, obs)
+    seen = normalize(statistics, obs)
     np.testing.assert_allclose(seen.mean((0, 1)), np.zeros(3), atol=1e-5)
     np.testing.assert_allclose(seen.std((0, 1)), np.ones(3), rtol=1e-4)
-    assert (normalizer.apply(statistics, obs + 1e6) == 10).all()
-    off = obs_normalizer(env, False)
-    assert off.apply(off.add(off.init(), obs), obs) is obs
+    assert (normalize(statistics, obs + 1e6) == 10).all()
+    assert no_obs_statistics(env, False) is add_batch(None, obs) is None
+    assert normalize(None, obs) is obs
 
 
 def test_numbered_states_are_refused():
     with pytest.raises(ValueError, match="norm-obs"):
-        obs_normalizer(make_env("FrozenLake-misc", 1), True)
-    obs_normalizer(make_env("FrozenLake-misc", 1), False)
+        no_obs_statistics(make_env("FrozenLake-misc", 1), True)
+    no_obs_statistics(make_env("FrozenLake-misc", 1), False)
 
 
 def test_rewards_are_divided_by_the_std_of_their_discounted_sum_across_rollouts():
-    env = make_env("CartPole-v1", 3)
-    scaler = reward_scaler(env, True)
-    state, totals, running = scaler.init(), [], np.zeros(3)
+    state, totals, running = (jnp.zeros(3), no_statistics(())), [], np.zeros(3)
     rng = np.random.default_rng(3)
     for _ in range(3):
         reward = rng.normal(1, 5, (6, 3)).astype(np.float32)
         terminated, truncated = rng.random((2, 6, 3)) < 0.15
         t = Transition(None, None, jnp.asarray(reward), None, terminated, truncated)
-        state, got = scaler.apply(state, t, 0.9)
+        state, got = scale_rewards(state, t, 0.9)
         for now, done in zip(reward, terminated | truncated, strict=True):
             running = 0.9 * running + now
             totals.append(running)
             running = np.where(done, 0, running)
         expected = np.clip(reward / np.std(totals), -10, 10)
         np.testing.assert_allclose(got, expected, rtol=1e-4)
-    off = reward_scaler(env, False)
-    assert off.apply(off.init(), t, 0.9)[1] is t.reward
+    state, got = scale_rewards(None, t, 0.9)
+    assert state is None and got is t.reward
 
 
 @pytest.mark.parametrize(

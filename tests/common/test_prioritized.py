@@ -1,4 +1,4 @@
-"""common/prioritized.py against float64 sums, and its ring against that of uniform replay."""
+"""common/prioritized.py against float64 sums and probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -7,21 +7,14 @@ import pytest
 from helpers import keys, load, small_config
 
 from benchmarks.kernels import parsed
-from common.buffers import uniform_buffer
 from common.prioritized import (
     RADIX,
-    build_sum_tree,
-    prioritized_buffer,
+    init_priorities,
+    sample_rows,
     sample_sum_tree,
-    update_sum_tree,
+    set_priorities,
 )
 from common.runner.program import init_run, run_updates
-
-
-def blocks(first, num_steps, num_envs):
-    """Transitions [T, N] numbered from `first` on (from 1, so that a 0 is an empty row)."""
-    ids = first + jnp.arange(num_steps * num_envs).reshape(num_steps, num_envs)
-    return {"id": ids, "obs": ids[..., None] * jnp.ones(3)}
 
 
 def assert_sums(levels, leaves, rtol=1e-6):
@@ -40,11 +33,11 @@ SIZES = [1, 2, RADIX - 1, RADIX, RADIX + 1, 1_000, RADIX**2, RADIX**3 + 1, 20_00
 @pytest.mark.parametrize("size", SIZES)
 def test_nodes_are_the_sums_of_their_leaves(size):
     leaves = jax.random.uniform(jax.random.key(size), (size,))
-    levels = build_sum_tree(leaves)
-    assert_sums(levels, leaves)
+    priorities = init_priorities(leaves)
+    assert_sums(priorities.sum_tree, leaves)
     index = jax.random.randint(jax.random.key(1), (40,), 0, size)
     leaves = leaves.at[index].set(1 + index / 7)  # one value for each leaf, however often named
-    assert_sums(jax.jit(update_sum_tree)(levels, index, 1 + index / 7), leaves)
+    assert_sums(jax.jit(set_priorities)(priorities, index, 1 + index / 7).sum_tree, leaves)
 
 
 @pytest.mark.parametrize("size", [*SIZES, 10**5, 10**6])
@@ -52,7 +45,7 @@ def test_a_leaf_is_found_where_the_running_sum_passes(size):
     """Against searchsorted in float64; where float32 cannot tell, the next leaf will do."""
     leaves = jax.random.uniform(jax.random.key(size), (size,)) ** 3
     leaves = leaves * (jax.random.uniform(jax.random.key(2), (size,)) < 0.7) + (size < 3)
-    levels = build_sum_tree(leaves)
+    levels = init_priorities(leaves).sum_tree
     ends = np.cumsum(np.asarray(leaves, np.float64))
     low = jnp.arange(64) * jnp.float32(ends[-1] / 64)
     offset = jax.random.uniform(jax.random.key(3), (500, 64)) * jnp.float32(ends[-1] / 64)
@@ -75,7 +68,7 @@ def test_a_leaf_of_priority_zero_is_never_found(size, where):
     at = jnp.arange(size)
     positive = {"first": at < size // 3 + 1, "last": at >= size * 2 // 3, "alternate": at % 2 == 0}
     leaves = jnp.where(positive[where], 0.1 + jax.random.uniform(jax.random.key(0), (size,)), 0)
-    levels = build_sum_tree(leaves)
+    levels = init_priorities(leaves).sum_tree
     total = jnp.sum(levels[-1])
     u = jnp.concatenate(
         [
@@ -94,7 +87,7 @@ def test_a_million_priorities_do_not_use_up_the_digits_of_a_draw():
     numbers near the sum are 1/16 apart."""
     size = 2**20
     small = size - 100
-    levels = build_sum_tree(jnp.ones(size).at[small].set(1 / 64))
+    levels = init_priorities(jnp.ones(size).at[small].set(1 / 64)).sum_tree
     low = jnp.float32(size / 64 * 63)
     offset = small - size / 64 * 63 - 1 + jnp.arange(1_024) / 512  # from 1 before it to 1 beyond
     found = np.asarray(jax.vmap(sample_sum_tree, (None, None, 0))(levels, low, offset)[0])
@@ -104,18 +97,18 @@ def test_a_million_priorities_do_not_use_up_the_digits_of_a_draw():
 
 @pytest.mark.parametrize("capacity", [50, 1_003, 5_000])
 def test_rows_are_drawn_in_proportion_to_their_priorities(capacity):
-    buffer = prioritized_buffer(capacity, 1, 50_000)
-    buffer_state = buffer.init(blocks(1, capacity - 7, 1))
-    index = jnp.arange(capacity - 7)
-    priority = 0.1 + jax.random.uniform(jax.random.key(0), index.shape) ** 2
-    buffer_state = buffer.update(buffer_state, index, priority)
-    sample = jax.jit(buffer.sample)(buffer_state, jax.random.key(1))
+    """The last 7 rows are still empty."""
+    rows = jnp.arange(capacity - 7)
+    priority = 0.1 + jax.random.uniform(jax.random.key(0), rows.shape) ** 2
+    priorities = init_priorities((jnp.arange(capacity) < capacity - 7).astype(float))
+    priorities = set_priorities(priorities, rows, priority)
+    draw = jax.jit(sample_rows, static_argnums=2)
+    index, probability = draw(priorities, jax.random.key(1), 50_000)
     expected = np.asarray(priority, np.float64)
     expected /= expected.sum()
-    np.testing.assert_allclose(sample.probability, expected[sample.index], rtol=2e-6)
-    np.testing.assert_array_equal(sample.transitions["id"], sample.index + 1)
+    np.testing.assert_allclose(probability, expected[index], rtol=2e-6)
 
-    counts = np.bincount(sample.index, minlength=capacity)
+    counts = np.bincount(index, minlength=capacity)
     assert not counts[capacity - 7 :].any()
     # Stratified: a row that is a whole number of parts long is drawn at least that often less one.
     assert (np.abs(counts[: capacity - 7] - 50_000 * expected) < 2).all()
@@ -123,11 +116,10 @@ def test_rows_are_drawn_in_proportion_to_their_priorities(capacity):
 
 def test_single_draws_follow_the_distribution():
     """One draw a batch has one stratum: chi-square over independent keys."""
-    buffer = prioritized_buffer(30, 1, 1)
     priority = jnp.arange(1.0, 31.0) % 7 + 0.5
-    buffer_state = buffer.update(buffer.init(blocks(1, 30, 1)), jnp.arange(30), priority)
+    priorities = init_priorities(priority)
     keys = jax.random.split(jax.random.key(0), 60_000)
-    index = jax.vmap(lambda key: buffer.sample(buffer_state, key).index[0])(keys)
+    index = jax.vmap(lambda key: sample_rows(priorities, key, 1)[0][0])(keys)
     expected = 60_000 * np.asarray(priority / priority.sum())
     chi2 = ((np.bincount(index, minlength=30) - expected) ** 2 / expected).sum()
     assert chi2 < 58  # the 99.9 % quantile with 29 degrees of freedom
@@ -135,100 +127,53 @@ def test_single_draws_follow_the_distribution():
 
 def test_draws_are_stratified():
     """64 draws of 64 equal priorities: each row once, whatever the key."""
-    buffer = prioritized_buffer(64, 4, 64)
-    buffer_state = buffer.init(blocks(1, 16, 4))
+    priorities = init_priorities(jnp.ones(64))
     for seed in range(20):
-        index = buffer.sample(buffer_state, jax.random.key(seed)).index
+        index, _ = sample_rows(priorities, jax.random.key(seed), 64)
         np.testing.assert_array_equal(np.sort(index), np.arange(64))
 
 
 def test_a_row_that_is_named_twice_keeps_one_value_and_exact_sums():
-    buffer = prioritized_buffer(100, 1, 4)
-    buffer_state = buffer.init(blocks(1, 100, 1))
     index, priority = jnp.array([3, 3, 5, 3, 99]), jnp.array([0.25, 8.0, 0.5, 2.0, 4.0])
-    buffer_state = jax.jit(buffer.update)(buffer_state, index, priority)
-    kept = float(buffer_state.sum_tree[0][3])
+    priorities = jax.jit(set_priorities)(init_priorities(jnp.ones(100)), index, priority)
+    kept = float(priorities.sum_tree[0][3])
     assert kept in (0.25, 8.0, 2.0)
     leaves = np.ones(100)
     leaves[[3, 5, 99]] = kept, 0.5, 4
-    np.testing.assert_array_equal(buffer_state.sum_tree[0][:100], leaves)
-    total = np.sum(buffer_state.sum_tree[-1])
+    np.testing.assert_array_equal(priorities.sum_tree[0][:100], leaves)
+    total = np.sum(priorities.sum_tree[-1])
     assert total == leaves.sum()  # exactly: these are short binary fractions
-    assert buffer_state.max_priority == 8
-
-
-@pytest.mark.parametrize("buffer_size", [12, 13, 60])
-@pytest.mark.parametrize("num_steps, num_envs", [(1, 4), (2, 3)])
-@pytest.mark.parametrize("warmup_blocks", [0, 2])
-def test_the_ring_is_that_of_uniform_replay_and_new_rows_have_the_largest_priority(
-    buffer_size, num_steps, num_envs, warmup_blocks
-):
-    size = num_steps * num_envs
-    uniform = uniform_buffer(buffer_size, size, 64)
-    buffer = prioritized_buffer(buffer_size, size, 64)
-    capacity = -(-buffer_size // size) * size
-    ring = uniform.init(blocks(1, warmup_blocks * num_steps, num_envs))
-    buffer_state = buffer.init(blocks(1, warmup_blocks * num_steps, num_envs))
-    leaves, largest = np.zeros(capacity), 1.0
-    leaves[: warmup_blocks * size] = 1
-    add, sample, update = jax.jit(buffer.add), jax.jit(buffer.sample), jax.jit(buffer.update)
-    for step in range(40):
-        new = blocks(1 + (warmup_blocks + step) * size, num_steps, num_envs)
-        ring = uniform.add(ring, new, warmup_blocks + step)
-        buffer_state = add(buffer_state, new, warmup_blocks + step)
-        start = (warmup_blocks + step) * size % capacity
-        leaves[start : start + size] = largest
-        np.testing.assert_array_equal(buffer_state.transitions["id"], ring["id"])
-        np.testing.assert_array_equal(buffer_state.sum_tree[0][:capacity], np.float32(leaves))
-        index = sample(buffer_state, jax.random.key(step)).index
-        assert leaves[index].all()
-        priority = 0.7 + jax.random.uniform(jax.random.key(step), index.shape) * step / 10
-        priority = priority[index]  # one value for each row
-        buffer_state = update(buffer_state, index, priority)
-        leaves[index], largest = priority, max(largest, priority.max())
-        assert buffer_state.max_priority == np.float32(largest)
-        assert_sums(buffer_state.sum_tree, leaves)
-    assert largest > 2
+    assert priorities.largest == 8
 
 
 def test_the_largest_priority_is_that_of_all_time_and_not_rounded():
-    buffer = prioritized_buffer(8, 2, 4)
-    buffer_state = buffer.init(blocks(1, 1, 2))
-    buffer_state = buffer.update(buffer_state, jnp.array([0, 1]), jnp.array([0.7, 0.3]))
-    buffer_state = buffer.add(buffer_state, blocks(3, 1, 2), 1)
-    np.testing.assert_array_equal(buffer_state.sum_tree[0][:4], jnp.array([0.7, 0.3, 1.0, 1.0]))
-    buffer_state = buffer.update(buffer_state, jnp.array([2, 3]), jnp.array([7.7, 0.1]))
-    buffer_state = buffer.update(buffer_state, jnp.array([2]), jnp.array([0.2]))
-    buffer_state = buffer.add(buffer_state, blocks(5, 1, 2), 2)
-    np.testing.assert_array_equal(buffer_state.sum_tree[0][2:6], jnp.array([0.2, 0.1, 7.7, 7.7]))
+    priorities = init_priorities(jnp.array([1.0, 1.0, 0, 0, 0, 0, 0, 0]))
+    priorities = set_priorities(priorities, jnp.array([0, 1]), jnp.array([0.7, 0.3]))
+    priorities = set_priorities(priorities, jnp.array([2, 3]), priorities.largest)
+    np.testing.assert_array_equal(priorities.sum_tree[0][:4], jnp.array([0.7, 0.3, 1.0, 1.0]))
+    priorities = set_priorities(priorities, jnp.array([2, 3]), jnp.array([7.7, 0.1]))
+    priorities = set_priorities(priorities, jnp.array([2]), jnp.array([0.2]))
+    priorities = set_priorities(priorities, jnp.array([4, 5]), priorities.largest)
+    np.testing.assert_array_equal(priorities.sum_tree[0][2:6], jnp.array([0.2, 0.1, 7.7, 7.7]))
 
 
 def test_a_hundred_thousand_updates_leave_no_drift():
     size, batch = 3_000, 16
 
     def change(number, carry):
-        levels, leaves = carry
+        priorities, leaves = carry
         key_index, key_priority = jax.random.split(jax.random.fold_in(jax.random.key(0), number))
         index = jax.random.randint(key_index, (batch,), 0, size)
         priority = 10 ** jax.random.uniform(key_priority, (batch,), minval=-4, maxval=2)
-        levels = update_sum_tree(levels, index, priority)
-        return levels, leaves.at[index].set(levels[0][index])
+        priorities = set_priorities(priorities, index, priority)
+        return priorities, leaves.at[index].set(priorities.sum_tree[0][index])
 
-    start = build_sum_tree(jnp.ones(size)), jnp.ones(size)
-    levels, leaves = jax.jit(lambda x: jax.lax.fori_loop(0, 100_000, change, x))(start)
+    start = init_priorities(jnp.ones(size)), jnp.ones(size)
+    priorities, leaves = jax.jit(lambda x: jax.lax.fori_loop(0, 100_000, change, x))(start)
     assert len(np.unique(leaves)) > size / 2
+    levels = priorities.sum_tree
     assert_sums(levels, leaves, rtol=5e-7)
     assert abs(np.sum(levels[-1]) / np.asarray(leaves, np.float64).sum() - 1) < 5e-7
-
-
-def test_positions_stay_right_beyond_what_float32_counts():
-    """Addition 2^24 + 1 still goes to its own slot."""
-    buffer = prioritized_buffer(12, 4, 8)
-    number = 2**24 + 1
-    buffer_state = buffer.update(buffer.init(blocks(1, 3, 4)), jnp.arange(12), jnp.full(12, 0.5))
-    buffer_state = buffer.add(buffer_state, blocks(1_000, 1, 4), jnp.int32(number))
-    changed = np.flatnonzero(np.asarray(buffer_state.sum_tree[0]) == 1)
-    np.testing.assert_array_equal(changed, number % 3 * 4 + np.arange(4))
 
 
 @pytest.mark.parametrize("name", ["prioritized_dqn", "rainbow"])
@@ -241,7 +186,7 @@ def test_no_update_copies_the_priorities(name):
     span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
     program = jax.jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
     computations = parsed(program.lower(run_state, *span).compile().as_text())
-    size = f"[2,{run_state.state.buffer.sum_tree[0].shape[1]}]"
+    size = f"[2,{run_state.state.priorities.sum_tree[0].shape[1]}]"
     shapes = [(shape, op) for body in computations.values() for shape, op, _ in body]
     assert any(size in shape for shape, _ in shapes)  # they are there
     assert not any(size in shape for shape, op in shapes if op == "copy")

@@ -13,7 +13,7 @@ from gymnax.environments import environment, spaces
 from helpers import load, run, small_config, trained
 
 from common.environments.gymnax_envs import TIMED, load_module, make_cached
-from common.envs import make_env, rollout, with_bounded_actions, with_unit_actions
+from common.envs import bound_action, make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
 from common.networks import make_network
 
@@ -110,7 +110,7 @@ def test_actions_have_one_axis_whatever_their_space(register, shape):
     env = make_env(register(action_space=spaces.Box(low, low + 2, shape)), 3, "continuous")
     assert env.action_shape == (low.size,)
     np.testing.assert_array_equal(env.action_low, low.ravel())
-    steps = played(with_unit_actions(env))
+    steps = played(map_actions(env, scale_action))
     assert steps.action.shape == (30, 3, low.size)
     mean = np.mean(
         low + steps.action.reshape(30, 3, *shape) + 1, axis=tuple(range(2, 2 + low.ndim))
@@ -134,7 +134,7 @@ def test_squashed_policies_need_bounds_and_others_do_not(register, low, high):
     env_id = register(action_space=spaces.Box(low, high, (2,)))
     with pytest.raises(ValueError, match="needs finite bounds with low < high for every action"):
         make_env(env_id, 3, actions="continuous")
-    env = with_bounded_actions(make_env(env_id, 3))
+    env = map_actions(make_env(env_id, 3), bound_action)
     assert np.isfinite(played(env).reward).all()
 
 

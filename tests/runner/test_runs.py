@@ -607,14 +607,16 @@ def test_metrics_are_means_over_what_was_reported():
     np.testing.assert_allclose(run_state.mean["episode_return"], [7.0] * 3)  # the mean starts again
 
 
-def test_means_over_episodes_weigh_every_episode_once():
+@pytest.mark.parametrize("some", [False, True])
+def test_means_over_episodes_or_some_steps_weigh_each_of_them_once(some):
     """One episode of 500 in one update and 50 of 10 in another have a mean of 19.6, not 255."""
 
     def update(state, step):
         episodes = jnp.array([1, 0, 50])[step]
         mean = jnp.array([500.0, jnp.nan, 10.0])[step]
         returns = {"episode_return": mean, "episode_length": 2 * mean, "episodes": episodes}
-        return state, {**returns, "value": jnp.array([4.0, 2.0, 3.0])[step]}
+        value = {"value": jnp.array([4.0, 2.0, 3.0])[step]}
+        return state, returns | value | ({"counted": jnp.array([1, 2, 5])[step]} if some else {})
 
     class State(NamedTuple):
         params: jax.Array
@@ -624,7 +626,8 @@ def test_means_over_episodes_weigh_every_episode_once():
     row = loop.metrics_row(jax.device_get(run_state._replace(state=None)))
     np.testing.assert_allclose(row["episode_return"], [1000 / 51], rtol=1e-6)
     np.testing.assert_allclose(row["episode_length"], [2000 / 51], rtol=1e-6)
-    assert row["episodes"] == 51 and row["value"] == 3
+    assert row["episodes"] == 51
+    np.testing.assert_allclose(row["value"], [(4 + 2 * 2 + 5 * 3) / 8 if some else 3], rtol=1e-6)
 
 
 def test_divergence_is_flagged_at_its_update_and_only_there():
