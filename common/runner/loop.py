@@ -298,9 +298,12 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
     job, algorithm = work.job, work.job.make(block.config)
     points = log_points(algorithm.num_updates, job.run.log_points)
     floats, seed = place((block.floats, block.seed), block, program.device)
-    run_state = program.init_run(floats, seed)
-    yield run_state.diverged, False
-    at, history, run_state = restored(job, block, program, run_state)
+    if (found := restored(job, block, program)) is not None:
+        at, history, run_state = found
+    else:
+        at, history = {"update": 0, "seconds": 0.0, "rows": [], "ended": False}, {}
+        run_state = program.init_run(floats, seed)
+        yield run_state.diverged, False
     saved_at, save_seconds, length = time.monotonic(), 0.0, 1
     while at["update"] < points[-1] and not at["ended"]:
         start, clock = at["update"], time.monotonic()
@@ -344,16 +347,15 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
 
 
 def restored(
-    job: Job, block: Block, program: Program, run_state: RunState
-) -> tuple[dict[str, Any], dict[str, np.ndarray], RunState]:
+    job: Job, block: Block, program: Program
+) -> tuple[dict[str, Any], dict[str, np.ndarray], RunState] | None:
     """Return a block's position, its rows of metrics {name: [L, M]} and its RunState, from its
-    checkpoint if there is one. CheckpointError if none can be used."""
+    checkpoint; None if there is none yet. CheckpointError if none can be used."""
     found = load_block(job, block, "checkpoint.npz", "previous.npz")
     if found is None:
-        return {"update": 0, "seconds": 0.0, "rows": [], "ended": False}, {}, run_state
+        return None
     arrays, header = found
-    shapes = unpad(jax.eval_shape(lambda x: x, run_state), len(block.seed))
-    values = checkpoint.restore(shapes, arrays, "run_state/")
+    values = checkpoint.restore(unpad(program.shapes, len(block.seed)), arrays, "run_state/")
     history = {k.removeprefix("history/"): x for k, x in arrays.items() if k.startswith("history/")}
     return header["at"], history, place(values, block, program.device)
 

@@ -60,6 +60,7 @@ class Program(NamedTuple):
 
     device: Any
     init_run: Callable | None = None  # floats, seed [P] -> RunState [P]
+    shapes: RunState | None = None  # what it returns, as shapes
     run_updates: Callable | None = None  # RunState, start, stop, reset_means -> RunState; donates
     evaluate: dict[str, Callable] | None = None  # by id of the environment, which may have changed:
     # floats, params, seed [P] -> returns [P, E], lengths [P, E]
@@ -178,7 +179,7 @@ def unpad(tree: Any, num_members: int) -> Any:
 def lower_training(
     job: Job, block: Block, devices: list, pool: ThreadPoolExecutor
 ) -> dict[str, Future]:
-    """Return Futures of `init_run` and `run_updates`, compiled for each of the devices."""
+    """Return Futures of `init_run`, its shapes, and `run_updates`, for each of the devices."""
     init, update, _ = member_functions(job, block.config, block.config.env_id)
     start = jax.jit(lambda floats, seed: init_run(init, update, (floats, seed)))
     training = jax.jit(functools.partial(run_updates, update), donate_argnums=0)
@@ -187,7 +188,8 @@ def lower_training(
     compiled_start = compile_for(start, (floats, seed), devices, pool)  # while the other is lowered
     run_state = jax.eval_shape(start, floats, seed)
     compiled_training = compile_for(training, (run_state, *span), devices, pool)
-    return {"init_run": compiled_start, "run_updates": compiled_training}
+    shapes = pool.submit(lambda: [run_state] * len(devices))
+    return {"init_run": compiled_start, "shapes": shapes, "run_updates": compiled_training}
 
 
 def lower_evaluation(
