@@ -183,7 +183,7 @@ def lower_training(
     init, update, _ = member_functions(job, block.config, block.config.env_id)
     start = jax.jit(lambda floats, seed: init_run(init, update, (floats, seed)))
     training = jax.jit(functools.partial(run_updates, update), donate_argnums=0)
-    floats, _, seed = member_shapes(job, block)
+    floats, _, seed = member_shapes(block)
     span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
     compiled_start = compile_for(start, (floats, seed), devices, pool)  # while the other is lowered
     run_state = jax.eval_shape(start, floats, seed)
@@ -206,10 +206,10 @@ def lower_evaluation(
     The environment is the one that members have lived to after those `updates`, by default all.
     `salt` is folded into the keys: another one gives other episodes.
     """
-    algorithm = job.make(block.config)
+    algorithm = block.algorithm
     if algorithm.act is None or not job.run.eval_episodes:
         return {}
-    futures, shapes = {}, member_shapes(job, block)
+    futures, shapes = {}, member_shapes(block)
     for update in updates or (algorithm.num_updates,):
         env_id = evaluation_id(block.config, algorithm, update)
         if ("evaluate", env_id) not in futures:
@@ -228,10 +228,9 @@ def evaluation_id(config: Any, algorithm: Algorithm, update: int) -> str:
     return id_after(config.env_id, environment_steps(config, algorithm, update))
 
 
-def member_shapes(job: Job, block: Block) -> tuple:
+def member_shapes(block: Block) -> tuple:
     """Return the shapes of a program's floats, params and seeds, [P, ...]."""
-    algorithm = job.make(block.config)
-    params = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
+    params = jax.eval_shape(lambda key: block.algorithm.init(key).params, jax.random.key(0))
 
     def rows(x):
         return jax.ShapeDtypeStruct((block.num_rows, *x.shape), x.dtype)
