@@ -34,6 +34,7 @@ class Block(NamedTuple):
     program_id: int  # blocks with the same number share a program and the shapes of params
     num_rows: int  # members of the program, P >= M: as many as the largest of its blocks has
     config: Any  # of all members, but for the swept floats
+    algorithm: Algorithm  # made of it once for all blocks of the program
     floats: dict[str, np.ndarray]  # [M] the swept floats
     config_index: np.ndarray  # [M] index into the job's grid
     seed: np.ndarray  # [M]
@@ -63,12 +64,13 @@ def plan(job: Job) -> list[Block]:
         seed = np.tile(job.run.seed + np.arange(job.run.num_seeds), len(indices))
         floats = {k: np.array([float(job.grid[i][k]) for i in config_index]) for k in names}
         config = dataclasses.replace(job.config, **dict(combination))
+        algorithm = job.make(config)
         num_blocks = math.ceil(len(seed) / (job.run.block or len(seed)))
         for part in np.array_split(np.arange(len(seed)), num_blocks):
             own_floats = {name: x[part] for name, x in floats.items()}
             num_rows = math.ceil(len(seed) / num_blocks)
             members = own_floats, config_index[part], seed[part]
-            blocks.append(Block(len(blocks), program_id, num_rows, config, *members))
+            blocks.append(Block(len(blocks), program_id, num_rows, config, algorithm, *members))
     return blocks
 
 

@@ -23,20 +23,14 @@ class Run:
     num_seeds: int = 1  # seeds, all trained in parallel
     seeds_at_once: int = 0  # most seeds that train at the same time, to save memory; 0: all
     block: int = 0  # most seeds that one device trains together; 0: by seeds_at_once and devices
-    share: str = (
-        ""  # i/n: train share i of n, from 0, of the run in --out; the last one finishes it
-    )
+    share: str = ""  # i/n: train share i (from 0) of n of the run in --out; the last finishes it
     distributed: str = ""  # auto, or leader's host:port/n/i: one run by n JAX processes
     sweep: tuple[str, ...] = ()  # a grid x seeds: learning_rate=1e-4,3e-4 gamma=0.9,0.99
-    retrain_best: int = (
-        0  # seeds, not those of the sweep, that train its best setting again; 0: none
-    )
+    retrain_best: int = 0  # other seeds that train the best setting of the sweep again; 0: none
     eval_episodes: int = 100  # episodes of the final policy, per seed; 0: none
     eval_every: int = 0  # environment steps between greedy evaluations during training; 0: none
     log_points: int = 100  # rows of metrics.csv per seed
-    out: str = (
-        ""  # the run's folder, which is continued; else runs/<algorithm>-<environment>-<time>
-    )
+    out: str = ""  # the run's folder, made or continued; else runs/<algorithm>-<env_id>-<time>
     checkpoint_every: float = 60.0  # seconds, but at least 20 times as long as a save takes
     resume: str = ""  # the folder of an interrupted run: continue from its checkpoint
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules or .py files

@@ -32,7 +32,7 @@ def print_line(run: Run, *lines: str) -> None:
 
 def title(job: Job, blocks: list[Block], num_devices: int) -> str:
     """Return what will be trained, in one line, with the memory of what trains at a time."""
-    algorithm = job.make(blocks[0].config)
+    algorithm = blocks[0].algorithm
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
     size *= sum(sorted(block.num_rows for block in blocks)[-num_devices:])
@@ -122,11 +122,8 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
     its RunState, if they are news. On a terminal it is a bar; otherwise a line at every tenth of
     the run, but at most one per second, and at least every 15 seconds.
     """
-    algorithms = {block.index: job.make(block.config) for block in blocks}
     work = {
-        b.index: algorithms[b.index].num_updates
-        * algorithms[b.index].steps_per_update
-        * len(b.seed)
+        b.index: b.algorithm.num_updates * b.algorithm.steps_per_update * len(b.seed)
         for b in blocks
     }
     total, done, returns = sum(work.values()), {}, {}
@@ -138,7 +135,7 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
         if block is None and not done:
             began = time.monotonic()
         if block is not None:
-            share = update / algorithms[block.index].num_updates
+            share = update / block.algorithm.num_updates
             done[block.index] = work[block.index] * share
             known = run_state.count["episode_return"] > 0
             returns[block.index] = run_state.mean["episode_return"][known]

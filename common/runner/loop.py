@@ -103,16 +103,18 @@ def train_and_evaluate(work: Work, own: list[Block], blocks: list[Block]) -> Non
     job = work.job
     side_by_side(work, missing(job, own, "trained.npz"), lower_for_training, train_block)
     if not missing(job, blocks, "trained.npz"):
-        with merging(job) as is_mine:
+        with merging(job) as is_mine, caught_signals(work.received):
             if is_mine:  # before the evaluation, which may be stopped
                 table = read_table(job, blocks)
                 write_metrics(job, blocks, table)
                 write_policies(job, blocks, training_scores(table))
-    if last_file(job) == "episodes.npz":
+    if last_file(job, blocks) == "episodes.npz":
         left = missing(job, own, "episodes.npz")
         side_by_side(work, left, lower_evaluation, evaluate_block)
     if share_of(job.run)[0] == 0:
-        wait_for_others(job, lambda: not missing(job, blocks, last_file(job)), work.received)
+        wait_for_others(
+            job, lambda: not missing(job, blocks, last_file(job, blocks)), work.received
+        )
     else:
         wait_for_others(job, (job.folder / "summary.json").exists, work.received)
     if work.received:
@@ -124,17 +126,17 @@ def missing(job: Job, blocks: list[Block], name: str) -> list[Block]:
     return [block for block in blocks if not block_path(job, block, name).exists()]
 
 
-def last_file(job: Job) -> str:
+def last_file(job: Job, blocks: list[Block]) -> str:
     """Return the file that a block ends with."""
-    is_evaluated = job.run.eval_episodes and job.make(job.config).act is not None
+    is_evaluated = job.run.eval_episodes and blocks[0].algorithm.act is not None
     return "episodes.npz" if is_evaluated else "trained.npz"
 
 
 def finish(work: Work, blocks: list[Block]) -> dict[str, Any] | None:
     """Merge what the blocks left and print it; return the summary, None if others will merge."""
     job = work.job
-    left = missing(job, blocks, last_file(job))
-    with merging(job) as is_mine:
+    left = missing(job, blocks, last_file(job, blocks))
+    with merging(job) as is_mine, caught_signals(work.received):
         if (job.folder / "summary.json").exists() or not is_mine:
             return None
         if left:
@@ -143,20 +145,20 @@ def finish(work: Work, blocks: list[Block]) -> dict[str, Any] | None:
             return None
         summary, ranking = write_results(job, blocks, work.width, sum(work.compile_seconds))
         if summary.get("best"):
-            check_best(work, summary)
+            check_best(work, blocks, summary)
         write_json(job.folder / "summary.json", summary)  # last: it marks the run as finished
         shutil.rmtree(job.folder / "blocks", ignore_errors=True)
     print_line(job.run, *summary_lines(job, summary, ranking))
     return summary
 
 
-def check_best(work: Work, summary: dict[str, Any]) -> None:
+def check_best(work: Work, blocks: list[Block], summary: dict[str, Any]) -> None:
     """Add to a sweep's summary what its best setting reaches on scores that did not choose it: of
     fresh episodes, and of fresh seeds with `--retrain-best`."""
     job = work.job
     config = dataclasses.replace(job.config, **summary["best"])
     alone = {"sweep": (), "share": "", "distributed": "", "retrain_best": 0}
-    if last_file(job) == "episodes.npz":
+    if last_file(job, blocks) == "episodes.npz":
         again = evaluate_again(work, config, summary["best"])
         summary["fresh_evaluation"] = summarize(again.mean(-1))
     if job.run.retrain_best:
@@ -176,9 +178,10 @@ def evaluate_again(work: Work, config: Any, setting: dict[str, Any]) -> np.ndarr
     is_best = arrays["member/setting"] == header["settings"].index(setting)
     rows, program_id = arrays["member/row"][is_best], arrays["member/program"][is_best][0]
     seed = arrays["member/seed"][is_best]
-    block = Block(0, -1, num_seeds, config, {}, np.zeros(num_seeds, int), seed)
+    members = {}, np.zeros(num_seeds, int), seed
+    block = Block(0, -1, num_seeds, config, job.make(config), *members)
     params = checkpoint.restore(
-        member_shapes(job, block)[1],
+        member_shapes(block)[1],
         {name: x[rows] for name, x in arrays.items() if name.startswith(f"{program_id}/")},
         f"{program_id}/",
     )
@@ -288,20 +291,22 @@ def lower_for_training(
     """Return Futures of all that the training of a block needs."""
     futures = lower_training(job, block, devices, pool)
     if job.run.eval_every:
-        algorithm = job.make(block.config)
-        points = log_points(algorithm.num_updates, job.run.log_points)
+        points = log_points(block.algorithm.num_updates, job.run.log_points)
         futures |= lower_evaluation(job, block, devices, pool, updates=points)
     return futures
 
 
 def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[Any, bool]]:
     """Train a block from its first update, or from its checkpoint, to its last."""
-    job, algorithm = work.job, work.job.make(block.config)
+    job, algorithm = work.job, block.algorithm
     points = log_points(algorithm.num_updates, job.run.log_points)
     floats, seed = place((block.floats, block.seed), block, program.device)
-    run_state = program.init_run(floats, seed)
-    yield run_state.diverged, False
-    at, history, run_state = restored(job, block, program, run_state)
+    if (found := restored(job, block, program)) is not None:
+        at, history, run_state = found
+    else:
+        at, history = {"update": 0, "seconds": 0.0, "rows": [], "ended": False}, {}
+        run_state = program.init_run(floats, seed)
+        yield run_state.diverged, False
     saved_at, save_seconds, length = time.monotonic(), 0.0, 1
     while at["update"] < points[-1] and not at["ended"]:
         start, clock = at["update"], time.monotonic()
@@ -345,16 +350,15 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
 
 
 def restored(
-    job: Job, block: Block, program: Program, run_state: RunState
-) -> tuple[dict[str, Any], dict[str, np.ndarray], RunState]:
+    job: Job, block: Block, program: Program
+) -> tuple[dict[str, Any], dict[str, np.ndarray], RunState] | None:
     """Return a block's position, its rows of metrics {name: [L, M]} and its RunState, from its
-    checkpoint if there is one. CheckpointError if none can be used."""
+    checkpoint; None if there is none yet. CheckpointError if none can be used."""
     found = load_block(job, block, "checkpoint.npz", "previous.npz")
     if found is None:
-        return {"update": 0, "seconds": 0.0, "rows": [], "ended": False}, {}, run_state
+        return None
     arrays, header = found
-    shapes = unpad(jax.eval_shape(lambda x: x, run_state), len(block.seed))
-    values = checkpoint.restore(shapes, arrays, "run_state/")
+    values = checkpoint.restore(unpad(program.shapes, len(block.seed)), arrays, "run_state/")
     history = {k.removeprefix("history/"): x for k, x in arrays.items() if k.startswith("history/")}
     return header["at"], history, place(values, block, program.device)
 
@@ -391,9 +395,8 @@ def save_trained(
     at: dict[str, Any],
 ) -> None:
     """Save what a block has learned, draw the picture of the first, and drop its checkpoints."""
-    algorithm = job.make(block.config)
-    if block.index == 0 and algorithm.picture is not None:
-        draw_first(job, algorithm, unpad(without_floats(run_state.state), 1))
+    if block.index == 0 and block.algorithm.picture is not None:
+        draw_first(job, block.algorithm, unpad(without_floats(run_state.state), 1))
     own = unpad((run_state.state.params, run_state.diverged), len(block.seed))
     params = {f"params/{name}": x for name, x in checkpoint.named_arrays(own[0]).items()}
     tree = {**params, "diverged": own[1], "history": history}
@@ -406,7 +409,7 @@ def evaluate_block(work: Work, block: Block, program: Program) -> Iterator[tuple
     """Evaluate what a block has learned: whole episodes of every member."""
     job, num_members = work.job, len(block.seed)
     arrays, header = load_block(job, block, "trained.npz")
-    shapes = unpad(member_shapes(job, block)[1], num_members)
+    shapes = unpad(member_shapes(block)[1], num_members)
     params = checkpoint.restore(shapes, arrays, "params/")
     members = place((block.floats, params, block.seed), block, program.device)
     (evaluate,) = program.evaluate.values()
@@ -423,15 +426,21 @@ class Stopped(SystemExit):
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[list[int]]:
+def caught_signals(outer: list[int] | None = None) -> Iterator[list[int]]:
     """Yield a list that the signals which end a run are appended to; a second one ends the program
-    at once."""
-    received = []
+    at once.
+
+    With the list of an `outer` context the first one raises Stopped wherever the program is, which
+    loses nothing while results are merged: 100,000 seeds take a minute.
+    """
+    received = [] if outer is None else outer
 
     def handle(number, frame):
         if received:
             os._exit(128 + number)
         received.append(number)
+        if outer is not None:
+            raise Stopped(128 + number)
 
     old = {number: signal.signal(number, handle) for number in SIGNALS}
     try:

@@ -55,6 +55,7 @@ class Program(NamedTuple):
 
     device: Any
     init_run: Callable | None = None  # floats, seed [P] -> RunState [P]
+    shapes: RunState | None = None  # what it returns, as shapes
     run_updates: Callable | None = None  # RunState, start, stop, reset_means -> RunState; donates
     evaluate: dict[str, Callable] | None = None  # by id of the environment, which may have changed:
     # floats, params, seed [P] -> returns [P, E], lengths [P, E]
@@ -180,16 +181,17 @@ def unpad(tree: Any, num_members: int) -> Any:
 def lower_training(
     job: Job, block: Block, devices: list, pool: ThreadPoolExecutor
 ) -> dict[str, Future]:
-    """Return Futures of `init_run` and `run_updates`, compiled for each of the devices."""
+    """Return Futures of `init_run`, its shapes, and `run_updates`, for each of the devices."""
     init, update, _ = member_functions(job, block.config, block.config.env_id)
     start = jax.jit(lambda floats, seed: init_run(init, update, (floats, seed)))
     training = jax.jit(functools.partial(run_updates, update), donate_argnums=0)
-    floats, _, seed = member_shapes(job, block)
+    floats, _, seed = member_shapes(block)
     span = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
     compiled_start = compile_for(start, (floats, seed), devices, pool)  # while the other is lowered
     run_state = jax.eval_shape(start, floats, seed)
     compiled_training = compile_for(training, (run_state, *span), devices, pool)
-    return {"init_run": compiled_start, "run_updates": compiled_training}
+    shapes = pool.submit(lambda: [run_state] * len(devices))
+    return {"init_run": compiled_start, "shapes": shapes, "run_updates": compiled_training}
 
 
 def lower_evaluation(
@@ -206,10 +208,10 @@ def lower_evaluation(
     The environment is the one that members have lived to after those `updates`, by default all.
     `salt` is folded into the keys: another one gives other episodes.
     """
-    algorithm = job.make(block.config)
+    algorithm = block.algorithm
     if algorithm.act is None or not job.run.eval_episodes:
         return {}
-    futures, shapes = {}, member_shapes(job, block)
+    futures, shapes = {}, member_shapes(block)
     for update in updates or (algorithm.num_updates,):
         env_id = evaluation_id(block.config, algorithm, update)
         if ("evaluate", env_id) not in futures:
@@ -228,10 +230,9 @@ def evaluation_id(config: Any, algorithm: Algorithm, update: int) -> str:
     return id_after(config.env_id, environment_steps(config, algorithm, update))
 
 
-def member_shapes(job: Job, block: Block) -> tuple:
+def member_shapes(block: Block) -> tuple:
     """Return the shapes of a program's floats, params and seeds, [P, ...]."""
-    algorithm = job.make(block.config)
-    params = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
+    params = jax.eval_shape(lambda key: block.algorithm.init(key).params, jax.random.key(0))
 
     def rows(x):
         return jax.ShapeDtypeStruct((block.num_rows, *x.shape), x.dtype)

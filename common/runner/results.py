@@ -88,14 +88,18 @@ def write_results(
     best = labels.index(ranking[0]["setting"]) if len(set(tasks)) == 1 else None
     seconds = table.seconds / width
 
-    def of_best(scores):  # there is no best setting where tasks differ
-        return None if best is None or scores is None else statistics.summarize(scores[best])
+    def of_best(own):  # there is no best setting where tasks differ
+        if best is None or own is None:
+            return None
+        if own is scores:  # a bootstrap over 100,000 seeds takes seconds
+            return {name: ranking[0][name] for name in ("iqm", "low", "high", "min", "max")}
+        return statistics.summarize(own[best])
 
     summary = {
         "algorithm": job.name,
         "env_id": job.config.env_id,
-        "steps": max(last_steps(job, blocks)),
-        "updates": max(job.make(block.config).num_updates for block in blocks),
+        "steps": max(steps_after(x.algorithm, x.algorithm.num_updates) for x in blocks),
+        "updates": max(block.algorithm.num_updates for block in blocks),
         "seeds": job.run.num_seeds,
         "training": of_best(training),
         "evaluation": of_best(evaluation),
@@ -132,18 +136,12 @@ def training_scores(table: Table) -> np.ndarray:
     return np.where(table.diverged < 0, scores, np.nan)
 
 
-def last_steps(job: Job, blocks: list[Block]) -> list[int]:
-    """Return the environment steps of one seed of each block in the whole run."""
-    algorithms = [job.make(block.config) for block in blocks]
-    return [steps_after(algorithm, algorithm.num_updates) for algorithm in algorithms]
-
-
 def trained_steps(job: Job, blocks: list[Block], table: Table) -> int:
     """Return the environment steps of all members in the updates that they trained."""
     total = 0
     for block in blocks:
         updates = table.updates[block.config_index, block.seed - job.run.seed].max(-1)
-        total += int(updates.sum()) * job.make(block.config).steps_per_update
+        total += int(updates.sum()) * block.algorithm.steps_per_update
     return total
 
 
@@ -151,7 +149,7 @@ def write_metrics(job: Job, blocks: list[Block], table: Table) -> None:
     """Write metrics.csv, one row per point and member. OSError if the disk refuses."""
     programs = {}
     for block in blocks:
-        configs = programs.setdefault(block.program_id, (job.make(block.config), set()))[1]
+        configs = programs.setdefault(block.program_id, (block.algorithm, set()))[1]
         configs |= set(block.config_index.tolist())
     names = [name for name in table.metrics if name != "episodes"]
     names += [name for name in table.metrics if name == "episodes"]

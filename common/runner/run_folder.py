@@ -5,6 +5,7 @@ blocks/<index>/ holds checkpoint.npz and previous.npz while the block trains, th
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -189,10 +190,15 @@ _warned: set[str] = set()
 
 def provenance() -> dict[str, Any]:
     """Return versions, device and sources: what else determines the exact result."""
-    packages = ("jax", "jaxlib", "optax", "gymnax", "numpy")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
     device = jax.local_devices()[0].device_kind
-    return {"versions": versions, "device": device, "sources": sources()}
+    return {"versions": versions(), "device": device, "sources": sources()}
+
+
+@functools.cache  # a run of many blocks asks hundreds of times
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that training uses."""
+    packages = ("jax", "jaxlib", "optax", "gymnax", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def sources() -> dict[str, str]:
@@ -202,9 +208,14 @@ def sources() -> dict[str, str]:
         path = getattr(module, "__file__", None)
         is_ours = name.startswith(("algorithms.", "common.")) or name == "__main__"
         if is_ours and path and ".runner." not in name and ".tools." not in name:
-            key = Path(path).name
-            digests[key] = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+            digests[os.path.basename(path)] = digest_of(path)
     return digests
+
+
+@functools.cache
+def digest_of(path: str) -> str:
+    """Return a hash of a file as it was when this process first asked."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

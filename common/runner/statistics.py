@@ -122,14 +122,15 @@ def bands(curves: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     IQM is Σ_j w_j x_(j) with weights w that depend on c and n only. Points with the same number of
     seeds share the weights, so one matrix product bootstraps them all, without approximation.
     """
-    curves = np.asarray(curves, float)
-    ordered = np.sort(np.where(np.isfinite(curves), curves, np.nan), axis=0)  # NaN sorts last
+    curves = np.asarray(curves)
+    ordered = np.where(np.isfinite(curves), curves, np.nan)
+    ordered.sort(axis=0)  # in place: there may be 100,000 seeds; NaN comes last
     num_seeds = np.isfinite(ordered).sum(0)
     line, low, high = np.full((3, curves.shape[1]), np.nan)
     generator = np.random.default_rng(0)  # the same data give the same bands
     for n in np.unique(num_seeds[num_seeds > 0]):
         points, cut = num_seeds == n, n // 4
-        values = ordered[:n, points]
+        values = ordered[:n, points].astype(float)
         line[points] = values[cut : n - cut].mean(0)
         if n < MIN_SEEDS:
             continue
