@@ -394,8 +394,15 @@ MUTANTS = [
     ),
     common(
         *("a mean of means of episodes", "runner/program"),
-        'weight = known * episodes if name.startswith("episode_") else known',
-        "weight = known",
+        'weight = known * (episodes if name.startswith("episode_") else counted)',
+        'weight = known * (1 if name.startswith("episode_") else counted)',
+        "means_over",
+        "runner/test_runs",
+    ),
+    common(
+        *("a mean of means of steps that count", "runner/program"),
+        'weight = known * (episodes if name.startswith("episode_") else counted)',
+        'weight = known * (episodes if name.startswith("episode_") else 1)',
         "means_over",
         "runner/test_runs",
     ),

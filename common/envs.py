@@ -119,7 +119,7 @@ def bound_action(env: Env, action: jax.Array) -> jax.Array:
 
 
 def map_actions(env: Env, transform: Callable) -> Env:
-    """Return the environment that steps with `transform(env, action)`; Transitions keep `action`.
+    """Return an Env that steps with `transform(env, action)`; its Transitions keep `action`.
 
     `transform` is `scale_action`, or `bound_action` for a policy whose log-probabilities are those
     of the actions that were sampled.

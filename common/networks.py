@@ -16,7 +16,7 @@ class Network(NamedTuple):
 
 
 def dense(key: jax.Array, num_inputs: int, num_outputs: int) -> tuple[jax.Array, jax.Array]:
-    """Draw weights ~ N(0, 1 / num_inputs) [num_inputs, num_outputs]; the bias [num_outputs] is 0.
+    """Draw weights [num_inputs, num_outputs] ~ N(0, 1 / num_inputs); biases [num_outputs] are 0.
 
     LeCun et al. 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98b.pdf, section 4.6.
     """
@@ -68,7 +68,7 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
 def make_network(
     env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
 ) -> Network:
-    """Return a network for observations: vectors, flattened arrays, or integers, which are one-hot.
+    """Return a network for observations: vectors, flattened arrays, or integers as one-hot ones.
 
     It is an MLP, but `conv` for images that its filters fit into.
     """

@@ -319,7 +319,7 @@ def shorten_docstring(node: ast.stmt, lines: list[str]) -> set[int]:
     blank = next((n for n in range(start, end) if not lines[n - 1]), None)
     if blank is None:
         return set()
-    fits = len(lines[blank - 2]) < 97
+    fits = len(lines[blank - 2]) <= 97
     lines[blank - 2] += '"""' if fits else ""
     return set(range(blank, end + fits))
 
