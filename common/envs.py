@@ -138,8 +138,12 @@ def with_bounded_actions(env: Env) -> Env:
 
 
 def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
-    """Return the mean return and length of the episodes that ended, NaN if none did, and how many
-    did: weights for means over several updates."""
+    """Return the metrics of the episodes that ended in these steps.
+
+    Metrics: `episode_return`, mean sum of their rewards, NaN if none ended; `episode_length`, their
+    mean number of environment steps, NaN if none ended; `episodes`, how many ended, by which means
+    over several updates are weighted.
+    """
     return {
         "episode_return": jnp.mean(episode.total, where=episode.done),
         "episode_length": jnp.mean(episode.length, where=episode.done, dtype=episode.total.dtype),

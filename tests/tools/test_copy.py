@@ -36,11 +36,11 @@ SMALL = {
 # A copy has at most twice the lines of its source plus 150. These have more: policies for discrete
 # and for continuous actions, normalization, the sum tree.
 LONGER = {
-    "a2c": 642,
-    "ppo": 686,
-    "prioritized_dqn": 556,
-    "q_actor_critic": 651,
-    "reinforce": 579,
+    "a2c": 646,
+    "ppo": 691,
+    "prioritized_dqn": 559,
+    "q_actor_critic": 655,
+    "reinforce": 584,
 }
 
 
@@ -86,8 +86,8 @@ def test_a_copy_is_short(name):
 
 
 def test_two_copies_and_the_median_are_shorter_still():
-    assert len(copy_of("dqn").splitlines()) <= 424
-    assert len(copy_of("q_learning").splitlines()) <= 354
+    assert len(copy_of("dqn").splitlines()) <= 427
+    assert len(copy_of("q_learning").splitlines()) <= 357
     assert np.median([len(copy_of(name).splitlines()) for name in ALGORITHMS]) <= 500
 
 
