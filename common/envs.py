@@ -140,9 +140,9 @@ def with_bounded_actions(env: Env) -> Env:
 def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
     """Return the metrics of the episodes that ended in these steps.
 
-    Metrics: `episode_return`, mean sum of their rewards, NaN if none ended; `episode_length`, their
-    mean number of environment steps, NaN if none ended; `episodes`, how many ended, by which means
-    over several updates are weighted.
+    Metrics: `episode_return`, mean undiscounted return of the episodes that ended, NaN if none did;
+    `episode_length`, their mean number of environment steps, likewise; `episodes`, how many ended:
+    the weight of the other two in means over several updates.
     """
     return {
         "episode_return": jnp.mean(episode.total, where=episode.done),
