@@ -73,8 +73,8 @@ def page(name: str) -> str:
         *not_run(rows),
         *(section_text(x, name) for x in sections() if name in x["pages"]),
         "## Metrics",
-        "Columns of `metrics.csv`: means over the updates since its last line, without NaN, which is "
-        "nothing to report.",
+        "Columns of `metrics.csv`: means over the updates since its last line, NaN left out, which "
+        "is nothing to report.",
         metrics_table(docstring),
         "## The docstring",
         f"```text\n{body.partition('Metrics: ')[0].strip()}\n```",

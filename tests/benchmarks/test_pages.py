@@ -85,8 +85,12 @@ def test_metrics_of_episodes_are_common_unless_the_file_explains_them():
     assert pages.all_explained("Metrics: `episode_return`, NaN.") == {"episode_return": "NaN"}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("**/*.md")), ids=str)
-def test_links_of_the_benchmarks_lead_somewhere(path):
+PROSE = ["README.md", "algorithms/README.md", ".github/CONTRIBUTING.md"]
+PROSE = [*(ROOT / path for path in PROSE), *sorted((ROOT / "benchmarks").glob("**/*.md"))]
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
     """To files, and to titles of pages."""
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if re.match(r"https?://", target):
