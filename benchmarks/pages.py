@@ -166,7 +166,7 @@ def rows_of_csv(section: dict, name: str) -> list[list[str]]:
 
 def explained(docstring: str) -> dict[str, str]:
     """Return what each metric is, from the paragraph "Metrics: `name`, meaning; ..."."""
-    paragraph = docstring.partition("Metrics: ")[2].partition("\n\n")[0]
+    paragraph = docstring.partition("etrics: ")[2].partition("\n\n")[0]
     text = " ".join(paragraph.split()).removesuffix(".")
     clauses = [re.fullmatch(r"`(\w+)`, (.+)", clause) for clause in text.split("; ") if clause]
     return {clause[1]: clause[2] for clause in clauses}

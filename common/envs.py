@@ -138,12 +138,8 @@ def with_bounded_actions(env: Env) -> Env:
 
 
 def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
-    """Return the metrics of the episodes that ended in these steps.
-
-    Metrics: `episode_return`, mean undiscounted return of the episodes that ended, NaN if none did;
-    `episode_length`, their mean number of environment steps, likewise; `episodes`, how many ended:
-    the weight of the other two in means over several updates.
-    """
+    """Return the metrics: `episode_return`, mean undiscounted return of the episodes that ended, or
+    NaN; `episode_length`, their mean number of steps, or NaN; `episodes`, how many of them."""
     return {
         "episode_return": jnp.mean(episode.total, where=episode.done),
         "episode_length": jnp.mean(episode.length, where=episode.done, dtype=episode.total.dtype),

@@ -16,8 +16,7 @@ class Network(NamedTuple):
 
 
 def dense(key: jax.Array, num_inputs: int, num_outputs: int) -> tuple[jax.Array, jax.Array]:
-    """Draw weights ~ N(0, 1 / num_inputs) [num_inputs, num_outputs] (LeCun et al. 1998), and return
-    them with a zero bias [num_outputs]."""
+    """Return weights ~ N(0, 1 / num_inputs) (LeCun et al. 1998), inputs by outputs, and bias 0."""
     weights = jax.random.normal(key, (num_inputs, num_outputs)) / jnp.sqrt(num_inputs)
     return weights, jnp.zeros(num_outputs)
 
@@ -66,8 +65,7 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
 def make_network(
     env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
 ) -> Network:
-    """Return a network for the environment's observations: `conv` for images that its filters fit
-    into, else an MLP over vectors, flattened arrays or one-hot integers."""
+    """Return `conv` for images that its filters fit into, else an MLP over `as_vector`."""
     if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)
@@ -98,8 +96,7 @@ def make_q_network(env: Env, hidden_sizes: Sequence[int]) -> Network:
 
 
 def ensemble(network: Network, size: int) -> Network:
-    """Return `size` copies of the network, each with its own params: params and outputs have a
-    leading axis [size]."""
+    """Return `size` copies of the network: their params and outputs have a leading axis [size]."""
 
     def init(key):
         return jax.vmap(network.init)(jax.random.split(key, size))
