@@ -13,6 +13,10 @@ Departs from the paper: Adam, not RMSProp; normalized advantages; policy and val
 continuous actions have one standard deviation for all observations, and their units make finite
 bounds -1 and 1; truncated episodes bootstrap from V(s'). With norm_obs a rollout and its loss see
 observations scaled by the statistics of all rollouts before it, the first one's unscaled.
+
+Metrics: `value`, mean V(s) of the rollout (discounted return, scaled with norm_reward);
+`policy_loss`, mean of the first term of L; `value_loss`, mean of the second, without c₁; `entropy`,
+mean of H (nats).
 """
 
 import math

@@ -19,6 +19,9 @@ are clipped, so the interval must contain them: with a reward of 1 at every step
 Departs from the paper: Adam's ε is 1e-8, not 0.01 / 32; rewards are not clipped; `act` takes no
 random actions; several environments in parallel; `init` takes the random steps that fill the
 replay memory.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean cross-entropy
+of the batch (nats).
 """
 
 from dataclasses import dataclass

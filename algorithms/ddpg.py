@@ -17,6 +17,9 @@ Departs from the paper: the noise of successive actions is independent unless `o
 than 1; one learning rate; no batch normalisation and no weight decay; the action enters Q's first
 layer, and the last layers start like the others; several environments in parallel; `init` takes the
 random steps that fill the replay memory.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean squared TD
+error of the batch (return²).
 """
 
 from dataclasses import dataclass

@@ -13,6 +13,9 @@ with d = 1 where the MDP terminated; a time limit does not end the MDP.
 Departs from the paper: Adam, not RMSProp; errors are not clipped, so that means are learned and not
 medians; rewards are not clipped; `act` takes no random actions; several environments in parallel;
 `init` takes the random steps that fill the replay memory.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean squared TD
+error of the batch (return²).
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,9 @@ MDP. The step size at the n-th update of (s, a) in a table is α n^-p. Q converg
 
 Departs from the book: the argmax takes the first of equal actions. `update` takes
 `steps_per_update` steps, each of which changes Q.
+
+Metrics: `value`, mean Q(s, a) of the actions taken, after their updates (discounted return);
+`td_error`, mean size of the bracket (the same unit).
 """
 
 from dataclasses import dataclass

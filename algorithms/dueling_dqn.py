@@ -15,6 +15,9 @@ Departs from the paper: DQN's target, not Double DQN's; the gradient is neither 
 the streams join nor clipped; Adam, not RMSProp; rewards are not clipped; `act` takes no random
 actions; several environments in parallel; `init` takes the random steps that fill the replay
 memory.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean squared TD
+error of the batch (return²).
 """
 
 from dataclasses import dataclass

@@ -20,6 +20,9 @@ of (s, a), real or planned, is α n^-p.
 Departs from the book: the model keeps the last `num_outcomes` outcomes of (s, a), and draws one of
 them. The book keeps 1, which suits deterministic MDPs; on stochastic ones Q converges to Q* only as
 `num_outcomes` grows. `update` takes `steps_per_update` real steps, each followed by planning.
+
+Metrics: `value`, mean Q(s, a) of the actions taken, after their updates and before planning
+(discounted return); `td_error`, mean size of the bracket in these updates (the same unit).
 """
 
 from dataclasses import dataclass

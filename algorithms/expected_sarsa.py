@@ -16,6 +16,9 @@ learning is on-policy; if it is 0, this is Q-learning, and Q converges to Q*. p 
 step of the book's examples.
 
 Departs from the book: nothing. `update` takes `steps_per_update` steps, each of which changes Q.
+
+Metrics: `value`, mean Q(s, a) of the actions taken, after their updates (discounted return);
+`td_error`, mean size of the bracket (the same unit).
 """
 
 from dataclasses import dataclass

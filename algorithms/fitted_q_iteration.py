@@ -17,6 +17,10 @@ maximum-likelihood MDP of the data. A pair (s, a) without data keeps its initial
 Departs from the papers: a network trained by Adam on random batches, where the papers have trees
 and Rprop on all transitions; a fixed number of iterations; the network sees observations with mean
 0 and standard deviation 1 over the data.
+
+Metrics: `episode_return`, NaN: an update takes no environment steps; `value`, mean Q(s, a) of data
+drawn at random (discounted return); `loss`, mean squared error of the regression, over its gradient
+steps, or with a table before it (return²).
 """
 
 from dataclasses import dataclass

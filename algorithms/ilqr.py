@@ -14,8 +14,6 @@ Control-limited differential dynamic programming, https://doi.org/10.1109/ICRA.2
 
 with cost l = -reward, and f the environment's own step, differentiated. Each seed draws start
 states and plans a whole episode from each of them; one update is one iteration of all plans.
-`value` is the return that the best plan of each start predicts, `episode_return` the one that the
-environment then gives.
 
 Departs from the papers: no second derivatives of f (as in 2004); initial plans by random shooting,
 without which Pendulum does not swing up; μ changes by a constant factor, once an iteration: where
@@ -23,6 +21,10 @@ Q̃_uu is not positive definite, that iteration fails; the line search takes the
 that is good enough, and accepts it if it raises the return by a fraction of at least 1e-6; the
 minimum within the bounds is exact for one control, and nearly always for more. JAX_ENABLE_X64=1
 gives float64.
+
+Metrics: `episode_return`, mean return that the environment gives to the best plan of each start;
+`value`, mean return that these plans predict; `improved`, the part of all plans that this iteration
+improved.
 """
 
 from collections.abc import Callable

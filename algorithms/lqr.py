@@ -14,13 +14,16 @@ cost is that of k steps. With an infinite horizon the last gain
 is used at every step; with a finite one each step has its own, and as `act` does not know the time
 step, it is None. `--fit-model` takes random actions and fits A and B by least squares; Riccati's
 equation then uses the fitted model as if it were exact (certainty equivalence; Mania et al. 2019,
-https://arxiv.org/abs/1902.07826). `episode_return` is the exact expectation. `cost_ratio` is the
-expected discounted cost of an episode, divided by the lowest one, in which every step has its own
-gain. In Random-linear every seed has its own system, which no environment can play, so `act` is
-None there, too.
+https://arxiv.org/abs/1902.07826). In Random-linear every seed has its own system, which no
+environment can play, so `act` is None there, too.
 
-Departs from the book: a discount; a fixed number of Riccati steps (the metric `riccati_residual`
-shows whether they suffice). JAX_ENABLE_X64=1 gives float64.
+Departs from the book: a discount; a fixed number of Riccati steps (`riccati_residual` shows whether
+they suffice). JAX_ENABLE_X64=1 gives float64.
+
+Metrics: `episode_return`, minus the expected cost of an episode, without a discount; `value`, minus
+the lowest expected cost of k steps in the model (discounted); `riccati_residual`, largest change of
+an entry of P; `cost_ratio`, the expected discounted cost of an episode, divided by the lowest one,
+in which every step has its own gain; `model_error`, largest error of an entry of A and B.
 """
 
 from dataclasses import dataclass

@@ -13,15 +13,17 @@ an untried action adds a node, from which a random rollout estimates the return.
 game r_t is the reward of the player to move and γ_t = -1; at the end of an episode γ_t = 0. Where a
 move wins immediately, only winning moves are considered. The action that is played is the most
 visited one at the root. An update searches from the states of all environments and takes one step,
-in a game the agent's move and the opponent's reply; `episode_return` is then 1 for a win, 0 for a
-draw, -1 for a loss. A short run ends more of the short episodes than of the long ones;
-`first_episode_return` is the mean over the first episode of each environment, NaN until all of
-these have ended.
+in a game the agent's move and the opponent's reply; the return is then 1 for a win, 0 for a draw,
+-1 for a loss.
 
 Departs from the papers: a node stands for a sequence of actions, which each simulation replays from
 the root, so in a random environment Q averages over the states it may lead to (open loop); a
 simulation ends, with value 0, at the environment's time limit or after `rollout_length` random
 steps; c does not depend on the depth.
+
+Metrics: `value`, mean return of all simulations from the roots; `first_episode_return`, mean over
+the first episode of each environment, NaN until all of these have ended: a short run ends more of
+the short episodes than of the long ones.
 """
 
 from dataclasses import dataclass

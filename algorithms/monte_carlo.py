@@ -16,11 +16,13 @@ several calls of `update`: all the updates of an episode make up one linear chan
 V(s) ← scale V(s) + shift; a visit that counts adds one with G = 0, each reward then adds to the G
 of all visits so far, and the end of the episode makes the change.
 
-`rms_error` is that of V after the update, over the states that the policy visits.
-
 Departs from the book: the updates of an episode are made in the order of time, not backwards (no
 difference for averages). A truncated episode counts with the return it has, so that V is the value
 under the time limit; leaving such episodes out would favour short ones.
+
+Metrics: `value`, mean table entry of the states visited (discounted return); `rms_error`, root mean
+square error of V over the states that the policy visits, after the update, NaN with `--control` or
+an unknown MDP (the same unit).
 """
 
 from dataclasses import dataclass

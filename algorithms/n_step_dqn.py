@@ -16,6 +16,9 @@ episode ends after k < n steps, R has k rewards, and γᵏ and s_{t+k}, from bef
 
 Departs from the paper: nothing but what dqn.py departs from. As there, the rewards after a_t come
 from the ε-greedy policy that was followed, without off-policy correction.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean squared TD
+error of the batch (return²).
 """
 
 from dataclasses import dataclass

@@ -19,6 +19,9 @@ are not clipped; several environments in parallel; `init` takes the random steps
 replay memory;
 --scale-obs (from Obando-Ceron & Castro 2021, https://arxiv.org/abs/2011.14826) brings observations
 to one scale, so that noise does not drown the small ones.
+
+Metrics: `value`, mean Q(s, a) of the actions taken, without noise (discounted return); `loss`, mean
+squared TD error of the batch (return²).
 """
 
 from dataclasses import dataclass

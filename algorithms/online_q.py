@@ -14,6 +14,9 @@ transitions are correlated, so the network forgets other states, and nothing sto
 DQN fixes both with replay and with the target network.
 
 Departs from the book: Adam; several environments in parallel, over which the step is averaged.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean squared TD
+error of the steps taken (return²).
 """
 
 from dataclasses import dataclass

@@ -20,6 +20,10 @@ from a truncated Gaussian; each fit to the best plans discards the old μ and σ
 keeps a moving average; the model predicts no end of an episode. `act` starts each search from zero
 actions: an episode of the final evaluation takes as long as one of training, so lower
 --eval-episodes.
+
+Metrics: `value`, mean return that the model predicts for the plans found (H steps); `loss`, mean of
+L in the fit, for one transition of scaled data; `model_error`, root mean square error of the
+predicted means on the new transitions, before they are fitted (standard deviations of y).
 """
 
 from dataclasses import dataclass

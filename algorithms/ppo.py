@@ -17,6 +17,11 @@ weights, an annealed learning rate, advantages normalized in each minibatch and 
 the units of continuous actions make finite bounds -1 and 1, and truncated episodes bootstrap from
 V(s'). Statistics change once a rollout, not at every step: with norm_obs a rollout and its loss see
 observations scaled by the statistics of all rollouts before it, the first one's unscaled.
+
+Metrics: `value`, mean V(s) of the rollout (discounted return, scaled with norm_reward);
+`policy_loss`, mean of (7); `value_loss`, mean of the term of c₁, with clipping; `entropy`, mean of
+H (nats); `approx_kl`, mean of ρ - 1 - ln ρ, which estimates KL(π_old, π) (nats); `clip_fraction`,
+the part of samples with ρ outside 1 ± ε (all but `value` over every minibatch).
 """
 
 import math

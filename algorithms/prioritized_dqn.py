@@ -14,6 +14,9 @@ with δ that of dqn.py and N transitions in memory. New transitions have the lar
 Departs from the paper: β is 1 from the start, where the paper starts at .4 or .5 (which costs a
 quarter of the return on CartPole); DQN's target, not Double DQN's; the error is not clipped;
 otherwise as dqn.py.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean weighted
+squared TD error of the batch (return²).
 """
 
 from dataclasses import dataclass

@@ -19,6 +19,10 @@ normalized in the first term, which subtracts a baseline that is the same for al
 rollout; γ^t is left out, as is usual; Adam; the entropy bonus; the units of continuous actions make
 finite bounds -1 and 1. With norm_obs a rollout and its loss see observations scaled by the
 statistics of all rollouts before it, the first one's unscaled.
+
+Metrics: `value`, mean Q(s, a) of the rollout (discounted return, scaled with norm_reward);
+`policy_loss`, mean of the first term of L; `value_loss`, mean of the second; `entropy`, mean of H
+(nats).
 """
 
 import math

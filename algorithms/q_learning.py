@@ -11,6 +11,9 @@ visit to (s, a) is α n^-p. Q converges to Q* with 1/2 < p <= 1 (theorem of the 
 the constant step of the book's examples.
 
 Departs from the book: nothing. `update` takes `steps_per_update` steps, each of which changes Q.
+
+Metrics: `value`, mean Q(s, a) of the actions taken, after their updates (discounted return);
+`td_error`, mean size of the bracket (the same unit).
 """
 
 from dataclasses import dataclass

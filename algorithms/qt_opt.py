@@ -19,6 +19,9 @@ Departs from the paper: the target is one network that follows slowly, not the s
 of different age; squared error, not cross-entropy; all experience is this run's own; Gaussian noise
 on the best action explores, not the paper's scripted and noisy grasping policies; several
 environments in parallel; `init` takes the random steps that fill the replay memory.
+
+Metrics: `value`, mean Q(s, a) of the actions taken (discounted return); `loss`, mean squared TD
+error of the batch (return²).
 """
 
 from collections.abc import Callable

@@ -23,6 +23,9 @@ divergences by the entropy of m; α = 0.6, not 0.5; β is 1 from the start, not 
 1e-8, not 1.5e-4; several environments in parallel, which act with the same noise in each step;
 `init` takes the random steps that fill the replay memory; neither rewards nor gradients are
 clipped; --scale-obs as in noisy_dqn.py.
+
+Metrics: `value`, mean Q(s, a) of the actions taken, without noise (discounted return); `loss`, mean
+weighted cross-entropy of the batch (nats).
 """
 
 from dataclasses import dataclass

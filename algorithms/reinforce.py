@@ -25,6 +25,11 @@ gradient has before G_t, is left out, as is usual: all three are exact at γ = 1
 `return` is; the units of continuous actions make finite bounds -1 and 1. With
 `baseline` truncated episodes bootstrap from V(s'); the other two have no V, and their returns end
 at the time limit.
+
+Metrics: `value`, mean V(s) of the steps that count (discounted return); `policy_loss`, mean of -Ψ
+ln π; `value_loss`, mean of ½ (V - G)²; `entropy`, mean entropy of π (nats), each over these steps;
+`counted`, the part of all steps that they are; `episodes`, those that count, which alone make
+`episode_return` and `episode_length`.
 """
 
 import math

@@ -17,6 +17,10 @@ rescaled to the environment's bounds in env.step. H = -dim(A) is the target entr
 Departs from the paper: the noise ε of successive actions is correlated if `noise_correlation` is
 more than 0 (Eberhard et al. 2023, https://openreview.net/forum?id=hQ9V5QN27eS); several
 environments in parallel; `init` takes the random steps that fill the replay memory.
+
+Metrics: `value`, mean of both Q(s, a) of the actions taken (discounted return with entropy);
+`loss`, squared TD errors of both critics, added, mean over the batch (return²); `temperature`, α
+(reward per nat); `entropy`, mean of -ln π of actions in [-1, 1] (nats).
 """
 
 from dataclasses import dataclass

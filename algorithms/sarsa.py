@@ -15,6 +15,9 @@ converges to the values of the best policy whose actions are random with probabi
 constant step of the book's examples.
 
 Departs from the book: nothing. `update` takes `steps_per_update` steps, each of which changes Q.
+
+Metrics: `value`, mean Q(s, a) of the actions taken, after their updates (discounted return);
+`td_error`, mean size of the bracket (the same unit).
 """
 
 from dataclasses import dataclass

@@ -16,6 +16,9 @@ rescaled to the environment's bounds in env.step.
 Departs from the paper: the environment steps between two steps of the actor all come before the
 critic steps; several environments in parallel; `init` takes the random steps that fill the replay
 memory.
+
+Metrics: `value`, mean of both Q(s, a) of the actions taken (discounted return); `loss`, squared TD
+errors of both critics, added, mean over the batches (return²).
 """
 
 from dataclasses import dataclass

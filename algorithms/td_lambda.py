@@ -12,11 +12,13 @@ for a fixed policy. n-step TD has λ = 0, TD(λ) with accumulating traces has n 
 Where the episode ends, the return is cut: it bootstraps from 0 where the MDP terminated, and from
 V(s') at a time limit.
 
-`rms_error` is that of V after the update, over the states that the policy visits.
-
 Departs from the book: nothing. The update of s_t is made when n more steps are known, even if they
 belong to the next episode. The book makes the last n - 1 updates of an episode at its end, and none
 in the first n - 1 steps of the next one: the order is the same. `init` takes the first n steps.
+
+Metrics: `value`, mean V(s) of the states visited, after their updates (discounted return);
+`td_error`, mean size of the bracket; `rms_error`, root mean square error of V over the states that
+the policy visits, after the update, NaN if their true values are unknown (the same unit).
 """
 
 from dataclasses import dataclass

@@ -11,11 +11,14 @@ One `update` is one sweep over all states, of V or of Q as `--table` says. All s
 MDP, but a random MDP (Garnet-tabular) is drawn for each seed; no environment plays that one, so
 there is no final evaluation.
 
-Departs from the book: synchronous sweeps, a fixed number of them; the metric `bellman_residual` is
-the largest change of a sweep, to see when they have converged. π is kept along the way, and an
-action is replaced only by one that is better by more than θ: without a discount actions that lead
-to the goal and actions that only stay near it can tie in the end, but not in the sweep in which the
-goal first counts. JAX_ENABLE_X64=1 gives float64.
+Departs from the book: synchronous sweeps, a fixed number of them (`bellman_residual` shows whether
+they suffice). π is kept along the way, and an action is replaced only by one that is better by more
+than θ: without a discount actions that lead to the goal and actions that only stay near it can tie
+in the end, but not in the sweep in which the goal first counts. JAX_ENABLE_X64=1 gives float64.
+
+Metrics: `episode_return`, NaN: there are no episodes; `value`, mean V of the start states
+(discounted return); `bellman_residual`, largest change of an entry of V or Q in the sweep (the same
+unit).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Render the list of algorithms: `python -m benchmarks.family`.
+"""Render the lists of algorithms; `python -m benchmarks.pages` calls it.
 
 Writes the chapters of algorithms/README.md, and an excerpt of a dozen rows into README.md. Order,
 one-line summaries and papers are data, benchmarks/chapters.toml; results are those of
@@ -15,7 +15,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from benchmarks.learning import ROOT, lines, put, suite, table
+from benchmarks.learning import ROOT, lines, suite, table
 
 ALGORITHMS = ROOT / "algorithms"
 SHARED = 0.55
@@ -23,6 +23,7 @@ HEAD = ["file", "what is new", "parent", "paper", "result"]
 METRICS = {  # what a row of the suite scores: the final policy's return, or a metric of the run
     None: "",
     "episode_return": ", return during the run",
+    "first_episode_return": ", return of the first episodes",
     "rms_error": ", RMS error",
     "cost_ratio": ", cost relative to the optimum",
 }
@@ -35,12 +36,16 @@ def main() -> None:
 
 def chapters() -> dict[str, dict[str, dict]]:
     """Return the rows of every chapter, by title and file name, in reading order."""
-    return tomllib.loads((ROOT / "benchmarks" / "chapters.toml").read_text())
+    return read_toml("chapters.toml")
+
+
+def read_toml(name: str) -> dict:
+    return tomllib.loads((ROOT / "benchmarks" / name).read_text())
 
 
 def family() -> str:
     """Return the chapters: a numbered heading and a table each."""
-    results, parts = first_results(), []
+    results, parts = first_results("../benchmarks/"), []
     for number, (title, files) in enumerate(chapters().items(), 1):
         rows = [[*row(name, entry, ""), results[name]] for name, entry in files.items()]
         parts.append(f"## {number} {title}\n\n{table([HEAD, *rows]) if rows else 'To come.'}")
@@ -49,7 +54,7 @@ def family() -> str:
 
 def excerpt() -> str:
     """Return one table of the rows that chapters.toml marks, for README.md."""
-    results = first_results()
+    results = first_results("benchmarks/")
     marked = [
         (name, entry)
         for files in chapters().values()
@@ -62,12 +67,18 @@ def excerpt() -> str:
 
 def row(name: str, entry: dict, folder: str) -> list[str]:
     """Return the cells of a file, but for its result; `folder` is where the links lead."""
-    above = parent(ALGORITHMS / f"{name}.py")
+    above = shown_parent(name)
     cells = [link(name, folder), entry["new"], "", entry["paper"]]
-    if above and share(code(above), code(name)) > SHARED:
+    if above:
         removed, added = differing(code(above), code(name))
         cells[2] = f"{link(above, folder)} -{removed} +{added}"
     return cells
+
+
+def shown_parent(name: str) -> str | None:
+    """Return the parent, if the file shares enough lines with it."""
+    above = parent(ALGORITHMS / f"{name}.py")
+    return above if above and share(code(above), code(name)) > SHARED else None
 
 
 def parent(path: Path) -> str | None:
@@ -94,15 +105,17 @@ def share(old: list[str], new: list[str]) -> float:
     return 1 - differing(old, new)[1] / len(new)
 
 
-def first_results() -> dict[str, str]:
-    """Return, for each file, the result of its first row in the suite that has one."""
+def first_results(folder: str) -> dict[str, str]:
+    """Return, for each file, the result of its first row in the suite that has one, with a link to
+    its page; `folder` is where benchmarks/ is, from the page that shows it."""
     measured = lines()
     results = {name: "" for files in chapters().values() for name in files}
     for name, entry in suite().items():
         if name in measured and not results[entry["algorithm"]]:
             line, metric = measured[name], METRICS[entry.get("metric")]
             reached = f"{line['iqm']} [{line['low']}, {line['high']}]"
-            results[entry["algorithm"]] = f"{entry['env_id']}{metric}: {reached}"
+            page = f"[{entry['env_id']}]({folder}algorithms/{entry['algorithm']}.md)"
+            results[entry["algorithm"]] = f"{page}{metric}: {reached}"
     return results
 
 
@@ -110,5 +123,9 @@ def link(name: str, folder: str) -> str:
     return f"[`{name}.py`]({folder}{name}.py)"
 
 
-if __name__ == "__main__":
-    main()
+def put(path: Path, name: str, text: str) -> None:
+    """Replace the text between the two markers of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = path.read_text().partition(begin)
+    after = rest.partition(end)[2]
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")

@@ -1,11 +1,10 @@
-"""The learning suite: `python -m benchmarks.learning [ROW ...] [--tier T] [--render]`.
+"""The learning suite: `python -m benchmarks.learning [ROW ...] [--tier T]`.
 
 A row of suite.toml is one command: all its seeds in one vmapped run, then the final greedy policy
 over its episodes. Where the claim is about training itself (an online return, an error of values)
 the row names a metric of the run instead. The result is a line of results/learning.csv, the curves
-are results/<row>.png. `--render` only writes the table of benchmarks/README.md; those of the
-algorithms are written by `python -m benchmarks.family`. A run that was stopped is resumed; a row
-that already has a line for this commit is skipped.
+are results/<row>.png; `python -m benchmarks.pages` then writes the pages that show them. A run that
+was stopped is resumed; a row that already has a line for this commit is skipped.
 """
 
 import argparse
@@ -34,21 +33,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learning", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="rows or algorithms; default: all")
     parser.add_argument("--tier", choices=("test", "cpu", "gpu"), help="only rows of this tier")
-    parser.add_argument("--render", action="store_true", help="write the table and stop")
     arguments = parser.parse_args()
     known = {*rows, *(row["algorithm"] for row in rows.values())}
     if unknown := set(arguments.rows) - known:
         parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
-    if not arguments.render:
-        failed = []
-        for name in chosen(rows, arguments.rows, arguments.tier):
-            if row_is_due(name):
-                line = run_row(name, rows[name])
-                write_line(line)
-                failed += [] if line["reached"] == "yes" else [name]
-        if failed:
-            sys.exit(f"below their thresholds: {', '.join(failed)}")
-    render(rows)
+    failed = []
+    for name in chosen(rows, arguments.rows, arguments.tier):
+        if row_is_due(name):
+            line = run_row(name, rows[name])
+            write_line(line)
+            failed += [] if line["reached"] == "yes" else [name]
+    if failed:
+        sys.exit(f"below their thresholds: {', '.join(failed)}")
 
 
 def suite() -> dict[str, dict]:
@@ -79,6 +75,10 @@ def command(row: dict) -> list[str]:
     ]
 
 
+def command_line(row: dict) -> str:
+    return f"python {shlex.join(command(row))}"
+
+
 def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
     """Train and evaluate one row in a folder of its own; return its line of learning.csv."""
     folder = folder or ROOT / ".cache" / "learning" / f"{name}-{commit()}"
@@ -105,7 +105,7 @@ def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
         "device": summary["device"],
         "versions": " ".join(f"{k}={x}" for k, x in summary["versions"].items()),
         "commit": commit(),
-        "command": f"python {shlex.join(command(row))}",
+        "command": command_line(row),
     }
 
 
@@ -114,7 +114,7 @@ def train(row: dict, folder: Path) -> None:
     resume = ["-m", f"algorithms.{row['algorithm']}", "--resume", str(folder)]
     begun = (folder / "config.json").exists()
     words = resume if begun else [*command(row), "--out", str(folder)]
-    print(f"python {shlex.join(command(row))}", flush=True)
+    print(command_line(row), flush=True)
     done = subprocess.run([sys.executable, *words], cwd=ROOT)
     if done.returncode not in (0, 4):  # 4: every seed diverged, which is a result
         sys.exit(done.returncode)
@@ -181,32 +181,10 @@ def write_line(line: dict) -> None:
         writer.writerows(table[name] for name in suite() if name in table)
 
 
-def render(rows: dict[str, dict]) -> None:
-    """Write the table of benchmarks/README.md."""
-    head = ["row", "IQM [95 %]", "worst seed", "threshold", "reference"]
-    written = [[*head, "steps", "seeds", "seconds", "command", "commit"]]
-    for name, line in lines().items():
-        row = rows[name]
-        reached = [f"{line['iqm']} [{line['low']}, {line['high']}]", line["min"], in_words(row)]
-        reference = f"{row['reference']} ({row['source']})"
-        size = [f"{int(line['steps']):,}", line["seeds"]]
-        last = [line["seconds"], f"`{line['command']}`", line["commit"]]
-        written.append([f"[{name}](results/{name}.png)", *reached, reference, *size, *last])
-    put(ROOT / "benchmarks" / "README.md", "learning", table(written))
-
-
 def table(rows: list[list]) -> str:
     """Return a Markdown table; the first row is its head."""
     every = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in every)
-
-
-def put(path: Path, name: str, text: str) -> None:
-    """Replace the text between the two markers of that name."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, _, rest = path.read_text().partition(begin)
-    after = rest.partition(end)[2]
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":

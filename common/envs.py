@@ -133,8 +133,8 @@ def map_actions(env: Env, transform: Callable) -> Env:
 
 
 def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
-    """Return the mean return and length of the episodes that ended, NaN if none did, and how many
-    did: weights for means over several updates."""
+    """Return the metrics: `episode_return`, mean undiscounted return of the episodes that ended, or
+    NaN; `episode_length`, their mean number of steps, or NaN; `episodes`, how many of them."""
     return {
         "episode_return": jnp.mean(episode.total, where=episode.done),
         "episode_length": jnp.mean(episode.length, where=episode.done, dtype=episode.total.dtype),

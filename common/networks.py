@@ -16,10 +16,7 @@ class Network(NamedTuple):
 
 
 def dense(key: jax.Array, num_inputs: int, num_outputs: int) -> tuple[jax.Array, jax.Array]:
-    """Draw weights [num_inputs, num_outputs] ~ N(0, 1 / num_inputs); biases [num_outputs] are 0.
-
-    LeCun et al. 1998, http://yann.lecun.com/exdb/publis/pdf/lecun-98b.pdf, section 4.6.
-    """
+    """Return weights ~ N(0, 1 / num_inputs) (LeCun et al. 1998), inputs by outputs, and bias 0."""
     weights = jax.random.normal(key, (num_inputs, num_outputs)) / jnp.sqrt(num_inputs)
     return weights, jnp.zeros(num_outputs)
 
@@ -68,10 +65,7 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
 def make_network(
     env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
 ) -> Network:
-    """Return a network for observations: vectors, flattened arrays, or integers as one-hot ones.
-
-    It is an MLP, but `conv` for images that its filters fit into.
-    """
+    """Return `conv` for images that its filters fit into, else an MLP over `as_vector`."""
     if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)
@@ -98,8 +92,7 @@ def make_q_network(env: Env, hidden_sizes: Sequence[int]) -> Network:
 
 
 def ensemble(network: Network, size: int) -> Network:
-    """Return `size` copies of the network, each with its own params: params and outputs have a
-    leading axis [size]."""
+    """Return `size` copies of the network: their params and outputs have a leading axis [size]."""
 
     def init(key):
         return jax.vmap(network.init)(jax.random.split(key, size))

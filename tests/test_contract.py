@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from helpers import ALGORITHMS, ROOT, keys, load, run, small_config, trained
 
+from benchmarks.pages import all_explained
 from common.envs import make_env
 from common.runner import checkpoint
 from common.runner.evaluation import evaluate
@@ -156,6 +157,15 @@ def test_metrics_are_a_flat_dict_of_scalars_with_the_return_and_the_value(name):
     for metric, x in metrics.items():
         assert x.shape == (), metric
         assert jnp.issubdtype(x.dtype, jnp.integer if metric in NUMBERS else jnp.floating)
+
+
+@every_algorithm
+def test_the_docstring_explains_each_metric_and_no_other(name):
+    """Its last paragraph does; those of episodes stand in common/envs.py."""
+    docstring = ast.get_docstring(ast.parse((ROOT / "algorithms" / f"{name}.py").read_text()))
+    *_, metrics = shapes(name)
+    assert docstring.split("\n\n")[-1].startswith("Metrics: `")
+    assert set(all_explained(docstring)) == set(metrics)
 
 
 @pytest.mark.smoke

@@ -2,17 +2,18 @@
 
 import importlib
 import math
+import re
 import shlex
-import shutil
 
 import pytest
 
-from benchmarks import learning
+from benchmarks import learning, pages
 from benchmarks.learning import (
     averages,
     band,
     chosen,
     command,
+    command_line,
     in_words,
     lines,
     run_row,
@@ -39,7 +40,8 @@ def test_every_row_is_complete_and_every_algorithm_has_one():
     keys = {"algorithm", "env_id", "flags", "seeds", "episodes", "threshold", "reference"}
     for name, row in rows.items():
         scored = {"metric", "last"} if "metric" in row else set()
-        assert row.keys() == keys | {"source", "tier"} | scored, name
+        assert row.keys() - {"note"} == keys | {"source", "tier", "tuned_seeds"} | scored, name
+        assert re.match(r"none|not recorded|some of|from|\d", row["tuned_seeds"]), name
         assert row["seeds"] >= 8 and row["source"], name
         assert row["episodes"] >= 100 or "metric" in row, name
         low, high = band(row)
@@ -86,20 +88,15 @@ def test_rows_that_want_an_accelerator_run_only_when_they_are_asked_for():
 
 
 @pytest.mark.parametrize("flags", ["", "--learning-rate 5e-4 --hidden-sizes 64 64"])
-def test_the_table_shows_the_flags_of_the_run_not_those_of_the_suite(flags, tmp_path, monkeypatch):
-    (tmp_path / "benchmarks").mkdir()
-    shutil.copy(learning.ROOT / "benchmarks" / "suite.toml", tmp_path / "benchmarks")
-    monkeypatch.setattr(learning, "ROOT", tmp_path)
-    monkeypatch.setattr(learning, "RESULTS", tmp_path)
-    page = tmp_path / "benchmarks" / "README.md"
-    page.write_text("<!-- learning: begin -->old<!-- learning: end -->")
+def test_a_page_shows_the_flags_of_the_run_not_those_of_the_suite(flags, tmp_path, monkeypatch):
     row = suite()["dqn-cartpole"] | {"flags": flags}
-    ran = f"python {' '.join(command(row))}"
-    line = dict.fromkeys(learning.COLUMNS, "1") | {"row": "dqn-cartpole", "command": ran}
-    learning.write_line(line)
-    learning.render({"dqn-cartpole": row | {"flags": "--gamma 0.5"}})
-    assert f"`{ran}`" in page.read_text() and flags in page.read_text()
-    assert "0.5" not in page.read_text() and ">old<" not in page.read_text()
+    monkeypatch.setattr(learning, "RESULTS", tmp_path)
+    ran = command_line(row)
+    written = dict.fromkeys(learning.COLUMNS, "1") | {"row": "dqn-cartpole", "command": ran}
+    learning.write_line(written)
+    assert lines() == {"dqn-cartpole": written}
+    shown = pages.one_result("dqn-cartpole", row | {"flags": "--gamma 0.5"})
+    assert f"\n{ran}\n" in shown and flags in shown and "--gamma" not in shown
 
 
 @pytest.mark.parametrize("name", lines())

@@ -19,7 +19,7 @@ ENTRIES = {name: entry for files in family.chapters().values() for name, entry i
 def test_the_tables_are_current(page, render):
     text = (family.ROOT / page).read_text()
     written = text.partition("<!-- family: begin -->\n")[2].partition("\n<!-- family: end -->")[0]
-    assert written == render(), "write it again: python -m benchmarks.family"
+    assert written == render(), "write it again: python -m benchmarks.pages"
 
 
 def test_every_file_is_in_one_chapter():
