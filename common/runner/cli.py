@@ -30,6 +30,7 @@ class Run:
     eval_episodes: int = 100  # episodes of the final policy, per seed; 0: none
     eval_every: int = 0  # environment steps between greedy evaluations during training; 0: none
     log_points: int = 100  # rows of metrics.csv per seed
+    parquet: bool = False  # write metrics and evaluation as .parquet, not .csv; needs pyarrow
     out: str = ""  # the run's folder, made or continued; else runs/<algorithm>-<env_id>-<time>
     checkpoint_every: float = 60.0  # seconds, but at least 20 times as long as a save takes
     resume: str = ""  # the folder of an interrupted run: continue from its checkpoint

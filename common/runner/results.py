@@ -3,6 +3,7 @@
 Shapes: G configurations of a sweep, S seeds, L rows of metrics, E episodes, M members of a block.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -77,7 +78,7 @@ def write_results(
     `width` is the number of blocks that trained at a time. OSError if the disk refuses.
     """
     table, episodes = read_table(job, blocks), read_episodes(job, blocks)
-    if not (job.folder / "metrics.csv").exists():  # else it is of this training
+    if not table_path(job, "metrics").exists():  # else it is of this training
         write_metrics(job, blocks, table)
     training = training_scores(table)
     evaluation = None if episodes is None else episodes[0].mean(-1)
@@ -156,19 +157,15 @@ def write_metrics(job: Job, blocks: list[Block], table: Table) -> None:
     seeds = job.run.seed + np.arange(job.run.num_seeds)
 
     def chunks():
-        yield ",".join(["seed", *job.grid[0], "step", *names]) + "\n"
         for algorithm, configs in programs.values():
             for row in range(table.updates.shape[-1]):
                 for g in sorted(configs):
                     has_row = table.updates[g, :, row] > 0
-                    steps = [steps_after(algorithm, int(u)) for u in table.updates[g, has_row, row]]
-                    columns = [table.metrics[name][g, has_row, row].tolist() for name in names]
-                    text = ",".join(["%d", *map(escaped, job.grid[g].values()), "%d"])
-                    yield lines(
-                        text + ",%.7g" * len(names), seeds[has_row].tolist(), steps, *columns
-                    )
+                    steps = steps_after(algorithm, table.updates[g, has_row, row])
+                    metrics = {name: table.metrics[name][g, has_row, row] for name in names}
+                    yield g, {"seed": seeds[has_row], "step": steps, **metrics}
 
-    write_text(job.folder / "metrics.csv", chunks())
+    write_table(job, "metrics", chunks())
 
 
 def write_evaluation(job: Job, returns: np.ndarray, lengths: np.ndarray) -> None:
@@ -176,18 +173,63 @@ def write_evaluation(job: Job, returns: np.ndarray, lengths: np.ndarray) -> None
 
     OSError if the disk refuses.
     """
-    episodes = list(range(returns.shape[-1]))
+    num_seeds, num_episodes = returns.shape[1:]
 
     def chunks():
-        yield ",".join(["seed", *job.grid[0], "episode", "episode_return", "episode_length"]) + "\n"
-        for g, setting in enumerate(job.grid):
-            for s in range(job.run.num_seeds):
-                text = ",".join(
-                    [str(job.run.seed + s), *map(escaped, setting.values()), "%d,%.7g,%d"]
+        for g in range(len(job.grid)):
+            for seeds in np.array_split(np.arange(num_seeds), -(-num_seeds // 1000)):
+                yield (
+                    g,
+                    {
+                        "seed": np.repeat(job.run.seed + seeds, num_episodes),
+                        "episode": np.tile(np.arange(num_episodes), len(seeds)),
+                        "episode_return": returns[g, seeds].ravel(),
+                        "episode_length": lengths[g, seeds].ravel(),
+                    },
                 )
-                yield lines(text, episodes, returns[g, s].tolist(), lengths[g, s].tolist())
 
-    write_text(job.folder / "evaluation.csv", chunks())
+    write_table(job, "evaluation", chunks())
+
+
+def table_path(job: Job, name: str) -> Path:
+    """Return the path of a table of results."""
+    return job.folder / f"{name}.{'parquet' if job.run.parquet else 'csv'}"
+
+
+def write_table(job: Job, name: str, chunks: Iterator[tuple[int, dict[str, np.ndarray]]]) -> None:
+    """Write a table whole or not at all, from chunks of rows of one configuration each: its index
+    in the grid, and columns, of which the seed comes first. OSError if the disk refuses."""
+    write = write_parquet if job.run.parquet else write_csv
+    checkpoint.write_atomically(table_path(job, name), lambda file: write(file, job.grid, chunks))
+
+
+def write_csv(file: Any, grid: list[dict], chunks: Iterator) -> None:
+    """Write chunks of rows, see `write_table`, as text: integers whole, and floats as float32."""
+    for number, (g, columns) in enumerate(chunks):
+        seed, *names = columns
+        if number == 0:
+            file.write((",".join([seed, *grid[g], *names]) + "\n").encode())
+        values = [escaped(value) for value in grid[g].values()]
+        formats = ["%d" if columns[name].dtype.kind == "i" else "%.7g" for name in names]
+        text = ",".join(["%d", *values, *formats])
+        file.write(lines(text, *(x.tolist() for x in columns.values())).encode())
+
+
+def write_parquet(file: Any, grid: list[dict], chunks: Iterator) -> None:
+    """Write chunks of rows, see `write_table`, as groups of rows of a Parquet file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with contextlib.ExitStack() as stack:
+        writer = None
+        for g, columns in chunks:
+            num_rows = len(columns["seed"])
+            swept = {name: np.full(num_rows, value) for name, value in grid[g].items()}
+            table = pyarrow.table({"seed": columns.pop("seed"), **swept, **columns})
+            if writer is None:
+                writer = parquet.ParquetWriter(file, table.schema, compression="zstd")
+                stack.enter_context(writer)
+            writer.write_table(table)
 
 
 def lines(template: str, *columns: list) -> str:
@@ -201,16 +243,6 @@ def escaped(value: Any) -> str:
     """Return a swept value as text for CSV and for the % operator."""
     text = str(value).replace("%", "%%")
     return f'"{text}"' if "," in text else text
-
-
-def write_text(path: Path, chunks: Iterator[str]) -> None:
-    """Write a text file whole or not at all. OSError if the disk refuses."""
-
-    def write(file):
-        for chunk in chunks:
-            file.write(chunk.encode())
-
-    checkpoint.write_atomically(path, write)
 
 
 def write_policies(job: Job, blocks: list[Block], scores: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def prepare(
         config, run = run_folder.read_flags(folder, name, config, run, given)
     elif (folder / "config.json").exists():  # the same command starts, joins and resumes
         config, run = run_folder.read_flags(folder, name, config, run, every_field)
+    if run.parquet and find_spec("pyarrow") is None:
+        raise ValueError("--parquet needs pyarrow: pip install pyarrow")
     grid = settings(run.sweep, config)
     num_members = len(grid) * run.num_seeds
     sharing.connect(run)

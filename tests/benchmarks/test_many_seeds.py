@@ -1,0 +1,33 @@
+"""benchmarks/many_seeds.py: a small run of it, and its committed table."""
+
+import csv
+import sys
+
+import pytest
+
+from benchmarks import many_seeds
+from benchmarks.many_seeds import COLUMNS, PARTS
+
+
+def test_the_parts_of_a_run_add_up_and_replace_their_rows(tmp_path, monkeypatch):
+    path = tmp_path / "many_seeds.csv"
+    path.write_text(",".join(COLUMNS) + "\n20,9,start,1,1,9,2,1,today\n4,9,whole,1,1,9,2,1,today\n")
+    monkeypatch.setattr(sys, "argv", ["x", "20", "--steps", "2000", "--out", str(path)])
+    many_seeds.main()
+    with open(path, newline="") as file:
+        old, *rows = csv.DictReader(file)
+    assert old["seeds"] == "4" and [row["part"] for row in rows] == PARTS
+    assert {(row["seeds"], row["steps"]) for row in rows} == {("20", "2000")}
+    *parts, whole = rows
+    seconds = [float(row["seconds"]) for row in parts]
+    assert min(seconds) > 0 and sum(seconds) == pytest.approx(float(whole["seconds"]), abs=1)
+    peaks = [int(row["peak_mib"]) for row in rows]
+    in_order = [peaks[PARTS.index(x)] for x in ("start", "train", "metrics", "evaluate", "results")]
+    assert in_order[0] > 50 and in_order == sorted(in_order) and peaks[-1] == in_order[-1]
+
+
+def test_the_committed_table_has_both_sizes():
+    rows = many_seeds.lines(many_seeds.RESULTS / "many_seeds.csv")
+    assert {(row[0], row[2]) for row in rows} == {
+        (seeds, part) for seeds in ("20000", "100000") for part in PARTS
+    }
