@@ -1,8 +1,11 @@
 """What the tests share."""
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from common.buffers import uniform_buffer
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env
 from common.networks import ensemble, make_network, make_q_network
+from common.run import main
 from common.runner import checkpoint
 from common.runner.program import init_run, run_updates
 
@@ -99,6 +103,28 @@ def run(*arguments, check: int | None = 0, timeout: float = 240, **kwargs):
         timeout=timeout,
         **kwargs,
     )
+    if check is not None:
+        assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_here(name, *arguments, check: int | None = 0):
+    """What `run` does, in this process, which has imported JAX: `name` is a module with a `main`,
+    or one of algorithms/, whose `main(Config, make)` is called. Its completed process."""
+    module = importlib.import_module(name)
+    is_algorithm = name.startswith("algorithms.")
+    call = functools.partial(main, module.Config, module.make) if is_algorithm else module.main
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name.rpartition(".")[2], *map(str, arguments)])
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                call()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            gc.unfreeze()  # what a run keeps from garbage collection
+    done = subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
     if check is not None:
         assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
