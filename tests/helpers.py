@@ -49,6 +49,7 @@ SMALL = {
     "num_elites": 4,
     "horizon": 4,
     "gradient_steps": 20,
+    "num_simulations": 20,
 }
 
 
@@ -61,6 +62,23 @@ def small_config(module, **fields):
 
 def load(name: str):
     return importlib.import_module(f"algorithms.{name}")
+
+
+def random_env(module) -> str:
+    """An environment in which two seeds must differ: a random MDP where only MDPs are solved, and a
+    random linear system where only those are."""
+    config = small_config(module)
+    if hasattr(config, "total_timesteps"):
+        return config.env_id
+    kind = config.env_id.rpartition("-")[2]
+    return {"tabular": "Garnet-tabular", "linear": "Random-linear"}.get(kind, config.env_id)
+
+
+@functools.lru_cache(maxsize=2)
+def small_algorithm(name):
+    """An algorithm at that size where two seeds must differ: tests that train it share programs."""
+    module = load(name)
+    return module.make(small_config(module, env_id=random_env(module)))
 
 
 def keys(*seeds: int):
@@ -78,7 +96,7 @@ def trained(algorithm, seeds, stop: int, start: int = 0, progress=None, long=Fal
     return step(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(start == 0))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def programs(algorithm, long=False):
     """`init_run` and `run_updates` of an algorithm, jitted."""
     jit = functools.partial(jax.jit, compiler_options=LONG if long else None)
