@@ -103,6 +103,18 @@ def pytest_runtest_logreport(report):
 def pytest_terminal_summary(terminalreporter):
     if len(COSTS) < 20:
         return
-    terminalreporter.section(f"{sum(COSTS.values()):,.0f} CPU seconds in {len(COSTS)} tests")
-    for name, cost in sorted(COSTS.items(), key=lambda item: -item[1])[:20]:
-        terminalreporter.write_line(f"{cost:6.1f}  {name}")
+    groups = {}
+    for name, cost in COSTS.items():
+        group = group_of(name)
+        groups[group] = groups.get(group, 0) + cost
+    tables = {
+        f"{sum(COSTS.values()):,.0f} CPU seconds in {len(COSTS)} tests": (COSTS, 20),
+        f"the dearest of {len(groups)} groups, each of an algorithm or of a file": (groups, 10),
+    }
+    for title, (costs, num) in tables.items():
+        terminalreporter.section(title)
+        for name, cost in sorted(costs.items(), key=lambda item: -item[1])[:num]:
+            terminalreporter.write_line(f"{cost:6.1f}  {name}")
+    if path := os.environ.get("COSTS"):  # of every test
+        lines = [f"{cost:.2f},{group_of(name)},{name}\n" for name, cost in COSTS.items()]
+        Path(path).write_text("".join(lines))

@@ -1,8 +1,11 @@
 """What the tests share."""
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -21,6 +24,7 @@ from common.buffers import uniform_buffer
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env
 from common.networks import ensemble, make_network, make_q_network
+from common.run import main
 from common.runner import checkpoint
 from common.runner.program import init_run, run_updates
 
@@ -45,6 +49,7 @@ SMALL = {
     "num_elites": 4,
     "horizon": 4,
     "gradient_steps": 20,
+    "num_simulations": 20,
 }
 
 
@@ -57,6 +62,23 @@ def small_config(module, **fields):
 
 def load(name: str):
     return importlib.import_module(f"algorithms.{name}")
+
+
+def random_env(module) -> str:
+    """An environment in which two seeds must differ: a random MDP where only MDPs are solved, and a
+    random linear system where only those are."""
+    config = small_config(module)
+    if hasattr(config, "total_timesteps"):
+        return config.env_id
+    kind = config.env_id.rpartition("-")[2]
+    return {"tabular": "Garnet-tabular", "linear": "Random-linear"}.get(kind, config.env_id)
+
+
+@functools.lru_cache(maxsize=2)
+def small_algorithm(name):
+    """An algorithm at that size where two seeds must differ: tests that train it share programs."""
+    module = load(name)
+    return module.make(small_config(module, env_id=random_env(module)))
 
 
 def keys(*seeds: int):
@@ -74,7 +96,7 @@ def trained(algorithm, seeds, stop: int, start: int = 0, progress=None, long=Fal
     return step(progress, jnp.int32(start), jnp.int32(stop), jnp.bool_(start == 0))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def programs(algorithm, long=False):
     """`init_run` and `run_updates` of an algorithm, jitted."""
     jit = functools.partial(jax.jit, compiler_options=LONG if long else None)
@@ -99,6 +121,28 @@ def run(*arguments, check: int | None = 0, timeout: float = 240, **kwargs):
         timeout=timeout,
         **kwargs,
     )
+    if check is not None:
+        assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_here(name, *arguments, check: int | None = 0):
+    """What `run` does, in this process, which has imported JAX: `name` is a module with a `main`,
+    or one of algorithms/, whose `main(Config, make)` is called. Its completed process."""
+    module = importlib.import_module(name)
+    is_algorithm = name.startswith("algorithms.")
+    call = functools.partial(main, module.Config, module.make) if is_algorithm else module.main
+    code, out, err = 0, io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name.rpartition(".")[2], *map(str, arguments)])
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                call()
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            gc.unfreeze()  # what a run keeps from garbage collection
+    done = subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
     if check is not None:
         assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

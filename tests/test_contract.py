@@ -14,7 +14,17 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ALGORITHMS, ROOT, keys, load, run, small_config, trained
+from helpers import (
+    ALGORITHMS,
+    ROOT,
+    keys,
+    load,
+    random_env,
+    run_here,
+    small_algorithm,
+    small_config,
+    trained,
+)
 
 from benchmarks.pages import all_explained
 from common.envs import make_env
@@ -54,13 +64,6 @@ def jaxprs_of_seeds(name):
         jax.make_jaxpr(jax.vmap(made(name).init))(keys(0, 1, 2)).jaxpr,
         jax.make_jaxpr(jax.vmap(made(name).update, (0, None)))(states, jnp.int32(0)).jaxpr,
     )
-
-
-@functools.lru_cache(maxsize=2)
-def random_made(name):
-    """The algorithm where two seeds must differ."""
-    module = load(name)
-    return module.make(small_config(module, env_id=random_env(module)))
 
 
 def equations(jaxpr, name: str):
@@ -240,7 +243,7 @@ def test_every_float_of_the_config_can_be_vmapped(name):
 
 @every_algorithm_smoke_for_some
 def test_same_key_same_result_and_two_seeds_differ_everywhere(name):
-    algorithm = random_made(name)
+    algorithm = small_algorithm(name)
     run_state = trained(algorithm, [3, 4, 3], 5)
     again = trained(algorithm, [3, 4, 3], 5)
     chex.assert_trees_all_equal(to_numpy(run_state), to_numpy(again))
@@ -295,7 +298,7 @@ def test_a_seed_alone_is_the_seed_inside_the_batch(name):
 
 @every_algorithm_smoke_for_some
 def test_n_updates_a_checkpoint_and_n_more_are_2n_updates(name, tmp_path):
-    algorithm = random_made(name)
+    algorithm = small_algorithm(name)
     num, seeds = min(algorithm.num_updates, 20), [3, 4, 3]  # which are compiled for the test above
     straight = trained(algorithm, seeds, num)
     half = trained(algorithm, seeds, num // 2)
@@ -312,7 +315,7 @@ def test_an_array_without_elements_trains_on_two_devices(name, tmp_path):
     """With --n-step 1 nothing waits for later rewards; JAX 0.11 ended in a segmentation fault."""
     small = "--n-step 1 --total-timesteps 400 --learning-starts 200 --hidden-sizes 8 --quiet"
     flags = ["--num-seeds", 2, "--eval-episodes", 1, "--out", tmp_path / "run", *small.split()]
-    run(f"algorithms.{name}", *flags)
+    run_here(f"algorithms.{name}", *flags)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["diverged_seeds"] == []
 
 
@@ -365,16 +368,6 @@ def test_no_field_takes_nonsense(name, bad):
             continue  # tyro refuses it
         with pytest.raises(ValueError, match=field.name.replace("_", "-")):
             dataclasses.replace(small_config(module), **{field.name: value})
-
-
-def random_env(module) -> str:
-    """An environment in which two seeds must differ: a random MDP where only MDPs are solved, and a
-    random linear system where only those are."""
-    config = small_config(module)
-    if hasattr(config, "total_timesteps"):
-        return config.env_id
-    kind = config.env_id.rpartition("-")[2]
-    return {"tabular": "Garnet-tabular", "linear": "Random-linear"}.get(kind, config.env_id)
 
 
 def to_numpy(tree):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import LONG, every_end, run, trained
+from helpers import LONG, every_end, run_here, trained
 
 from algorithms.mcts import Config, Tree, backup, choose, make, search, uct
 from common.environments.games import (
@@ -364,5 +364,5 @@ def test_the_picture_shows_the_next_searches(env_id):
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_line(flags, words, tmp_path):
-    done = run("algorithms.mcts", *flags, "--out", tmp_path / "run", check=2)
+    done = run_here("algorithms.mcts", *flags, "--out", tmp_path / "run", check=2)
     assert words in done.stderr and done.stderr.count("\n") == 1

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import ALGORITHMS, load, run
+from helpers import ALGORITHMS, load, run_here
 
 from benchmarks import faults
 from benchmarks.faults import Ended, Fault, Run, differs, flipped, wrong
@@ -25,7 +25,7 @@ def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("faults")
     flags = "--total-timesteps 400 --steps-per-update 20 --num-seeds 2 --block 2 --quiet"
     flags = flags.split()
-    run("algorithms.q_learning", *flags, "--out", path / "whole")
+    run_here("algorithms.q_learning", *flags, "--out", path / "whole")
     return Run("q_learning", flags, path / "whole", path, random.Random(0))
 
 

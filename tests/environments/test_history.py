@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import environment, spaces
-from helpers import run, small_config, trained
+from helpers import run_here, small_config, trained
 from probes import Probe
 
 from algorithms import dqn
@@ -137,7 +137,7 @@ def test_real_actions_stay_real_beside_bools():
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(env_id, says):
-    done = run("algorithms.dqn", "--env-id", env_id, check=2)
+    done = run_here("algorithms.dqn", "--env-id", env_id, check=2)
     assert says in done.stderr and done.stderr.count("\n") == 1
 
 

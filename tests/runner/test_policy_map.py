@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from helpers import run
+from helpers import run_here
 from matplotlib import image
 from matplotlib.figure import Figure
 
@@ -190,7 +190,7 @@ def test_a_random_policy_is_drawn_with_its_probabilities(monkeypatch):
 
 def test_a_run_in_a_grid_world_gets_a_picture(tmp_path):
     flags = ["--env-id", "CliffWalking-tabular", "--gamma", "1.0", "--num-sweeps", 20, "--quiet"]
-    run("algorithms.value_iteration", *flags, "--out", tmp_path / "a")
+    run_here("algorithms.value_iteration", *flags, "--out", tmp_path / "a")
     assert shares(tmp_path / "a" / "policy.png").keys() >= {GREY, LOWEST, HIGHEST}
     for env_id in ("Taxi-tabular", "RandomWalk5-tabular", "FrozenLake-misc", "CartPole-v1"):
         assert not policy_map.has_map(env_id)  # and its runs get none

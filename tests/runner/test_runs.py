@@ -1,5 +1,6 @@
 """The runner from outside: run folders, resuming after any kind of end, groups, sweeps, faults."""
 
+import contextlib
 import csv
 import json
 import os
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, run, run_here
 
 import algorithms.dqn
 from common.algorithm import Algorithm
@@ -34,8 +35,9 @@ SMALL = SMALL.split()
 LONG = ["--total-timesteps", "150_000", "--checkpoint-every", "0.05", "--num-seeds", "4"]
 
 
-def dqn(*arguments, **kwargs):
-    return run("algorithms.dqn", *SMALL, *arguments, **kwargs)
+def dqn(*arguments, call=run_here, **kwargs):
+    """A run in this process; with `call=run` in one of its own."""
+    return call("algorithms.dqn", *SMALL, *arguments, **kwargs)
 
 
 def rows(folder, name="metrics.csv"):
@@ -50,7 +52,7 @@ def summary(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "a"
-    done = dqn("--num-seeds", "4", "--seed", "5", "--out", folder)
+    done = dqn("--num-seeds", "4", "--seed", "5", "--out", folder, call=run)
     return folder, done.stdout
 
 
@@ -160,7 +162,8 @@ def test_a_run_stopped_in_the_middle_resumes_bit_for_bit(number, uninterrupted, 
         assert error.count("\n") == 1 and f"--resume {folder}" in error
     at = checkpoint.load(checkpoints(folder)[0])[1]["at"]
     assert 0 < at["update"] < 37_450
-    run("algorithms.dqn", "--resume", folder, "--quiet")
+    resume = run if number == signal.SIGTERM else run_here
+    resume("algorithms.dqn", "--resume", folder, "--quiet")
     assert_same_arrays(folder, uninterrupted)
     for name in ("metrics.csv", "evaluation.csv"):
         assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
@@ -216,7 +219,7 @@ def test_handlers_of_signals_come_back_unless_one_has_ended_the_run(monkeypatch)
 def test_resuming_a_finished_run_changes_nothing(finished):
     folder, _ = finished
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert "nothing to resume" in run("algorithms.dqn", "--resume", folder).stdout
+    assert "nothing to resume" in run_here("algorithms.dqn", "--resume", folder).stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -227,11 +230,21 @@ def test_a_damaged_checkpoint_is_refused_with_exit_code_3(finished, tmp_path):
     whole = (finished[0] / "policy.npz").read_bytes()
     (folder / "blocks" / "000001").mkdir(parents=True)
     (folder / "blocks" / "000001" / "checkpoint.npz").write_bytes(whole[: len(whole) // 2])
-    done = run("algorithms.dqn", "--resume", folder, check=3)
+    done = run_here("algorithms.dqn", "--resume", folder, check=3)
     assert done.stderr.count("\n") == 1 and "damaged" in done.stderr
 
 
-X64 = {"JAX_ENABLE_X64": "1"}
+X64_ONE_DEVICE = {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "1"}
+
+
+@contextlib.contextmanager
+def float64():
+    """In all threads, in which jax.enable_x64 is not."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def params_of(folder):
@@ -239,13 +252,28 @@ def params_of(folder):
     return {k: x for k, x in arrays.items() if not k.startswith("member/")}
 
 
-@pytest.mark.parametrize("block, env", [(2, {}), (3, {}), (4, {"JAX_NUM_CPU_DEVICES": "1"})])
-def test_blocks_of_any_size_train_the_same_seeds(block, env, tmp_path):
+FIVE = ["--num-seeds", "5", "--total-timesteps", "1000"]
+
+
+@pytest.fixture(scope="module")
+def one_block(tmp_path_factory):
+    """Five seeds in one block, in float64."""
+    folder = tmp_path_factory.mktemp("five") / "all"
+    with float64():
+        dqn(*FIVE, "--block", 5, "--out", folder)
+    return folder
+
+
+@pytest.mark.parametrize("block, num_devices", [(2, 2), (3, 2), (4, 1)])
+def test_blocks_of_any_size_train_the_same_seeds(block, num_devices, one_block, tmp_path):
     """In float64 they agree to 1e-9; blocks of 2 and 3 of 5 seeds are padded."""
-    arguments = ["--num-seeds", "5", "--total-timesteps", "1000"]
-    dqn(*arguments, "--block", 5, "--out", tmp_path / "all", env=X64)
-    dqn(*arguments, "--block", block, "--out", tmp_path / "some", env=X64 | env)
-    together, apart = params_of(tmp_path / "all"), params_of(tmp_path / "some")
+    flags = [*FIVE, "--block", block, "--out", tmp_path / "some"]
+    if num_devices == 1:
+        dqn(*flags, call=run, env=X64_ONE_DEVICE)
+    else:
+        with float64():
+            dqn(*flags)
+    together, apart = params_of(one_block), params_of(tmp_path / "some")
     assert together.keys() == apart.keys()
     for name, x in together.items():
         assert x.dtype == np.float64 and len(x) == 5
@@ -253,7 +281,7 @@ def test_blocks_of_any_size_train_the_same_seeds(block, env, tmp_path):
         assert len(np.unique(x.reshape(5, -1), axis=0)) == 5 or not x.any()
     key = lambda row: (int(row["step"]), int(row["seed"]))
     for one, other in zip(
-        sorted(rows(tmp_path / "all"), key=key),
+        sorted(rows(one_block), key=key),
         sorted(rows(tmp_path / "some"), key=key),
         strict=True,
     ):
@@ -265,9 +293,9 @@ def test_blocks_of_any_size_train_the_same_seeds(block, env, tmp_path):
 def test_devices_share_a_state_that_holds_an_empty_array(tmp_path):
     """The State of n-step DQN with n = 1 has no pending steps."""
     arguments = [*SMALL, "--n-step", "1", "--num-seeds", "3", "--total-timesteps", "1000"]
-    run("algorithms.n_step_dqn", *arguments, "--out", tmp_path / "two", env=X64)
-    one = X64 | {"JAX_NUM_CPU_DEVICES": "1"}
-    run("algorithms.n_step_dqn", *arguments, "--out", tmp_path / "one", env=one)
+    with float64():
+        run_here("algorithms.n_step_dqn", *arguments, "--out", tmp_path / "two")
+    run("algorithms.n_step_dqn", *arguments, "--out", tmp_path / "one", env=X64_ONE_DEVICE)
     apart, together = params_of(tmp_path / "two"), params_of(tmp_path / "one")
     for name, x in together.items():
         np.testing.assert_allclose(apart[name], x, rtol=0, atol=1e-9)
@@ -324,8 +352,8 @@ def test_memory_follows_the_group(tmp_path):
     """Compare 8 replay memories of 21 MB each, all at once and one at a time."""
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
     arguments += ["--buffer-size", "500_000"]
-    together = dqn(*arguments, "--block", "4", "--out", tmp_path / "all").stdout
-    apart = dqn(*arguments, "--seeds-at-once", "1", "--out", tmp_path / "some").stdout
+    together = dqn(*arguments, "--block", "4", "--out", tmp_path / "all", call=run).stdout
+    apart = dqn(*arguments, "--seeds-at-once", "1", "--out", tmp_path / "some", call=run).stdout
     assert "160 MiB" in together and "20 MiB" in apart and "8 blocks" in apart
     peaks = [summary(tmp_path / name)["peak_bytes"] for name in ("all", "some")]
     assert peaks[0] - peaks[1] > 100 * 2**20
@@ -417,7 +445,7 @@ def test_a_run_continues_when_its_reader_has_gone(tmp_path):
 
 
 def test_quiet_prints_nothing(tmp_path):
-    done = dqn("--quiet", "--out", tmp_path / "a")
+    done = dqn("--quiet", "--out", tmp_path / "a", call=run)
     assert done.stdout == "" and done.stderr == ""
 
 
@@ -427,13 +455,14 @@ def test_a_module_can_bring_environments(tmp_path):
         'gymnax.register("MyPole-v0", CartPole)\n'
     )
     env = {"PYTHONPATH": str(tmp_path)}
-    dqn("--import", "my_envs", "--env-id", "MyPole-v0", "--out", tmp_path / "a", env=env)
+    flags = ["--import", "my_envs", "--env-id", "MyPole-v0", "--out", tmp_path / "a"]
+    dqn(*flags, call=run, env=env)
     assert summary(tmp_path / "a")["env_id"] == "MyPole-v0"
 
 
 def test_a_table_is_a_policy_too(tmp_path):
     """The params of Q-learning are one array, whose path name is empty."""
-    run("algorithms.q_learning", "--num-seeds", "2", "--out", tmp_path / "a", "--quiet")
+    run_here("algorithms.q_learning", "--num-seeds", "2", "--out", tmp_path / "a", "--quiet")
     act = load_agent(tmp_path / "a", seed=1)
     q = params_of(tmp_path / "a")["0/"][1]
     assert [int(act(s, jax.random.key(0))) for s in range(48)] == list(q.argmax(-1))
@@ -442,25 +471,27 @@ def test_a_table_is_a_policy_too(tmp_path):
 def test_an_agent_is_loaded_with_the_config_it_was_trained_with(tmp_path):
     """The Config of Monte Carlo has a field `policy`."""
     flags = ["--total-timesteps", "2000", "--quiet"]
-    run("algorithms.monte_carlo", *flags, "--out", tmp_path / "a")
+    run_here("algorithms.monte_carlo", *flags, "--out", tmp_path / "a")
     assert load_agent(tmp_path / "a")(3, jax.random.key(0)) >= 0
 
 
 def test_dynamic_programming_runs_without_returns(tmp_path):
-    done = run("algorithms.value_iteration", "--env-id", "Garnet-tabular", "--num-seeds", "3",
-               "--num-sweeps", "50", "--out", tmp_path / "a")  # fmt: skip
+    done = run_here("algorithms.value_iteration", "--env-id", "Garnet-tabular", "--num-seeds", "3",
+                    "--num-sweeps", "50", "--out", tmp_path / "a")  # fmt: skip
     assert "nan" not in done.stdout and "return" not in done.stdout
     assert summary(tmp_path / "a")["training"]["iqm"] is None
     assert float(rows(tmp_path / "a")[-1]["bellman_residual"]) < 1
 
 
-def test_the_copied_file_ends_with_the_same_params_as_the_runner(tmp_path):
-    """Without the tests' XLA_FLAGS, which make the last bits depend on how loops are nested."""
+@pytest.mark.parametrize("name", ["q_learning", pytest.param("dqn", marks=pytest.mark.slow)])
+def test_the_copied_file_ends_with_the_same_params_as_the_runner(name, tmp_path):
+    """Without the tests' XLA_FLAGS, which make the last bits depend on how loops are nested;
+    without them DQN takes long to compile."""
     one = {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
-    arguments = [*SMALL[:10], "--num-seeds", "3"]
+    arguments = [*(SMALL[:10] if name == "dqn" else SMALL[:2]), "--num-seeds", "3"]
     assert "--eval-episodes" not in arguments
-    run("algorithms.dqn", *arguments, "--out", tmp_path / "a", env=one)
-    run("common.copy", "dqn", tmp_path / "alone.py")
+    run(f"algorithms.{name}", *arguments, "--out", tmp_path / "a", env=one)
+    run("common.copy", name, tmp_path / "alone.py")
     empty = tmp_path / "empty"
     empty.mkdir()
     command = [sys.executable, "-I", str(tmp_path / "alone.py"), *arguments]
@@ -520,7 +551,8 @@ def test_bad_input_is_one_line_and_leaves_everything_as_it_was(
 def test_a_disk_that_fills_up_is_exit_code_5_and_keeps_the_last_checkpoint(tmp_path):
     """A limit on the size of files stands for the full disk."""
     folder = tmp_path / "a"
-    command = [sys.executable, "-m", "algorithms.dqn", *SMALL, "--num-seeds", "4", "--out", folder]
+    many = ["--total-timesteps", "3000", "--num-seeds", "64", "--block", "64"]
+    command = [sys.executable, "-m", "algorithms.q_learning", *many, "--out", folder]
     limited = "ulimit -f 60; exec " + shlex.join(map(str, command))  # KiB: less than a checkpoint
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
     done = subprocess.run(
@@ -534,7 +566,7 @@ def test_a_disk_that_fills_up_is_exit_code_5_and_keeps_the_last_checkpoint(tmp_p
     assert done.returncode == 5, done.stderr
     assert done.stderr.count("\n") == 1 and "--resume" in done.stderr
     assert not list(folder.rglob("*.tmp"))
-    run("algorithms.dqn", "--resume", folder, "--quiet")
+    run_here("algorithms.q_learning", "--resume", folder, "--quiet")
     assert summary(folder)["steps"] == 3_000
 
 

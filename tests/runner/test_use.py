@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, run
+from helpers import ROOT, run, run_here
 
 from algorithms import q_learning
 from common.run import train
@@ -19,14 +19,19 @@ SHORT = ["--eval-episodes", "1", "--quiet"]
 
 
 def test_a_run_whose_metrics_are_nan_is_no_fault_for_jax_debug_nans(tmp_path):
-    run("algorithms.dqn", *SMALL, "--out", tmp_path / "a", env={"JAX_DEBUG_NANS": "1"})
+    jax.config.update("jax_debug_nans", True)
+    try:
+        run_here("algorithms.dqn", *SMALL, "--out", tmp_path / "a")
+    finally:
+        jax.config.update("jax_debug_nans", False)
 
 
 def test_a_run_works_without_jit(tmp_path):
-    flags = ["--total-timesteps", "40", "--steps-per-update", "10", *SHORT]
+    flags = ["--total-timesteps", "20", "--steps-per-update", "5", *SHORT]
+    flags += ["--env-id", "RandomWalk5-tabular"]  # whose episodes are short
     env = {"JAX_DISABLE_JIT": "1"}
     run("algorithms.q_learning", *flags, "--out", tmp_path / "plain", env=env)
-    run("algorithms.q_learning", *flags, "--out", tmp_path / "jitted")
+    run_here("algorithms.q_learning", *flags, "--out", tmp_path / "jitted")
     with np.load(tmp_path / "plain/policy.npz") as x, np.load(tmp_path / "jitted/policy.npz") as y:
         np.testing.assert_allclose(x["0/"], y["0/"], rtol=1e-6)
 
@@ -57,20 +62,20 @@ def test_training_from_python_has_the_bits_of_the_command_line(tmp_path):
     assert before == {name: getattr(jax.config, name) for name in before}
     assert metrics["episode_return"].shape == (2, q_learning.make(config).num_updates)
     flags = ["--total-timesteps", "2000", "--num-seeds", "2", "--seed", "3", *SHORT]
-    run("algorithms.q_learning", *flags, "--out", tmp_path / "a")
+    run_here("algorithms.q_learning", *flags, "--out", tmp_path / "a")
     with np.load(tmp_path / "a" / "policy.npz") as policy:
         np.testing.assert_array_equal(policy["0/"], states.params)
 
 
 @pytest.mark.parametrize("name", ["td_lambda", "monte_carlo"])
 def test_agents_of_files_whose_config_has_a_policy_are_loaded(name, tmp_path):
-    run(f"algorithms.{name}", "--total-timesteps", "1000", *SHORT, "--out", tmp_path / "a")
+    run_here(f"algorithms.{name}", "--total-timesteps", "1000", *SHORT, "--out", tmp_path / "a")
     assert load_agent(tmp_path / "a")(3, jax.random.key(0)) >= 0
 
 
 def test_an_agent_that_has_no_policy_is_refused_in_words(tmp_path):
     flags = ["--total-timesteps", "20", "--num-envs", "2", "--num-simulations", "4", "--quiet"]
-    run("algorithms.mcts", *flags, "--out", tmp_path / "a")
+    run_here("algorithms.mcts", *flags, "--out", tmp_path / "a")
     with pytest.raises(ValueError, match="this planner has no policy"):
         load_agent(tmp_path / "a")
 

@@ -1,5 +1,7 @@
 """common/tools/check_env.py: all environments pass; what is broken is told why, in one line."""
 
+import sys
+
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import pytest
 from brax_probe import CountdownEnv
 from flax import struct
 from gymnax.environments import environment, spaces
-from helpers import ROOT, run
+from helpers import run, run_here
 
 from common.environments import brax_envs
 from common.environments.linear import LINEAR
@@ -512,41 +514,75 @@ def test_what_there_is_not_is_said_in_one_line(env_id, words):
     assert "\n" not in str(error.value)
 
 
-def test_the_command_line(tmp_path):
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    (folder / "neighbour.py").write_text("from test_check_env import FlagIsANumber\n")
-    (folder / "mine.py").write_text(
-        "import gymnax\nfrom neighbour import FlagIsANumber\n"
-        'gymnax.register("Mine-v0", FlagIsANumber)\n'
-    )
-    (folder / "wrong.py").write_text("raise RuntimeError('not\\ntoday')")
-    folders = [folder, ROOT, ROOT / "tests", ROOT / "tests" / "tools"]
-    env = {"PYTHONPATH": ":".join(map(str, folders))}
-    done = run("common.check_env", "mine:Mine-v0", check=1, env=env)
+NEIGHBOUR = """
+from gymnax.environments.classic_control.mountain_car import MountainCar
+
+class FlagIsANumber(MountainCar):
+    def step_env(self, *arguments):
+        obs, state, reward, terminated, info = super().step_env(*arguments)
+        return obs, state, reward, terminated.astype(float), info
+"""
+MINE = """
+import gymnax
+from neighbour import FlagIsANumber
+
+gymnax.register("Mine-v0", FlagIsANumber)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, register, monkeypatch):
+    """The folder of a module with an environment. What is loaded from it is forgotten."""
+    (tmp_path / "neighbour.py").write_text(NEIGHBOUR)
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "wrong.py").write_text("raise RuntimeError('not\\ntoday')")
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    yield tmp_path
+    forget()
+
+
+def forget():
+    for name in ("neighbour", "mine"):
+        sys.modules.pop(name, None)
+    remove(gymnax.registration, "Mine-v0")
+
+
+def test_the_command_line_in_each_of_its_forms(folder):
+    """The first two in processes of their own: a module that PYTHONPATH finds, and a file, which
+    finds its neighbour by itself."""
+    done = run("common.check_env", "mine:Mine-v0", check=1, env={"PYTHONPATH": str(folder)})
     assert done.stderr == ""
     assert done.stdout.splitlines()[0] == "problem: terminated is float32: it must be bool"
-    env = {"PYTHONPATH": ":".join(map(str, folders[1:]))}
     mine = str(folder / "mine.py")
-    for arguments in (
-        [f"{mine}:Mine-v0"],
-        ["Mine-v0", "--import", mine],
-        [f"--import={mine}", "Mine-v0"],
-    ):
-        again = run("common.check_env", *arguments, check=1, env=env)
+    forms = [f"{mine}:Mine-v0"], ["Mine-v0", "--import", mine], [f"--import={mine}", "Mine-v0"]
+    for arguments, call in zip(forms, (run, run_here, run_here), strict=True):
+        again = call("common.check_env", *arguments, check=1)
+        forget()
         assert (again.stderr, again.stdout) == ("", done.stdout)
-    for arguments, says in (
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
         (["no_such_module:X-v0"], "--import no_such_module: no such module; give its name"),
-        ([f"{folder}/your.py:X-v0"], "your.py: there is no such file"),
-        ([f"{folder}/wrong.py:X-v0"], "wrong.py fails with RuntimeError: not today"),
+        (["your.py:X-v0"], "your.py: there is no such file"),
+        (["wrong.py:X-v0"], "wrong.py fails with RuntimeError: not today"),
         (["X-v0", "--import"], "expected one argument; see --help"),
         ([], "required: environment; see --help"),
         (["CartPol-v1"], "did you mean CartPole-v1?"),
         (["Swimmer-brax"], "choose another"),
-    ):
-        done = run("common.check_env", *arguments, check=2)
-        assert done.stderr.count("\n") == 1 and says in done.stderr
-    done = run("common.check_env", "Fast-brax")
+    ],
+)
+def test_the_command_line_says_in_one_line_what_it_cannot_check(
+    arguments, says, folder, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    done = run_here("common.check_env", *arguments, check=2)
+    assert done.stderr.count("\n") == 1 and says in done.stderr
+
+
+def test_the_command_line_says_what_works():
+    done = run_here("common.check_env", "Fast-brax")
     assert done.stderr == "" and done.stdout == (
         "Fast-brax works: continuous actions of shape (1,), observations of shape (2,), "
         "episodes of at most 128 steps\n"
