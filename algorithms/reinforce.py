@@ -27,8 +27,8 @@ gradient has before G_t, is left out, as is usual: all three are exact at γ = 1
 at the time limit.
 
 Metrics: `value`, mean V(s) of the steps that count (discounted return); `policy_loss`, mean of -Ψ
-ln π; `value_loss`, mean of ½ (V - G)²; `entropy`, mean entropy of π (nats), each over these steps;
-`counted`, the part of all steps that they are; `episodes`, those that count, which alone make
+ln π over them; `value_loss`, mean of ½ (V - G)² over them; `entropy`, mean entropy of π over them
+(nats); `counted`, the part of all steps that count; `episodes`, those that count, which alone make
 `episode_return` and `episode_length`.
 """
 
