@@ -20,6 +20,13 @@ first ones of metrics.csv.
     one core           a process bound to one core, with as many devices: the same bytes
     resume speed       updates per second of training after a kill, and of a run that never stopped
                        (DQN and PPO): the median of their ratios is at least 0.97
+    block lost         a file of one block of four damaged: exit code 3 and one line; without that
+                       file only its seeds train again
+    process killed     kill -9 of one of two connected processes, the leader and the other: both
+                       have ended within 30 s, and one process goes on
+    share killed       kill -9 of one of two shares: the other one ends with exit code 0, and the
+                       same command again finishes the run
+                       (the last three: Q-learning and DQN, with one seed a block)
     memory             resident memory after 1,000 chunks as after 100, to one MiB
 
 The table is results/faults.csv. A row that is measured again replaces the old one.
@@ -37,6 +44,7 @@ import runpy
 import shlex
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -99,7 +107,8 @@ LONGER = {"dqn": "--total-timesteps 300_000", "ppo": "--total-timesteps 600_000"
 WHOLE = ["q_learning", "dqn", "ppo", "sac"]  # these meet every fault
 FAULTS = ["kill -9", "kill -9 in a save", "SIGINT", "SIGTERM", "second SIGINT", "damaged"]
 FAULTS += ["full disk", "folder removed", "cannot be written", "twice", "one core"]
-FAULTS += ["resume speed", "memory"]
+FAULTS += ["resume speed", "memory", "block lost", "process killed", "share killed"]
+BLOCKS = ["block lost", "process killed", "share killed"]
 QUICK = ["kill -9", "kill -9 in a save", "SIGTERM", "damaged", "full disk"]
 POINTS = [
     *("before open", "after open"),
@@ -188,7 +197,8 @@ def due(name: str) -> list[str]:
     """Return the faults that an algorithm meets."""
     if name not in WHOLE:
         return ["kill -9"]
-    return [fault for fault in FAULTS if fault != "resume speed" or name in LONGER]
+    only = {"resume speed": LONGER} | dict.fromkeys(BLOCKS, ["q_learning", "dqn"])
+    return [fault for fault in FAULTS if name in only.get(fault, WHOLE)]
 
 
 def faults(name: str, work: Path, attempts: int, chosen: list[str]):
@@ -646,6 +656,85 @@ def weigh(name: str) -> None:
     run_here(name)
 
 
+def in_blocks(run: Run) -> Run:
+    """Return the run with one seed a block, which ends with other bits, and its run without
+    faults."""
+    blocks = run._replace(flags=[*run.flags, "--block", "1"], whole=run.work / f"{run.name}-blocks")
+    if not blocks.whole.exists():
+        ended = finish(start(blocks, *blocks.flags, "--out", str(blocks.whole)))
+        assert ended.code == 0, ended.error
+    return blocks
+
+
+def saved_blocks(folder: Path) -> int:
+    """Return how many blocks of a run have a file."""
+    return len({path.parent for path in folder.glob("blocks/*/*.npz")})
+
+
+def block_lost(run: Run) -> Fault:
+    """Damage a file of one block of a run that was killed: a checkpoint, and a trained block."""
+    run, problems = in_blocks(run), []
+    for name in ("checkpoint.npz", "trained.npz"):
+        folder = run.work / f"{run.name}-lost-{name}"
+        process = start(run, *run.flags, "--out", str(folder))
+        wait_for(process, lambda folder=folder, name=name: any(folder.glob(f"blocks/*/{name}")))
+        process.kill()
+        finish(process)
+        lost, *_ = folder.glob(f"blocks/*/{name}")
+        lost.with_name("previous.npz").unlink(missing_ok=True)
+        data = lost.read_bytes()
+        lost.write_bytes(flipped(data, 4 * len(data)))
+        others = {x: x.read_bytes() for x in folder.glob("blocks/*/trained.npz") if x != lost}
+        ended = finish(start(run, "--resume", str(folder), "--quiet"))
+        problem = "" if ended.code == 3 and ended.error.count("\n") == 1 else ended.error or "?"
+        if any(path.read_bytes() != data for path, data in others.items()):
+            problem = problem or "another block was changed"
+        lost.unlink()
+        ended = finish(start(run, "--resume", str(folder), "--quiet"))
+        problems.append(problem or (ended.error if ended.code else differs(run, folder)))
+    return Fault("block lost", run.name, 2, problems.count(""), "; ".join(filter(None, problems)))
+
+
+def process_killed(run: Run, most: float = 30) -> Fault:
+    """Kill one of two processes that JAX's runtime connects."""
+    run, problems, times = in_blocks(run), [], []
+    for victim in (0, 1):
+        folder = run.work / f"{run.name}-process-{victim}"
+        with socket.socket() as any_socket:
+            any_socket.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{any_socket.getsockname()[1]}"
+        flags = [*run.flags, "--out", str(folder), "--distributed"]
+        both = [start(run, *flags, f"{address}/2/{i}") for i in (0, 1)]
+        wait_for(both[victim], lambda folder=folder: saved_blocks(folder) > 1)
+        both[victim].kill()
+        clock = time.monotonic()
+        ended = [finish(process) for process in both]
+        times.append(time.monotonic() - clock)
+        problem = "" if ended[1 - victim].code and times[-1] < most else "the other went on"
+        ended = finish(start(run, "--resume", str(folder), "--distributed", "", "--quiet"))
+        problems.append(problem or (ended.error if ended.code else differs(run, folder)))
+    detail = "; ".join([*filter(None, problems), f"ended after {max(times):.1f} s at most"])
+    return Fault("process killed", run.name, 2, problems.count(""), detail)
+
+
+def share_killed(run: Run) -> Fault:
+    """Kill one of two shares, and start it again when the other one has ended."""
+    run, problems = in_blocks(run), []
+    for victim in (0, 1):
+        folder = run.work / f"{run.name}-share-{victim}"
+        flags = [*run.flags, "--out", str(folder), "--share"]
+        both = [start(run, *flags, f"{i}/2") for i in (0, 1)]
+        wait_for(both[victim], lambda folder=folder: saved_blocks(folder) > 1)
+        both[victim].kill()
+        ended = [finish(process) for process in both]
+        problem = ended[1 - victim].error
+        if (folder / "summary.json").exists():
+            problem = problem or "it ended without the killed share"
+        again = finish(start(run, *flags, f"{victim}/2"))
+        problems.append(problem or (again.error if again.code else differs(run, folder)))
+    return Fault("share killed", run.name, 2, problems.count(""), "; ".join(filter(None, problems)))
+
+
 ONCE = {  # faults that need no attempts at random moments
     "damaged": damaged,
     "full disk": full_disk,
@@ -654,6 +743,9 @@ ONCE = {  # faults that need no attempts at random moments
     "twice": twice,
     "one core": one_core,
     "memory": memory,
+    "block lost": block_lost,
+    "process killed": process_killed,
+    "share killed": share_killed,
 }
 
 

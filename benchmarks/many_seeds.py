@@ -13,7 +13,7 @@ and part:
     whole        the process
 
 `share` is a part's share of the whole; `peak_mib` is the most memory that the process had held when
-the part ended. Other work on the machine counts, so the table has its load.
+the part ended. Other work on the machine counts, so the table, shown in scale.md, has its load.
 """
 
 import argparse
@@ -27,9 +27,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.learning import RESULTS, ROOT, table
+from benchmarks.learning import RESULTS, ROOT, put, table
 
-FLAGS = "--env-id Blackjack-tabular --log-points 100 --eval-episodes 100 --quiet"
+TABLE, PAGE = RESULTS / "many_seeds.csv", ROOT / "benchmarks" / "scale.md"
+FLAGS = "--env-id Blackjack-tabular --log-points 100 --eval-episodes 100"
 COLUMNS = ["seeds", "steps", "part", "seconds", "share", "peak_mib", "cores", "load", "date"]
 PARTS = ["start", "compile", "train", "metrics", "evaluate", "results", "whole"]
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("seeds", nargs="+", type=int, help="numbers of seeds")
     parser.add_argument("--steps", type=int, default=20_000, help="of each seed")
-    parser.add_argument("--out", type=Path, default=RESULTS / "many_seeds.csv", help="the table")
+    parser.add_argument("--out", type=Path, default=TABLE, help="the table")
     arguments = parser.parse_args()
     if min(arguments.seeds) < 1 or arguments.steps < 1:
         parser.error("numbers of seeds and of steps are at least 1")
@@ -50,6 +51,8 @@ def main() -> None:
         with open(arguments.out, "w", newline="") as file:
             every = sorted([*kept, *rows], key=lambda row: int(row[0]))
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *every])
+        if arguments.out == TABLE:
+            put(PAGE, "many_seeds", table([COLUMNS, *every]))
 
 
 def lines(path: Path) -> list[list[str]]:
@@ -62,34 +65,32 @@ def lines(path: Path) -> list[list[str]]:
 
 def measured(num_seeds: int, steps: int) -> list[list[str]]:
     """Run so many seeds; return the rows of the table."""
-    with tempfile.TemporaryDirectory() as work:
-        flags = [*FLAGS.split(), "--total-timesteps", str(steps), "--num-seeds", str(num_seeds)]
-        command = [sys.executable, "-m", "benchmarks.many_seeds", "timed", str(time.time())]
-        command += [*flags, "--out", f"{work}/run"]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        marks = json.loads(done.stdout.splitlines()[-1])
+    marks = parts("q_learning", num_seeds, *FLAGS.split(), "--total-timesteps", str(steps))
     cores = str(len(os.sched_getaffinity(0)))
     origin = [cores, f"{os.getloadavg()[1]:.1f}", time.strftime("%Y-%m-%d")]
     whole = sum(seconds for seconds, _ in marks.values())
     marks["whole"] = whole, max(peak for _, peak in marks.values())
     return [
-        [
-            str(num_seeds),
-            str(steps),
-            part,
-            f"{s:.1f}",
-            f"{s / whole:.3f}",
-            f"{peak / 2**20:.0f}",
-            *origin,
-        ]
+        [str(num_seeds), str(steps), part, f"{s:.1f}", f"{s / whole:.3f}", f"{peak / 2**20:.0f}"]
+        + origin
         for part in PARTS
         for s, peak in [marks[part]]
     ]
 
 
-def timed(began: float) -> None:
-    """Run Q-learning in this process, whose caller started it at `began`, and print the seconds and
-    the peak of memory of each part."""
+def parts(name: str, num_seeds: int, *flags: str) -> dict[str, tuple[float, int]]:
+    """Run an algorithm; return the seconds of each part and the peak of memory, in bytes, at its
+    end."""
+    with tempfile.TemporaryDirectory() as work:
+        command = [sys.executable, "-m", "benchmarks.many_seeds", "timed", name, str(time.time())]
+        command += [*flags, "--num-seeds", str(num_seeds), "--quiet", "--out", f"{work}/run"]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def timed(name: str, began: float) -> None:
+    """Run an algorithm in this process, whose caller started it at `began`, and print the seconds
+    and the peak of memory of each part."""
     from common.runner import loop
     from common.runner.results import peak_bytes
 
@@ -121,7 +122,7 @@ def timed(began: float) -> None:
 
     loop.side_by_side = side_by_side
     try:
-        runpy.run_module("algorithms.q_learning", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"algorithms.{name}", run_name="__main__", alter_sys=True)
     finally:
         end("results")
         print(json.dumps(marks))
@@ -129,8 +130,8 @@ def timed(began: float) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["timed"]:
-        began = float(sys.argv[2])
-        sys.argv = ["q_learning", *sys.argv[3:]]
-        timed(began)
+        _, _, name, began, *flags = sys.argv
+        sys.argv = [name, *flags]
+        timed(name, float(began))
     else:
         main()

@@ -1,6 +1,7 @@
 """benchmarks/scale.md: Kubernetes would take its Job, and the command line its commands."""
 
 import copy
+import csv
 import re
 import shlex
 
@@ -9,6 +10,7 @@ import yaml
 from helpers import ROOT
 
 from algorithms.dqn import Config
+from benchmarks.learning import RESULTS, table
 from common.runner.cli import parse
 
 PAGE = (ROOT / "benchmarks" / "scale.md").read_text()
@@ -180,3 +182,9 @@ def test_the_commands_of_the_page_are_flags_that_exist(job):
         command = command.replace("$SLURM_ARRAY_TASK_ID", "3").replace("$JOB_COMPLETION_INDEX", "3")
         words = shlex.split(command.partition("python -m algorithms.dqn")[2].rstrip("'"))
         assert parse(Config, "x", "", words)[1].num_seeds > 1
+
+
+@pytest.mark.parametrize("name", ["many_seeds", "cost_model"])
+def test_the_page_shows_the_committed_tables(name):
+    with open(RESULTS / f"{name}.csv", newline="") as file:
+        assert table(list(csv.reader(file))) in PAGE
