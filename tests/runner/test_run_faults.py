@@ -11,7 +11,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT, run_here
+from helpers import ROOT
+from helpers import run as helpers_run
 
 from algorithms import q_learning
 from common import run
@@ -274,7 +275,7 @@ def test_an_evaluation_without_an_end_can_be_stopped_and_the_policy_is_there(num
     error = process.communicate(timeout=100)[1]
     assert time.monotonic() - clock < 10
     assert process.returncode == 128 + number and error.count("\n") == 1, error
-    done = run_here("algorithms.a2c", "--resume", tmp_path / "a", "--eval-episodes", 0)
+    done = helpers_run("algorithms.a2c", "--resume", tmp_path / "a", "--eval-episodes", 0)
     assert "no episode ended within 1,984 steps" in done.stdout
 
 
