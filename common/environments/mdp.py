@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class MDP(NamedTuple):
@@ -52,8 +53,9 @@ def policy_values(mdp: MDP, policy: np.ndarray, gamma: float | jax.Array) -> jax
     return jnp.linalg.solve(jnp.eye(len(r)) - gamma * P, jnp.asarray(r, float))
 
 
-def reachable(P: np.ndarray, states: np.ndarray) -> np.ndarray:
+def reachable(P: ArrayLike, states: ArrayLike) -> np.ndarray:
     """Return the states on paths along P[s, s'] > 0 that start in `states` [S] bool; [S] bool."""
+    P, states = np.asarray(P), np.asarray(states)
     found = states | (P[states] > 0).any(0)
     return found if np.array_equal(found, states) else reachable(P, found)
 

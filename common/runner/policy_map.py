@@ -67,7 +67,9 @@ def plot_states(
         figure.suptitle(title, size=10)
         BOOK[env_id](figure, policy, value, label)
     else:
-        plot_grid(figure, TABULAR[env_id].grid, make_mdp(env_id), policy, value, label, title)
+        grid = TABULAR[env_id].grid
+        assert grid is not None
+        plot_grid(figure, grid, make_mdp(env_id), policy, value, label, title)
 
 
 def plot_grid(
