@@ -51,6 +51,4 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         obs = jnp.where(done, first_obs, next_obs)
         return EnvState((), obs, (total + reward, length, done)), transition
 
-    return Env(
-        reset, step, num_envs, (), len(start), len(mdp.P[0]), max_steps=max_steps, gamma=gamma
-    )
+    return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps, gamma=gamma)  # pyright: ignore[reportArgumentType]
