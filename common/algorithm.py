@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import jax
+from jax.core import Tracer
 
 
 class Algorithm(NamedTuple):
@@ -58,7 +59,7 @@ def require(config: Any, *conditions: str) -> None:
         if bound and {name} not in named.values():
             bounds[bound.format(name)] = {name}
     for text, names in (bounds | named).items():
-        is_known = not any(isinstance(fields[name], jax.core.Tracer | None) for name in names)
+        is_known = not any(isinstance(fields[name], Tracer | None) for name in names)
         if is_known and not eval(text, {"all": all, "len": len}, fields):
             values = " ".join(f"{flag(name)} {fields[name]}" for name in fields if name in names)
             raise ValueError(f"{values}: must satisfy {text}")

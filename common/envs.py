@@ -92,7 +92,7 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     return env
 
 
-def is_bounded(low: np.ndarray, high: np.ndarray, most: float = np.finfo(np.float32).max) -> bool:
+def is_bounded(low: np.ndarray, high: np.ndarray, most: float = float(np.finfo("f4").max)) -> bool:
     """Return whether 0 < high - low < `most` in every component; false for infinite bounds, and
     for the largest floats, which stand for them."""
     with np.errstate(invalid="ignore"):  # inf - inf

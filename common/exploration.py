@@ -31,7 +31,7 @@ def epsilon_greedy(key: jax.Array, q_values: jax.Array, epsilon: float) -> jax.A
 
 def epsilon_greedy_ties(key: jax.Array, q_values: jax.Array, epsilon: float) -> jax.Array:
     """argmax_a q_values [A] with probability 1 - ε, ties broken at random, else any action; []."""
-    explore, which = jax.random.uniform(key, 2)
+    explore, which = jax.random.uniform(key, (2,))
     allowed = (q_values == jnp.max(q_values)) | (explore < epsilon)
     return jnp.argmax(jnp.cumsum(allowed) > which * jnp.sum(allowed))
 

@@ -70,5 +70,6 @@ def scale_rewards(scale: Any, transitions: Transition, gamma: float) -> tuple[An
     total, statistics = scale
     total, totals = jax.lax.scan(step, total, transitions)
     statistics = add_batch(statistics, totals)
+    assert statistics is not None  # not copied
     reward = jnp.clip(transitions.reward / jnp.sqrt(statistics.var + 1e-8), -10, 10)
     return (total, statistics), reward

@@ -58,11 +58,11 @@ def load(env_id: str) -> tuple[Any, int]:
         from brax import envs
 
         # MuJoCo would write warnings about Brax's models to MUJOCO_LOG.TXT.
-        mujoco.set_mju_user_warning(lambda message: None)
+        mujoco.set_mju_user_warning(lambda message: None)  # pyright: ignore[reportAttributeAccessIssue]
         try:
             env = envs.get_environment(NAMES[name], backend=backend)
         finally:
-            mujoco.set_mju_user_warning(None)
+            mujoco.set_mju_user_warning(None)  # pyright: ignore[reportAttributeAccessIssue]
     return env, MAX_STEPS.get(name, 1_000)
 
 

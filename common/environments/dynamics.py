@@ -48,8 +48,8 @@ def gymnax_dynamics(env_id: str) -> Dynamics:
     from common.environments.gymnax_envs import gymnax, make_cached
 
     is_known = env_id in gymnax.registered_envs
-    env, params = make_cached(env_id, jax.config.jax_enable_x64) if is_known else (None, None)
-    if not getattr(env, "supports_transition_gradients", False):
+    env, params = make_cached(env_id, jnp.result_type(float)) if is_known else (None, None)
+    if env is None or not getattr(env, "supports_transition_gradients", False):
         raise ValueError(
             f"{env_id} has no transition gradients; this algorithm needs them, "
             "as Pendulum-v1 has them or any <name>-linear"

@@ -40,7 +40,7 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
         raise ValueError(message)
     if env_id == "MNISTBandit-bsuite":  # not copied
         raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
-    env, params = make_cached(env_id, jax.config.jax_enable_x64)
+    env, params = make_cached(env_id, jnp.result_type(float))
     obs_space, action_space = spaces_of(env, params)
     obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
@@ -65,7 +65,7 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
         next_obs = encode(info["final_observation"])
         return encode(obs), inner, jnp.asarray(reward), terminated, truncated, next_obs
 
-    fields = {"max_steps": int(getattr(params, "max_steps_in_episode", 10_000))}
+    fields: dict[str, Any] = {"max_steps": int(getattr(params, "max_steps_in_episode", 10_000))}
     is_float = jnp.issubdtype(obs.dtype, jnp.floating)
     if is_float and is_bounded(low, high):  # copied for obs_low
         fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
@@ -93,7 +93,7 @@ def suggestion(env_id: str) -> str:
 # Cached, because JAX compiles for each instance: by id, and by precision, because functions that
 # gymnax has jitted are not traced again.
 @functools.cache
-def make_cached(env_id: str, x64: bool) -> tuple[Any, Any]:
+def make_cached(env_id: str, precision: np.dtype) -> tuple[Any, Any]:
     """Return a registered environment and its params; ValueError if algorithms cannot use it."""
     with jax.ensure_compile_time_eval():  # some params are JAX's arrays
         env, params = attempt(f"{env_id}: gymnax.make", gymnax.make, env_id)
@@ -127,6 +127,7 @@ def load_file(file: Path) -> None:
     if loaded:
         raise ImportError(f"there is another module named {file.stem}; rename the file")
     spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec and spec.loader, "its name ends in .py"
     module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
     sys.path.append(str(file.parent))
     try:

@@ -30,12 +30,12 @@ class System(NamedTuple):
 
 def first_state(system: System, key: jax.Array) -> jax.Array:
     """x ~ uniform from -start to start, [n]."""
-    return system.start * jax.random.uniform(key, system.start.shape, minval=-1.0)
+    return jax.random.uniform(key, system.start.shape, minval=-1.0) * system.start
 
 
 def mean_state(system: System, x: jax.Array, u: jax.Array) -> jax.Array:
     """E[x'] = A x + B u, [n]."""
-    return system.A @ x + system.B @ u
+    return jnp.matmul(system.A, x) + jnp.matmul(system.B, u)
 
 
 def next_state(system: System, x: jax.Array, u: jax.Array, key: jax.Array) -> jax.Array:

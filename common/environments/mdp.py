@@ -52,13 +52,13 @@ def policy_values(mdp: MDP, policy: np.ndarray, gamma: float | jax.Array) -> jax
     return jnp.linalg.solve(jnp.eye(len(r)) - gamma * P, jnp.asarray(r, float))
 
 
-def reachable(P: np.ndarray, states: np.ndarray) -> np.ndarray:
+def reachable(P: np.ndarray | jax.Array, states: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """Return the states on paths along P[s, s'] > 0 that start in `states` [S] bool; [S] bool."""
     found = states | (P[states] > 0).any(0)
     return found if np.array_equal(found, states) else reachable(P, found)
 
 
-def visited_states(mdp: MDP, policy: np.ndarray) -> np.ndarray:
+def visited_states(mdp: MDP, policy: np.ndarray) -> np.ndarray | jax.Array:
     """Return the states that a policy [S, A] can visit, without the terminal ones; [S] bool."""
     P = np.einsum("sa,sat->st", policy, mdp.P)
     return reachable(P, mdp.start > 0) & ~mdp.terminal

@@ -45,6 +45,8 @@ def simulator_of_env(env: Env, gamma: float | jax.Array) -> Simulator:
         state = jax.tree.map(lambda x: x[0], state)
         return state, transition.reward[0], gamma * (1 - done)
 
+    assert env.num_actions is not None  # not copied
+
     def legal(state):
         return jnp.ones(env.num_actions, bool)
 

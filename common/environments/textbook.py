@@ -148,7 +148,7 @@ def blackjack() -> MDP:
         """Return the probabilities of the dealer's final total, [22]; 0 means more than 21."""
         if total >= 17:
             return np.eye(22)[total if total <= 21 else 0]
-        return sum(p * dealt(*add(total, usable, card)) for card, p in cards)
+        return sum((p * dealt(*add(total, usable, card)) for card, p in cards), np.zeros(22))
 
     def number(total, usable, dealers_card):
         return 100 * usable + 10 * (total - 12) + dealers_card - 1 if total <= 21 else lost

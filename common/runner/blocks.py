@@ -8,12 +8,14 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from common.algorithm import Algorithm
 from common.runner.cli import Run
+
+Count = TypeVar("Count", int, np.ndarray)
 
 
 class Job(NamedTuple):
@@ -81,7 +83,7 @@ def log_points(num_updates: int, num_points: int) -> list[int]:
     return [num_updates * (i + 1) // num_points for i in range(num_points)]
 
 
-def steps_after(algorithm: Algorithm, update: int) -> int:
+def steps_after(algorithm: Algorithm, update: Count) -> Count:
     """Return the environment steps of one seed after that many updates."""
     return algorithm.initial_steps + update * algorithm.steps_per_update
 

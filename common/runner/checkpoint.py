@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 FORMAT = 3  # of the files; increased when their meaning changes
@@ -102,16 +103,17 @@ def restore(like: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
     leaves = []
     for name, leaf in _named(like):
         value = arrays.get(prefix + name)
-        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         expected = jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
         stored = None if value is None else (value.shape, str(value.dtype))
         wanted = (expected.shape, str(_stored_dtype(expected.dtype)))
-        if stored != wanted:
+        if value is None or stored != wanted:
             raise CheckpointError(
                 f"the checkpoint's {prefix + name} is {stored}, this program expects {wanted}: "
                 "resume with the versions and the machine settings that wrote it"
             )
-        leaves.append(jax.random.wrap_key_data(value) if is_key else value.view(expected.dtype))
+        value = value.view(expected.dtype)
+        leaves.append(jax.random.wrap_key_data(jnp.asarray(value)) if is_key else value)
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -166,7 +168,7 @@ def _stored_dtype(dtype: Any) -> np.dtype:
 
 def _to_numpy(leaf: Any) -> np.ndarray:
     """Return an array, or a key's data, as it is stored."""
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.ascontiguousarray(leaf)
     return array.reshape(np.shape(leaf)).view(_stored_dtype(array.dtype))
@@ -178,5 +180,5 @@ def _digest(arrays: dict[str, np.ndarray], text: str) -> bytes:
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.shape} {array.dtype}".encode())
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
     return digest.digest()

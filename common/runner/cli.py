@@ -86,7 +86,7 @@ def parse(Config: type, program: str, description: str, argv: list[str]) -> tupl
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
-        config: tyro.conf.OmitArgPrefixes[Config]
+        config: tyro.conf.OmitArgPrefixes[Config]  # pyright: ignore[reportInvalidTypeForm]
         run: tyro.conf.OmitArgPrefixes[Run]
 
     types = {flag(field.name): field.type for field in dataclasses.fields(Config)}

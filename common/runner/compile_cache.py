@@ -15,7 +15,7 @@ def use_compile_cache() -> None:
     where the function that makes the key still has a switch for that. Without it each device
     compiles for itself.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyseeds"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -129,12 +129,12 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
     total, done, returns = sum(work.values()), {}, {}
     last_tenth, last_time, began = 0, -math.inf, time.monotonic()
 
-    def figures(block: Block | None, update: int, run_state: RunState | None) -> dict[str, str]:
+    def figures(block: Block | None, update: int, run_state: RunState | None) -> dict[str, Any]:
         """Return the texts to show; speed and time are those since the first chunk."""
         nonlocal began
         if block is None and not done:
             began = time.monotonic()
-        if block is not None:
+        if block is not None and run_state is not None:
             share = update / block.algorithm.num_updates
             done[block.index] = work[block.index] * share
             known = run_state.count["episode_return"] > 0

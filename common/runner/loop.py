@@ -48,7 +48,14 @@ from common.runner.results import (
     write_policies,
     write_results,
 )
-from common.runner.run_folder import block_path, create, load_block, save_block, write_json
+from common.runner.run_folder import (
+    block_path,
+    create,
+    load_block,
+    load_trained,
+    save_block,
+    write_json,
+)
 from common.runner.sharing import merging, own_blocks, share_of, wait_for_others
 from common.runner.statistics import summarize
 
@@ -216,7 +223,9 @@ def side_by_side(work: Work, blocks: list[Block], lower: Callable, task: Callabl
                 program_id = waiting[0].program_id
             block, device = waiting.popleft(), free.pop(0)
             steps = task(work, block, programs[device])
-            running[device] = steps, *go_on(steps, device)
+            waits_for = go_on(steps, device)
+            assert waits_for is not None, "a task waits at least once"
+            running[device] = steps, *waits_for
         for device in wait_for_any(work, running):
             steps = running.pop(device)[0]
             waits_for = go_on(steps, device)
@@ -287,13 +296,13 @@ def compiled(work: Work, lower: Callable, block: Block) -> dict[Any, Program]:
 
 def lower_for_training(
     job: Job, block: Block, devices: list, pool: ThreadPoolExecutor
-) -> dict[str, Future]:
+) -> dict[str | tuple[str, str], Future]:
     """Return Futures of all that the training of a block needs."""
-    futures = lower_training(job, block, devices, pool)
+    futures, evaluation = lower_training(job, block, devices, pool), {}
     if job.run.eval_every:
         points = log_points(block.algorithm.num_updates, job.run.log_points)
-        futures |= lower_evaluation(job, block, devices, pool, updates=points)
-    return futures
+        evaluation = lower_evaluation(job, block, devices, pool, updates=points)
+    return futures | evaluation
 
 
 def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[Any, bool]]:
@@ -301,6 +310,7 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
     job, algorithm = work.job, block.algorithm
     points = log_points(algorithm.num_updates, job.run.log_points)
     floats, seed = place((block.floats, block.seed), block, program.device)
+    assert program.init_run and program.run_updates
     if (found := restored(job, block, program)) is not None:
         at, history, run_state = found
     else:
@@ -368,7 +378,9 @@ def metrics_row(run_state: RunState) -> dict[str, np.ndarray]:
     report; and the number of episodes."""
     mean, count = run_state.mean, run_state.count
     row = {name: np.where(count[name] > 0, x, np.nan) for name, x in mean.items()}
-    return row | ({"episodes": count["episode_return"]} if "episode_length" in row else {})
+    return row | (
+        {"episodes": np.asarray(count["episode_return"])} if "episode_length" in row else {}
+    )
 
 
 def add_row(history: dict[str, np.ndarray], row: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -396,7 +408,7 @@ def save_trained(
 ) -> None:
     """Save what a block has learned, draw the picture of the first, and drop its checkpoints."""
     if block.index == 0 and block.algorithm.picture is not None:
-        draw_first(job, block.algorithm, unpad(without_floats(run_state.state), 1))
+        draw_first(job, block.algorithm.picture, unpad(without_floats(run_state.state), 1))
     own = unpad((run_state.state.params, run_state.diverged), len(block.seed))
     params = {f"params/{name}": x for name, x in checkpoint.named_arrays(own[0]).items()}
     tree = {**params, "diverged": own[1], "history": history}
@@ -408,7 +420,7 @@ def save_trained(
 def evaluate_block(work: Work, block: Block, program: Program) -> Iterator[tuple[Any, bool]]:
     """Evaluate what a block has learned: whole episodes of every member."""
     job, num_members = work.job, len(block.seed)
-    arrays, header = load_block(job, block, "trained.npz")
+    arrays, header = load_trained(job, block)
     shapes = unpad(member_shapes(block)[1], num_members)
     params = checkpoint.restore(shapes, arrays, "params/")
     members = place((block.floats, params, block.seed), block, program.device)

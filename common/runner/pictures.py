@@ -41,7 +41,8 @@ NAMES = {  # of observations, of a dynamics' state and of controls, where "obs[0
 
 def draw_picture(figure: Any, env_id: str, picture: dict[str, Any]) -> None:
     """Draw such a dict on an empty matplotlib figure, or raise ValueError for other keys."""
-    arrays = {k: x if k in ("names", "title") else np.asarray(x) for k, x in picture.items()}
+    texts = ("names", "title")
+    arrays: dict[str, Any] = {k: x if k in texts else np.asarray(x) for k, x in picture.items()}
     keys = set(picture) - {"title"}
     if keys in ({"names", "realised", "planned", "start"}, {"names", "realised", "low", "high"}):
         plot_plans(figure, env_id, **arrays)
@@ -70,17 +71,17 @@ def plot_plans(
     for i, axes in enumerate(panels):
         tidy(axes, "")
         axes.set_ylabel(full_name(env_id, names[i]), fontsize=8)
-        if low is not None:
+        if low is not None and high is not None:
             label = "predicted, 5 % to 95 %"
             axes.fill_between(
                 steps, low[:, i], high[:, i], color=COLORS[1], alpha=0.4, linewidth=0, label=label
             )
         width = 2 if planned is None else 4  # seen on both sides of the plans
         axes.plot(steps, realised[:, i], color=COLORS[5], linewidth=width, label="realised")
-        for k in range(0 if planned is None else len(planned)):
-            label = "planned" if k == 0 else None
-            plan_steps = start[k] + np.arange(planned.shape[1])
-            axes.plot(plan_steps, planned[k, :, i], color="black", linewidth=0.8, label=label)
+        if planned is not None and start is not None:
+            for k, plan in enumerate(planned):
+                label, plan_steps = "planned" if k == 0 else None, start[k] + np.arange(len(plan))
+                axes.plot(plan_steps, plan[:, i], color="black", linewidth=0.8, label=label)
     panels[-1].set_xlabel("step")
     figure.suptitle(": ".join(filter(None, (env_id, title))), x=0.02, ha="left", size=10)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -89,7 +90,8 @@ def plot_plans(
 
 def full_name(env_id: str, name: str) -> str:
     """Return what a component is called in NAMES: "position" for "obs[0]"; else its name."""
-    kind, index = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", name).groups()
+    found = re.fullmatch(r"(\w+)(?:\[(\d+)\])?", name)
+    kind, index = found.groups() if found else (name, None)
     known = NAMES.get(env_id, {}).get(kind, [])
     return known[int(index)] if known and index else name
 
@@ -154,7 +156,7 @@ def draw_board(axes: Any, game: Game, cells: np.ndarray, share: np.ndarray) -> N
     next_states, _, _ = jax.vmap(game.step, (None, 0))(state, jnp.arange(game.num_actions))
     filled = np.asarray((-next_states != state) & game.legal(state)[:, None])  # [A, C]
     heat, cells = (share @ filled).reshape(game.shape), cells.reshape(game.shape)
-    open_cells = filled.any(axis=0).reshape(game.shape)
+    open_cells = np.any(filled, axis=0).reshape(game.shape)
     axes.imshow(heat, cmap="Blues", vmin=0, vmax=1)
     rows, columns = game.shape
     size = 45 / rows

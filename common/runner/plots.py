@@ -5,6 +5,7 @@ Shapes: G configurations of a sweep, S seeds, L points along training.
 
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def best_first(returns: ArrayLike) -> tuple[np.ndarray, str]:
 def plot_curves(
     path: str | Path,
     steps: ArrayLike,
-    metrics: dict[str, ArrayLike],
+    metrics: Mapping[str, ArrayLike],
     labels: list[str] | None = None,
     title: str = "",
     unit: str = "environment steps",
@@ -55,7 +56,7 @@ def plot_curves(
     curves = {name: np.asarray(x if labels else [x]) for name, x in metrics.items()}
     num_settings, num_seeds, num_points = curves["episode_return"].shape
     steps = np.broadcast_to(np.asarray(steps, float), (num_settings, num_points))
-    order, heading = best_first(curves["episode_return"]) if labels else ([0], None)
+    order, heading = best_first(curves["episode_return"]) if labels else (np.array([0]), None)
 
     key, key_text = key_of(labels, order, num_seeds)
     key_columns = max(1, min(3, 100 // (max(map(len, key_text)) + 6)))
@@ -86,12 +87,12 @@ def plot_curves(
     write_picture(path, figure)
 
 
-def key_of(labels: list[str] | None, order: ArrayLike, num_seeds: int) -> tuple[list, list[str]]:
+def key_of(labels: list[str] | None, order: np.ndarray, num_seeds: int) -> tuple[list, list[str]]:
     """Return the handles and the texts of the key below the curves."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    key = [Line2D([], [], color=color) for color in COLORS[: len(order)]]
+    key: list[Line2D | Patch] = [Line2D([], [], color=color) for color in COLORS[: len(order)]]
     key_text = [f"IQM over {num_seeds:,} seeds" if num_seeds > 1 else "1 seed"]
     if labels:
         key_text = [labels[g] for g in order]
@@ -168,10 +169,10 @@ def blank_figure(height: float) -> Any:
     """Return a white figure, 9 inches wide and `height` inches high, that keeps its labels
     apart."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(9, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # inches
-    return figure
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)  # inches
+    return Figure(figsize=(9, height), layout=layout, facecolor="white")
 
 
 def tidy(axes: Any, title: str) -> None:

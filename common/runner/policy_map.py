@@ -67,7 +67,9 @@ def plot_states(
         figure.suptitle(title, size=10)
         BOOK[env_id](figure, policy, value, label)
     else:
-        plot_grid(figure, TABULAR[env_id].grid, make_mdp(env_id), policy, value, label, title)
+        grid = TABULAR[env_id].grid
+        assert grid is not None
+        plot_grid(figure, grid, make_mdp(env_id), policy, value, label, title)
 
 
 def plot_grid(
@@ -87,7 +89,7 @@ def plot_grid(
     shape = height, width = len(grid.layout), len(grid.layout[0])
     visited = reachable(mdp.P.sum(1), mdp.start > 0).reshape(shape)
     walls = cells(grid.layout, "#x").reshape(shape)
-    live = visited & ~mdp.terminal.reshape(shape)
+    live = np.asarray(visited & ~mdp.terminal.reshape(shape))
     value = np.where(live, value.reshape(shape), np.nan)
 
     figure.set_size_inches(max(5, 1.6 + 0.55 * width), 1.1 + 0.55 * height)

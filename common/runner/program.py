@@ -54,11 +54,11 @@ class Program(NamedTuple):
     """Compiled functions of blocks on one device."""
 
     device: Any
+    evaluate: dict[str, Callable]  # by id of the environment, which may have changed:
+    # floats, params, seed [P] -> returns [P, E], lengths [P, E]
     init_run: Callable | None = None  # floats, seed [P] -> RunState [P]
     shapes: RunState | None = None  # what it returns, as shapes
     run_updates: Callable | None = None  # RunState, start, stop, reset_means -> RunState; donates
-    evaluate: dict[str, Callable] | None = None  # by id of the environment, which may have changed:
-    # floats, params, seed [P] -> returns [P, E], lengths [P, E]
 
 
 def init_run(init: Callable, update: Callable, keys: Any) -> RunState:
@@ -134,10 +134,12 @@ def start_jax(num_members: int = MAX_INT) -> None:
 
     `num_members` is how many train at the same time. Call it before anything else of JAX.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     # Vmapped small networks keep one core busy, so members are spread over one CPU device per core.
     # JAX_NUM_CPU_DEVICES=1 turns that off.
-    if jax.config.jax_num_cpu_devices < 1 and not jax.config.jax_disable_jit:
+    if jax.config.jax_num_cpu_devices < 1 and not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         try:
             jax.config.update("jax_num_cpu_devices", min(cores, num_members))
         except RuntimeError:
@@ -262,7 +264,9 @@ def member_functions(
     def play(floats, params, seed):
         env = make_env(env_id, job.run.eval_episodes)
         key = jax.random.fold_in(jax.random.key(seed), salt)
-        return evaluate(env, algorithm(floats).act, params, key)
+        act = algorithm(floats).act
+        assert act is not None
+        return evaluate(env, act, params, key)
 
     return init, update, play
 
@@ -276,7 +280,7 @@ def compile_for(
     XLA compiles in a thread of the pool, once: the other devices then find the program in the
     cache. (A program sharded over all devices would end with other bits.)
     """
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
         return pool.submit(lambda: [function] * len(devices))
 
     def lower(device):

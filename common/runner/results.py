@@ -24,7 +24,7 @@ from common.runner.blocks import Block, Job, environment_steps, setting_label, s
 from common.runner.checkpoint import CheckpointError
 from common.runner.evaluation import MAX_LENGTH
 from common.runner.program import load_module
-from common.runner.run_folder import from_json, load_block, provenance
+from common.runner.run_folder import from_json, load_block, load_trained, provenance
 
 
 class Table(NamedTuple):
@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
 def read_table(job: Job, blocks: list[Block]) -> Table:
     """Return the rows of all blocks. CheckpointError if a file cannot be used."""
-    loaded = [(block, *load_block(job, block, "trained.npz")) for block in blocks]
+    loaded = [(block, *load_trained(job, block)) for block in blocks]
     num_rows = max(len(header["at"]["rows"]) for _, _, header in loaded)
     shape = len(job.grid), job.run.num_seeds
     updates = np.zeros((*shape, num_rows), np.int64)
@@ -58,8 +58,8 @@ def read_table(job: Job, blocks: list[Block]) -> Table:
 def read_episodes(job: Job, blocks: list[Block]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the returns and lengths [G, S, E] of the evaluation; None if there is none.
     CheckpointError if a file cannot be used."""
-    loaded = [(block, load_block(job, block, "episodes.npz")) for block in blocks]
-    if not all(found for _, found in loaded):
+    loaded = [(x, found) for x in blocks if (found := load_block(job, x, "episodes.npz"))]
+    if len(loaded) < len(blocks):
         return None
     shape = len(job.grid), job.run.num_seeds, loaded[0][1][0]["returns"].shape[1]
     returns, lengths = np.full(shape, np.nan), np.zeros(shape, int)
@@ -217,8 +217,9 @@ def write_csv(file: Any, grid: list[dict], chunks: Iterator) -> None:
 
 def write_parquet(file: Any, grid: list[dict], chunks: Iterator) -> None:
     """Write chunks of rows, see `write_table`, as groups of rows of a Parquet file."""
-    import pyarrow
-    from pyarrow import parquet
+    # It need not be installed.
+    import pyarrow  # pyright: ignore[reportMissingImports]
+    from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
     with contextlib.ExitStack() as stack:
         writer = None
@@ -256,7 +257,7 @@ def write_policies(job: Job, blocks: list[Block], scores: np.ndarray) -> None:
     """
     parts, members, rows = {}, [], {}
     for block in blocks:
-        arrays, _ = load_block(job, block, "trained.npz")
+        arrays, _ = load_trained(job, block)
         own = {k.removeprefix("params/"): x for k, x in arrays.items() if k.startswith("params/")}
         for name, x in own.items():
             parts.setdefault(f"{block.program_id}/{name}", []).append(x)
@@ -278,7 +279,7 @@ def write_policies(job: Job, blocks: list[Block], scores: np.ndarray) -> None:
 
 def source_of(make: Callable) -> Path:
     """Return the file that defines an algorithm."""
-    return Path(sys.modules[make.__module__].__file__).resolve()
+    return Path(str(sys.modules[make.__module__].__file__)).resolve()
 
 
 def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> Callable:
@@ -332,7 +333,7 @@ def load_source(header: dict) -> Any:
     path = Path(header["source"])
     try:
         module = importlib.import_module(f"algorithms.{header['algorithm']}")
-        if Path(module.__file__).resolve() == path or not path.exists():
+        if Path(str(module.__file__)).resolve() == path or not path.exists():
             return module
     except ModuleNotFoundError:
         pass
@@ -358,15 +359,15 @@ def draw_training(job: Job, table: Table, scores: np.ndarray, score_name: str) -
         plots.plot_curves(path, steps[0], single, None, title, unit)
 
 
-def draw_first(job: Job, algorithm: Algorithm, states: Any) -> None:
-    """Draw picture.png from the first of an algorithm's States [1, ...]."""
+def draw_first(job: Job, picture: Callable, states: Any) -> None:
+    """Draw picture.png, an algorithm's `picture` of the first of its States [1, ...]."""
     from matplotlib.figure import Figure
 
     from common.runner.pictures import draw_picture
 
     figure = Figure(figsize=(7, 4.5), layout="constrained", facecolor="white")
     state = jax.tree.map(lambda x: x[0], states)
-    draw_picture(figure, job.config.env_id, algorithm.picture(state))
+    draw_picture(figure, job.config.env_id, picture(state))
     plots.write_picture(job.folder / "picture.png", figure)
 
 

@@ -159,6 +159,14 @@ def load_block(job: Job, block: Block, *names: str) -> tuple[dict[str, np.ndarra
     return None
 
 
+def load_trained(job: Job, block: Block) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the arrays and the header of what a block has learned. CheckpointError if its file
+    cannot be used."""
+    found = load_block(job, block, "trained.npz")
+    assert found is not None, "a block is trained before this is called"
+    return found
+
+
 def check_header(job: Job, path: Path, header: dict) -> None:
     """Raise CheckpointError unless a file is of this run."""
     flags = json.loads(json.dumps(run_header(job)))

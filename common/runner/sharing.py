@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def connect(run: Run) -> None:
     if not run.distributed:
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
-    arguments = {"heartbeat_timeout_seconds": HEARTBEAT}
+    arguments: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT}
     if run.distributed != "auto":
         address, count, index = run.distributed.rsplit("/", 2)
         arguments |= {"coordinator_address": address, "num_processes": int(count)}

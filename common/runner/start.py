@@ -56,8 +56,8 @@ def explain(error: BaseException, folder: Path | None) -> tuple[int, str]:
     if it is a fault of the program."""
     text = str(error)
     match error:
-        case Stopped():
-            return error.code, f"stopped; continue with --resume {folder}"
+        case Stopped(code=int(code)):
+            return code, f"stopped; continue with --resume {folder}"
         case KeyboardInterrupt():
             return 130, f"stopped; continue with --resume {folder}" if folder else "stopped"
         case CheckpointError():

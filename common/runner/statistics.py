@@ -146,4 +146,5 @@ def bands(curves: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low[points], high[points] = np.quantile(np.concatenate(resamples), (0.025, 0.975), axis=0)
     # Rounding can leave the range of the data by one unit in the last place, and a flat curve
     # would look noisy.
-    return tuple(np.clip(x, ordered[0], np.fmax.reduce(ordered)) for x in (line, low, high))
+    least, most = ordered[0], np.fmax.reduce(ordered)
+    return np.clip(line, least, most), np.clip(low, least, most), np.clip(high, least, most)

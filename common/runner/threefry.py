@@ -68,10 +68,10 @@ def lower(context: Any, *operands: Any) -> list:
     name = context.module_context.symbol_table.insert(function)
     with ir.InsertionPoint(function.add_entry_block()):
         func.ReturnOp(threefry2x32(shape, *function.arguments))
-    call = func.CallOp([words, words], ir.FlatSymbolRefAttr.get(name.value), operands)
+    call = func.CallOp([words, words], ir.FlatSymbolRefAttr.get(name.value), list(operands))
     not_inlined = ir.DictAttr.get({"inlineable": ir.StringAttr.get("false")})
     call.attributes["mhlo.frontend_attributes"] = not_inlined
-    return call.results
+    return list(call.results)
 
 
 def try_lowering() -> None:

@@ -112,7 +112,7 @@ def is_game(env_id: str) -> bool:
 
 def check_space(env_id: str) -> Iterator[str]:
     """Compare the observations of an environment of gymnax with their space."""
-    env, params = make_cached(env_id, jax.config.jax_enable_x64)
+    env, params = make_cached(env_id, jnp.result_type(float))
     space, _ = spaces_of(env, params)
     obs, _ = jax.eval_shape(env.reset, jax.random.key(0), params)
     if obs.shape != tuple(space.shape):
@@ -217,7 +217,7 @@ def check_ends(env_id: str, env: Env, steps: Transition) -> Iterator[str]:
     if (steps.truncated & (length < env.max_steps)).any() and not is_gymnax:
         yield f"an episode is cut off before {limit}"  # gymnax's may have other reasons
     at_limit = done & (length == env.max_steps)
-    told = tells_time(steps.next_obs, length)
+    told = tells_time(np.asarray(steps.next_obs), length)
     if at_limit.any() and steps.terminated[at_limit].all() and not told:
         reason = "is that the time limit? Then it must not be in `terminated`"
         yield Note(f"every episode of {env.max_steps} steps, the limit, is terminated: {reason}")

@@ -10,7 +10,7 @@ lean `main` in place of the runner. Definitions are copied letter by letter, wit
   `# copied --fast-cpu` without that option; `# copied for TEXT` unless TEXT is in the code of the
   algorithm or in a name behind --with; `# copied unless TEXT` if it is.
 - Calls of `require`, and a `__post_init__` that holds nothing else, are left out.
-- Docstrings of definitions keep their first paragraph.
+- Docstrings of definitions keep their first paragraph, and comments for pyright are left out.
 - Of the families of environments (`lazy` in common/envs.py) a copy has that of the default
   environment, gymnax's, and those that --with names. Of a table of environments by id it has the
   default one, and those that --with names.
@@ -29,7 +29,7 @@ import symtable
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REPLACED = {"common.run": "common.tools.standalone_main"}  # the runner, by a lean main
@@ -41,6 +41,7 @@ LEAN_EPISODES = "common.tools.standalone_episode"  # goes with each of them
 UNDECLARED = {"gymnax": ["six"]}  # what a package imports and does not require
 ORIGIN = "Copied from manyseeds: stands alone, with the packages named above."
 MARK = re.compile(r"  # (?:not copied|copied (?P<rule>for|unless|--)(?: ?)(?P<text>.+))$")
+PRAGMA = re.compile(r"  # pyright: .+$")  # for the repository's own check
 
 
 class Import(NamedTuple):
@@ -161,7 +162,7 @@ def default_env_id(path: str, root: Path) -> str:
     """Return the default of Config's field `env_id`, or "" if there is none."""
     for node in ast.walk(parse(path, root)[1]):
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "env_id":
-            return node.value.value if isinstance(node.value, ast.Constant) else ""
+            return str(node.value.value) if isinstance(node.value, ast.Constant) else ""
     return ""
 
 
@@ -171,7 +172,8 @@ def families_by_pattern(root: Path) -> dict[str, Family]:
         return {}
     tables = [x for x in ast.walk(parse("common.envs", root)[1]) if isinstance(x, ast.Dict)]
     pairs = [pair for table in tables for pair in zip(table.keys, table.values, strict=True)]
-    return {key.value: lazy_family(value) for key, value in pairs if lazy_family(value)}
+    named = [(strings(key), lazy_family(value)) for key, value in pairs if key]
+    return {pattern: family for patterns, family in named if family for pattern in patterns}
 
 
 def lazy_family(node: ast.AST) -> Family | None:
@@ -179,7 +181,7 @@ def lazy_family(node: ast.AST) -> Family | None:
     None for any other node."""
     if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy"):
         return None
-    module, make = (argument.value for argument in node.args)
+    module, make = strings(node)
     return Family(module.rpartition(".")[2].removesuffix("_envs"), module, make)
 
 
@@ -260,19 +262,19 @@ def group_registrations(nodes: Iterable[ast.stmt]) -> list[list[ast.stmt]]:
 
 def define(module: str, lines: list[str], nodes: list[ast.stmt], choice: Choice) -> Definition:
     """Return the lines from the first of `nodes` to the last as they go into the copy."""
-    first, last = first_line(nodes[0], lines), nodes[-1].end_lineno
+    first, last = first_line(nodes[0], lines), last_line(nodes[-1])
     imports, dropped, kept, edited = [], set(), set(), list(lines)
     for node in (x for top in nodes for x in ast.walk(top)):
         if is_local_import(node, choice.root):
             imports += names_of(node, choice.root)
         if isinstance(node, ast.stmt) and is_left_out(node, lines, choice):
-            dropped |= set(range(first_line(node, lines), node.end_lineno + 1))
+            dropped |= set(range(first_line(node, lines), last_line(node) + 1))
         if isinstance(node, ast.Dict):
             for key in unwanted_keys(node, choice):
                 value = node.values[node.keys.index(key)]
-                dropped |= set(range(key.lineno, value.end_lineno + 1))
+                dropped |= set(range(key.lineno, last_line(value) + 1))
         family = lazy_family(node) or the_only_family(node, choice)
-        if family in choice.families:
+        if isinstance(node, ast.Call) and family and family in choice.families:
             edited[node.lineno - 1] = replace(edited[node.lineno - 1], node, family.make)
             imports.append(Import(family.make, family.module, family.make, None))
         has_body = isinstance(node, ast.FunctionDef | ast.ClassDef)
@@ -290,11 +292,13 @@ def define(module: str, lines: list[str], nodes: list[ast.stmt], choice: Choice)
     return Definition(module, names, first, last, text, global_names(text), eager, tuple(imports))
 
 
-def is_local_import(node: ast.AST, root: Path) -> bool:
+def is_local_import(node: ast.AST, root: Path) -> TypeGuard[ast.Import | ast.ImportFrom]:
     """Return whether a node imports from the repository."""
     if isinstance(node, ast.Import):
         return any(is_local(x.name, root) for x in node.names)
-    return isinstance(node, ast.ImportFrom) and (node.level > 0 or is_local(node.module, root))
+    return isinstance(node, ast.ImportFrom) and (
+        node.level > 0 or is_local(node.module or "", root)
+    )
 
 
 def is_left_out(node: ast.stmt, lines: list[str], choice: Choice) -> bool:
@@ -307,7 +311,7 @@ def is_left_out(node: ast.stmt, lines: list[str], choice: Choice) -> bool:
         return True
     is_block = isinstance(node, ast.If | ast.With | ast.For | ast.While)
     is_block |= getattr(node, "name", "") == "__post_init__"
-    inner = [*node.body, *getattr(node, "orelse", [])] if is_block else []
+    inner = [*getattr(node, "body", []), *getattr(node, "orelse", [])] if is_block else []
     return is_block and all(is_left_out(x, lines, choice) for x in inner)
 
 
@@ -315,7 +319,7 @@ def shorten_docstring(node: ast.stmt, lines: list[str]) -> set[int]:
     """End a docstring in `lines` after its first paragraph; return the lines to drop."""
     if not (isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node)):
         return set()
-    start, end = node.body[0].lineno, node.body[0].end_lineno
+    start, end = node.body[0].lineno, last_line(node.body[0])
     blank = next((n for n in range(start, end) if not lines[n - 1]), None)
     if blank is None:
         return set()
@@ -343,18 +347,18 @@ def is_requirement(node: ast.stmt) -> bool:
 def unwanted_keys(table: ast.Dict, choice: Choice) -> list[ast.expr]:
     """Return the keys whose entries are left out: other families; and in a table by id, the other
     environments, unless a family that --with names brings them all."""
-    entries = list(zip(table.keys, table.values, strict=True))
-    if table.end_lineno - table.lineno <= len(entries):  # a line does not hold one entry
+    entries = [(key, x) for key, x in zip(table.keys, table.values, strict=True) if key]
+    if last_line(table) - table.lineno <= len(entries):  # a line does not hold one entry
         return []
     if any(lazy_family(value) for _, value in entries):
         return [key for key, value in entries if lazy_family(value) not in choice.families]
-    ids = {key.value: strings(value) for key, value in entries if isinstance(key, ast.Constant)}
+    ids = {x: strings(value) for key, value in entries for x in strings(key)}
     wanted = [x for x in ids if x in (choice.env_id, *choice.options)]
     wanted += [other for x in wanted for other in ids[x] if other in ids]  # what it changes to
     brings_all = {x.name for x in choice.families} & set(choice.options)
     if not wanted or brings_all and any(f"-{name}" in x for name in brings_all for x in ids):
         return []
-    return [key for key, _ in entries if key.value not in wanted]
+    return [key for key, _ in entries if not any(x in wanted for x in strings(key))]
 
 
 def the_only_family(node: ast.AST, choice: Choice) -> Family | None:
@@ -377,6 +381,11 @@ def first_line(node: ast.stmt, lines: list[str]) -> int:
     return line
 
 
+def last_line(node: ast.stmt | ast.expr) -> int:
+    """Return the line on which a node ends."""
+    return node.end_lineno or node.lineno
+
+
 def keep(lines: list[str], numbers: Iterable[int], dropped: set[int]) -> Iterator[str]:
     """Yield the lines of those numbers, without the dropped ones and the blank lines below them."""
     previous = ""
@@ -386,7 +395,7 @@ def keep(lines: list[str], numbers: Iterable[int], dropped: set[int]) -> Iterato
         superfluous = number - 1 in dropped and not line and not is_docstring_over
         after_import = previous.lstrip().startswith(("import ", "from "))
         if number not in dropped and (after_import or not superfluous):
-            yield MARK.sub("", line)
+            yield PRAGMA.sub("", MARK.sub("", line))
             previous = line
 
 
@@ -398,14 +407,15 @@ def strings(node: ast.AST) -> list[str]:
 
 def names_of(node: ast.Import | ast.ImportFrom, root: Path) -> Iterator[Import]:
     """Yield every name that an import binds; ValueError if a copy cannot carry it."""
+    module = getattr(node, "module", None) or ""  # none in `from . import name`
     for name, alias in ((x.name, x.asname) for x in node.names):
         if isinstance(node, ast.Import):
             found = Import(alias or name.split(".")[0], name, None, alias)
         else:
-            found = Import(alias or name, REPLACED.get(node.module, node.module), name, alias)
+            found = Import(alias or name, REPLACED.get(module, module), name, alias)
         if is_local_import(node, root):
             from_file = isinstance(node, ast.ImportFrom) and not node.level
-            from_file = from_file and file_of(node.module, root).exists()
+            from_file = from_file and file_of(module, root).exists()
             if not from_file or alias or name == "*":
                 raise ValueError(
                     f"{ast.unparse(node)}: a copy needs `from folder.file import name`"
@@ -453,11 +463,11 @@ def names_evaluated(node: ast.AST) -> Iterator[str]:
 
 def reach(load: Callable, start: list[Definition]) -> list[Definition | Import]:
     """Return what definitions need, with themselves: definitions, and imports from elsewhere."""
-    found = list(start)
+    found: list[Definition | Import] = [*start]
     for x in found:  # which grows on the way
-        uses = x.uses if isinstance(x, Definition) else ()
-        targets = dict.fromkeys(y for name in uses for y in lookup(load, x, name))
-        found += [y for y in targets if y not in found]
+        if isinstance(x, Definition):
+            targets = dict.fromkeys(y for name in x.uses for y in lookup(load, x, name))
+            found += [y for y in targets if y not in found]
     return found
 
 
@@ -473,9 +483,9 @@ def lookup(load: Callable, definition: Definition, name: str) -> list[Definition
     return [y for x in local for y in follow(load, x)] or resolve(load, definition.module, name)
 
 
-def resolve(load: Callable, module: str, name: str) -> list[Definition | Import]:
+def resolve(load: Callable, module: str, name: str | None) -> list[Definition | Import]:
     """Return what a name means at the top level of a module."""
-    own = [x for x in load(module).definitions if name in x.names]
+    own: list[Definition | Import] = [x for x in load(module).definitions if name in x.names]
     imports = [x for x in load(module).imports if x.bound == name]
     return own or [y for x in imports for y in follow(load, x)]
 
@@ -584,7 +594,7 @@ def script_header(text: str, root: Path) -> str:
     packages = modules - sys.stdlib_module_names
     packages |= {x for package in packages for x in UNDECLARED.get(package, [])}
     requirements = (root / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = {re.match(r"[\w.-]*", line)[0]: line.split("#")[0].strip() for line in requirements}
+    wanted = {re.split(r"[^\w.-]", line)[0]: line.split("#")[0].strip() for line in requirements}
     named = ", ".join(f'"{wanted.get(package, package)}"' for package in sorted(packages))
     lines = ["/// script", 'requires-python = ">=3.11"', f"dependencies = [{named}]", "///"]
     return "\n".join(f"# {line}" for line in lines) + "\n"

@@ -1,11 +1,14 @@
 """For copies with gymnax's environments alone: common/envs.py's `make_env`."""
 
+from typing import Any
+
 import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.envs import Env, EnvState, Transition
+from common.envs import Env, Transition
+from common.tools.standalone_episode import EnvState
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
@@ -46,7 +49,7 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         total, length = jnp.where(done, 0, total) + reward, jnp.where(done, 0, length) + 1
         return EnvState(inner, encode(obs), (total, length, terminated | truncated)), transition
 
-    fields = {"max_steps": getattr(params, "max_steps_in_episode", 10_000)}
+    fields: dict[str, Any] = {"max_steps": getattr(params, "max_steps_in_episode", 10_000)}
     if np.all((low < high) & (high - low < np.finfo(np.float32).max)):  # copied for obs_low
         fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
     if num_actions is None:  # copied unless actions="discrete"

@@ -64,12 +64,12 @@ def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
     params = jax.eval_shape(algorithm.init, key).params
     with np.load(path) as file:
         params = tree_map_with_path(lambda path, _: file[keystr(path)], params)
-    env = make_env(env_id, 100)
+    env, policy = make_env(env_id, 100), jax.vmap(algorithm.act, (None, 0, 0))
     keys = jax.random.split(key, (env.max_steps + 1, 101))
 
     def mean_return(params):
         def step(state, keys):
-            action = jax.vmap(algorithm.act, (None, 0, 0))(params, state.obs, keys[1:])
+            action = policy(params, state.obs, keys[1:])
             state, _ = env.step(state, action, keys[0])
             return state, state.episode
 

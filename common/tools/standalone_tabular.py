@@ -6,14 +6,15 @@ import numpy as np
 
 from common.environments.mdp import MDP
 from common.environments.tabular import TABULAR
-from common.envs import Env, EnvState, Transition
+from common.envs import Env, Transition
+from common.tools.standalone_episode import EnvState
 
 
 def make_mdp(env_id: str, key: jax.Array | None = None) -> MDP:
     """Return the MDP of an id, or raise ValueError."""
     if env_id not in TABULAR:
         raise ValueError(f"--env-id: this copy has {', '.join(TABULAR)}")
-    return TABULAR[env_id].make(key)
+    return TABULAR[env_id].make(jax.random.key(0) if key is None else key)
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
@@ -50,4 +51,4 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         obs = jnp.where(done, first_obs, next_obs)
         return EnvState((), obs, (total + reward, length, done)), transition
 
-    return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps, gamma=gamma)
+    return Env(reset, step, num_envs, (), *mdp.P.shape[:2], max_steps=max_steps, gamma=gamma)  # pyright: ignore[reportArgumentType]

@@ -220,7 +220,7 @@ def test_it_is_looked_at_once_and_never_compiled(register, caplog):
         assert len(calls) == num_calls
         jax.jit(env.reset)(jax.random.key(0))
         assert compiled()  # the log says it
-    assert make_cached(env_id, False) is make_cached(env_id, False)
+    assert make_cached(env_id, jnp.float32) is make_cached(env_id, jnp.float32)
 
 
 def test_arrays_in_spaces_do_not_leak_from_a_trace():
