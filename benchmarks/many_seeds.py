@@ -68,19 +68,19 @@ def measured(num_seeds: int, steps: int) -> list[list[str]]:
     marks = parts("q_learning", num_seeds, *FLAGS.split(), "--total-timesteps", str(steps))
     cores = str(len(os.sched_getaffinity(0)))
     origin = [cores, f"{os.getloadavg()[1]:.1f}", time.strftime("%Y-%m-%d")]
-    whole = sum(seconds for seconds, _ in marks.values())
-    marks["whole"] = whole, max(peak for _, peak in marks.values())
+    whole = sum(seconds for seconds, *_ in marks.values())
+    marks["whole"] = whole, max(peak for _, peak, _ in marks.values()), 0.0
     return [
         [str(num_seeds), str(steps), part, f"{s:.1f}", f"{s / whole:.3f}", f"{peak / 2**20:.0f}"]
         + origin
         for part in PARTS
-        for s, peak in [marks[part]]
+        for s, peak, _ in [marks[part]]
     ]
 
 
-def parts(name: str, num_seeds: int, *flags: str) -> dict[str, tuple[float, int]]:
-    """Run an algorithm; return the seconds of each part and the peak of memory, in bytes, at its
-    end."""
+def parts(name: str, num_seeds: int, *flags: str) -> dict[str, tuple[float, int, float]]:
+    """Run an algorithm; return the seconds of each part, the peak of memory, in bytes, at its end,
+    and its CPU seconds."""
     with tempfile.TemporaryDirectory() as work:
         command = [sys.executable, "-m", "benchmarks.many_seeds", "timed", name, str(time.time())]
         command += [*flags, "--num-seeds", str(num_seeds), "--quiet", "--out", f"{work}/run"]
@@ -94,13 +94,13 @@ def timed(name: str, began: float) -> None:
     from common.runner import loop
     from common.runner.results import peak_bytes
 
-    marks, clock = {}, began
+    marks, clock, cpu = {}, began, 0.0
 
     def end(part):
-        nonlocal clock
-        now = time.time()
-        marks[part] = marks.get(part, (0.0, 0))[0] + now - clock, peak_bytes()
-        clock = now
+        nonlocal clock, cpu
+        now, cpu_now, old = time.time(), time.process_time(), marks.get(part, (0.0, 0, 0.0))
+        marks[part] = old[0] + now - clock, peak_bytes(), old[2] + cpu_now - cpu
+        clock, cpu = now, cpu_now
 
     plain = loop.side_by_side
 

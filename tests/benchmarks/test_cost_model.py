@@ -12,14 +12,13 @@ def test_costs_are_those_worked_by_hand():
     """Ten seeds on four GPUs: blocks of 3, of 2 GiB a seed, at 1 GiB/s."""
     inputs = {"state of a seed": 2 * 2**30, "a seed in a checkpoint": 2.5 * 2**30, "save": 2**30}
     inputs |= {"merge, any number of seeds": 5.0, "merge, a seed": 0.5}
-    inputs |= {"memory of the merge, a seed": 2**29}
     found = {name: value for name, (value, _) in costs(inputs, 10, 4, 600).items()}
     assert found["block"] == 3 and found["state on a GPU"] == 6
     assert found["bytes of a save"] == 7.5 and found["seconds of a save"] == 6
     assert found["share of time that saves take"] == pytest.approx(6 / 606)
     assert found["all GPUs' saves, two kept"] == 60
     assert found["written by all GPUs"] == pytest.approx(30 * 1024 / 606)
-    assert found["merge, in one process"] == 10 and found["memory of the merge"] == 5
+    assert found["merge, in one process"] == 10
     # A short interval gives way: a save may take a twentieth of the time.
     assert costs(inputs, 10, 4, 1)["share of time that saves take"][0] == pytest.approx(1 / 21)
 
