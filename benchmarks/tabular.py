@@ -90,7 +90,7 @@ def compiled(algorithm, seeds: int, flags: list[str]):
     device = jax.devices()[0]
     with ThreadPoolExecutor() as pool:
         futures = lower_training(job, block, [device], pool)
-    program = Program(device, {}, **{name: future.result()[0] for name, future in futures.items()})
+    program = Program(device, **{name: future.result()[0] for name, future in futures.items()})
     run_state = program.init_run(*place((block.floats, block.seed), block, device))
     return algorithm.make(config), program, run_state
 

@@ -54,11 +54,11 @@ class Program(NamedTuple):
     """Compiled functions of blocks on one device."""
 
     device: Any
-    evaluate: dict[str, Callable]  # by id of the environment, which may have changed:
-    # floats, params, seed [P] -> returns [P, E], lengths [P, E]
     init_run: Callable | None = None  # floats, seed [P] -> RunState [P]
     shapes: RunState | None = None  # what it returns, as shapes
     run_updates: Callable | None = None  # RunState, start, stop, reset_means -> RunState; donates
+    evaluate: dict[str, Callable] = {}  # by id of the environment, which may have changed:
+    # floats, params, seed [P] -> returns [P, E], lengths [P, E]
 
 
 def init_run(init: Callable, update: Callable, keys: Any) -> RunState:
