@@ -119,7 +119,8 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
     imports = import_block({x for x in found if isinstance(x, Import)})
     space = "\n\n\n" if sections[0].startswith(("class ", "def ", "@")) else "\n\n"  # as isort
     code = f"from __future__ import annotations\n\n{imports}{space}" + "\n\n\n".join(sections)
-    docstring = f"{load(path).docstring.rstrip()}\n\n{ORIGIN}".strip()
+    docstring = load(path).docstring.partition("\n\nMetrics:")[0]  # a copy prints the return alone
+    docstring = f"{docstring.rstrip()}\n\n{ORIGIN}".strip()
     text = f'"""{docstring}\n"""\n\n{code}\n'
     return script_header(text, root) + text
 
