@@ -58,6 +58,12 @@ MUTANTS = [
         "next_obs",
         "common/test_envs",
     ),
+    common(
+        *("the limit only truncates where observations tell the time", "environments/gymnax_envs"),
+        "terminated |= truncated & (env_id in TIMED)",
+        "terminated |= truncated & (env_id in {})",
+        "tell_the_time",
+    ),
     algorithm(
         *("trace not cut at truncation", "a2c"),
         "done = transitions.terminated | transitions.truncated",
