@@ -342,11 +342,12 @@ MUTANTS = [
     ),
     common(
         *("optimizer state not restored", "runner/loop"),
-        'values = checkpoint.restore(shapes, arrays, "run_state/")',
-        'values = checkpoint.restore(shapes, arrays, "run_state/")\n'
-        "    initial = unpad(run_state.state.rest.opt_state, len(block.seed))\n"
-        "    rest = values.state.rest._replace(opt_state=initial)\n"
-        "    values = values._replace(state=values.state._replace(rest=rest))",
+        'return header["at"], history, place(values, block, program.device)',
+        "rest = values.state.rest\n"
+        "    initial = jax.tree.map(lambda x: 0 * x, rest.opt_state)\n"
+        "    rest = rest._replace(opt_state=initial)\n"
+        "    values = values._replace(state=values.state._replace(rest=rest))\n"
+        '    return header["at"], history, place(values, block, program.device)',
         "stopped_in_the_middle",
         "runner/test_runs",
     ),
