@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from algorithms import dqn
-from benchmarks.learning import RESULTS, put, table
+from benchmarks.family import put
+from benchmarks.learning import RESULTS, table
 from benchmarks.many_seeds import PAGE, parts
 from common.runner import checkpoint
 from common.runner.loop import SAVE_SHARE

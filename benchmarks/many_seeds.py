@@ -27,7 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.learning import RESULTS, ROOT, put, table
+from benchmarks.family import put
+from benchmarks.learning import RESULTS, ROOT, table
 
 TABLE, PAGE = RESULTS / "many_seeds.csv", ROOT / "benchmarks" / "scale.md"
 FLAGS = "--env-id Blackjack-tabular --log-points 100 --eval-episodes 100"
