@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from common.environments.gymnax_envs import TIMED
 from common.envs import Env, Transition
 from common.tools.standalone_episode import EnvState
 
@@ -42,6 +43,7 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     def step(state, action, key):
         outputs = step_all(jax.random.split(key, num_envs), state.inner, action)
         obs, inner, reward, terminated, truncated, info = outputs
+        terminated |= truncated & (env_id in TIMED)
         last_obs, reward = info["final_observation"], jnp.asarray(reward, float)
         obs, inner, last_obs = strong((obs, inner, last_obs), (*shapes, shapes[0]))
         transition = Transition(state.obs, action, reward, encode(last_obs), terminated, truncated)
