@@ -124,10 +124,8 @@ def make(config: Config) -> Algorithm:
     no_rewards = (jnp.zeros(env.num_envs), no_statistics(())) if config.norm_reward else None
     num_outputs = env.num_actions or math.prod(env.action_shape)
     actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
-    actor = with_orthogonal_init(actor, 0.01)
-    actor = make_policy(env, actor, config.init_std)
-    critic = make_q_network(env, config.hidden_sizes)
-    critic = with_orthogonal_init(critic, 1.0)
+    actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
+    critic = with_orthogonal_init(make_q_network(env, config.hidden_sizes), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
 
@@ -162,8 +160,7 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic, key_env = jax.random.split(key, 4)
-        actor_params = actor.init(key_actor)
-        critic_params = critic.init(key_critic)
+        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
         return State(
             key=key,
             params=Params(actor_params, no_obs),

@@ -28,8 +28,8 @@ at the time limit.
 
 Metrics: `value`, mean V(s) of the steps that count (discounted return); `policy_loss`, mean of -Ψ
 ln π over them; `value_loss`, mean of ½ (V - G)² over them; `entropy`, mean entropy of π over them
-(nats); `counted`, the part of all steps that count; `episodes`, those that count, which alone make
-`episode_return` and `episode_length`.
+(nats); `counted`, how many these are: the weight of their means, and no column of metrics.csv;
+`episodes`, those that count, which alone make `episode_return` and `episode_length`.
 """
 
 import math
@@ -123,10 +123,8 @@ def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
     num_outputs = env.num_actions or math.prod(env.action_shape)
     actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
-    actor = with_orthogonal_init(actor, 0.01)
-    actor = make_policy(env, actor, config.init_std)
-    critic = make_network(env, config.hidden_sizes, 1, jnp.tanh)
-    critic = with_orthogonal_init(critic, 1.0)
+    actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
+    critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
     rollout_steps = config.num_steps - 1 + env.max_steps
     steps_per_update = config.num_envs * rollout_steps
     num_updates = config.total_timesteps // steps_per_update
@@ -166,8 +164,7 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic = jax.random.split(key, 3)
-        actor_params = actor.init(key_actor)
-        critic_params = critic.init(key_critic)
+        actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
         opt_state = optimizer(0).init((actor_params, critic_params))
         return State(key, actor_params, critic_params, opt_state)
 
