@@ -67,6 +67,7 @@ def find_family(env_id: str) -> Callable:
     """Return the function `env_id, num_envs -> Env` of the first pattern that matches the id."""
     families = {
         ".+-history[1-9][0-9]*": lazy("common.environments.history", "make_history_env"),
+        ".+-positions": lazy("common.environments.positions", "make_positions_env"),
         ".+-tabular": lazy("common.environments.tabular", "make_tabular_env"),
         ".+-linear": lazy("common.environments.linear", "make_linear_env"),
         ".+-brax(-.*)?": lazy("common.environments.brax_envs", "make_brax_env"),
@@ -154,3 +155,35 @@ def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_ste
     unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))  # fewer launches
     state, (transitions, episode) = jax.lax.scan(step, state, keys, unroll=unroll)
     return state, transitions, episode_metrics(episode)
+
+
+def reset_memory(memory: Any, done: jax.Array, initial: Any) -> Any:
+    """Return `memory` [..., *shape], and `initial` [*shape] where `done` [...]."""
+
+    def reset(x, first):
+        return jnp.where(done.reshape(*done.shape, *[1] * jnp.ndim(first)), first, x)
+
+    return jax.tree.map(reset, memory, initial)
+
+
+def rollout_with_memory(
+    env: Env, policy: Callable, states: tuple, initial: Any, key: jax.Array, num_steps: int
+) -> tuple:
+    """Take `num_steps` steps of `policy(memory, obs, key) -> action, memory`, all [N, ...].
+
+    `states` are the EnvState and the memory [N, ...]; where an episode ends, the memory becomes
+    `initial`, that of one environment. Return both, the Transitions and the memories before each
+    step [T, N, ...], and the `episode_metrics` of these steps.
+    """
+
+    def step(states, keys):
+        state, before = states
+        action, memory = policy(before, state.obs, keys[0])
+        state, transition = env.step(state, action, keys[1])
+        memory = reset_memory(memory, transition.terminated | transition.truncated, initial)
+        return (state, memory), (transition, before, state.episode)
+
+    keys = jax.random.split(key, (num_steps, 2))
+    unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))  # fewer launches
+    states, (transitions, memories, episode) = jax.lax.scan(step, states, keys, unroll=unroll)
+    return states, transitions, memories, episode_metrics(episode)

@@ -166,6 +166,13 @@ def config_of(module, defaults, **fields):
     return module.Config(**{k: x for k, x in defaults.items() if k in known} | fields)
 
 
+def first_act(algorithm):
+    """`params, obs, key -> action` at the start of an episode, with or without memory."""
+    if algorithm.init_memory is None:
+        return algorithm.act
+    return lambda params, *inputs: algorithm.act(params, algorithm.init_memory(), *inputs)[0]
+
+
 def states_of(algorithm, num_updates):
     """The States of seed 0: that of `init`, and that after each update."""
     update = jax.jit(algorithm.update)
@@ -222,7 +229,9 @@ def check_probe(module, config, values_of, tolerance):
         learned = np.asarray(values_of(config, state, obs))
         for s, value in values.items():
             assert abs(learned[s] - value) <= tolerance(value), (s, learned[s], value)
-        actions = jax.vmap(algorithm.act, (None, 0, None))(state.params, obs, jax.random.key(0))
+        actions = jax.vmap(first_act(algorithm), (None, 0, None))(
+            state.params, obs, jax.random.key(0)
+        )
         for s, action in best_actions(tables).items():
             assert actions[s] == action, (s, actions[s])
 
@@ -325,7 +334,9 @@ def check_continuous_probe(module, values_of, expected=lambda state: CONTINUOUS_
     obs = jnp.eye(8)[:7]
     run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=True)
     for state in each(run_state.state, 2):
-        actions = jax.vmap(algorithm.act, (None, 0, None))(state.params, obs, jax.random.key(0))
+        actions = jax.vmap(first_act(algorithm), (None, 0, None))(
+            state.params, obs, jax.random.key(0)
+        )
         values = values_of(config, state, obs, (actions - 1) / 2)
         np.testing.assert_allclose(values, expected(state), atol=0.1)
         for s in (4, 5):

@@ -17,6 +17,7 @@ import pytest
 from helpers import (
     ALGORITHMS,
     ROOT,
+    first_act,
     keys,
     load,
     random_env,
@@ -27,7 +28,8 @@ from helpers import (
 )
 
 from benchmarks.pages import all_explained
-from common.envs import make_env
+from common.envs import make_env, reset_memory, rollout
+from common.exploration import random_policy
 from common.runner import checkpoint
 from common.runner.evaluation import evaluate
 from common.runner.program import init_run, run_updates
@@ -182,8 +184,10 @@ def test_no_key_is_used_twice(name):
         jax.make_jaxpr(algorithm.update)(state, jnp.int32(0))
         if algorithm.act is not None:
             env = make_env(small_config(module).env_id, 2)
-            playing = lambda params, key: evaluate(env, algorithm.act, params, key)
-            jax.make_jaxpr(playing)(state.params, jax.random.key(1))
+            play = lambda params, key: evaluate(
+                env, algorithm.act, params, key, algorithm.init_memory
+            )
+            jax.make_jaxpr(play)(state.params, jax.random.key(1))
 
 
 @every_algorithm
@@ -253,6 +257,80 @@ def test_same_key_same_result_and_two_seeds_differ_everywhere(name):
         np.testing.assert_array_equal(leaf[0], leaf[2])
 
 
+WITH_MEMORY = [
+    name for name in ALGORITHMS if "init_memory" in (ROOT / "algorithms" / f"{name}.py").read_text()
+]
+every_policy_with_memory = pytest.mark.parametrize("name", WITH_MEMORY)
+
+
+def observed(env_id, num_steps, num_envs=3):
+    """Observations [T, N, ...] of a rollout, and where its episodes ended [T, N]."""
+    env = make_env(env_id, num_envs)
+    roll = lambda key: rollout(env, random_policy(env), env.reset(key), key, num_steps)[1]
+    transitions = jax.jit(roll)(jax.random.key(3))
+    return transitions.obs, transitions.terminated | transitions.truncated
+
+
+def many(memory, num):
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *x.shape)), memory)
+
+
+@every_policy_with_memory
+def test_steps_with_resets_are_single_steps_of_episodes(name):
+    """In float64, bit for bit: a scan that resets the memory, and a loop in which every episode
+    starts with `init_memory()`."""
+    with jax.enable_x64(True):
+        algorithm = load(name).make(small_config(load(name)))
+        params = jax.jit(algorithm.init)(jax.random.key(0)).params
+        act = jax.vmap(algorithm.act, (None, 0, 0, None))
+        obs, done = observed(small_config(load(name)).env_id, 60)
+        assert done.any() and not done.all(0).any()  # they end at different times
+
+        def step(memory, inputs):
+            obs, done = inputs
+            action, memory = act(params, memory, obs, jax.random.key(1))
+            return reset_memory(memory, done, algorithm.init_memory()), action
+
+        scan = jax.jit(lambda memory: jax.lax.scan(step, memory, (obs, done))[1])
+        actions = scan(many(algorithm.init_memory(), 3))
+        memories = [algorithm.init_memory() for _ in range(3)]
+        act = jax.jit(act)
+        for t in range(60):
+            together = jax.tree.map(lambda *x: jnp.stack(x), *memories)
+            action, together = act(params, together, obs[t], jax.random.key(1))
+            np.testing.assert_array_equal(action, actions[t])
+            for n in range(3):
+                memories[n] = jax.tree.map(lambda x, n=n: x[n], together)
+                if done[t, n]:
+                    memories[n] = algorithm.init_memory()
+
+
+@every_policy_with_memory
+def test_after_a_reset_nothing_depends_on_what_was_before(name):
+    """Other observations before the end of an episode change the memory until then, not after."""
+    algorithm = made(name)
+    params = jax.jit(algorithm.init)(jax.random.key(0)).params
+    obs, done = observed(small_config(load(name)).env_id, 60, num_envs=1)
+    end = int(np.flatnonzero(done[:, 0])[0])
+
+    @jax.jit
+    def memories(obs):
+        def step(memory, inputs):
+            obs, done = inputs
+            _, after = algorithm.act(params, memory, obs, jax.random.key(1))
+            return reset_memory(after, done, algorithm.init_memory()), after
+
+        return jax.lax.scan(step, algorithm.init_memory(), (obs[:, 0], done[:, 0]))[1]
+
+    is_float = jnp.issubdtype(obs.dtype, jnp.floating)
+    changed = obs.at[: end + 1].add(1) if is_float else obs.at[: end + 1].set(obs[0])
+    before, after = memories(obs), memories(changed)
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(x[end + 1 :], y[end + 1 :])
+    leaves = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    assert any((x[: end + 1] != y[: end + 1]).any() for x, y in leaves)
+
+
 @every_algorithm
 def test_a_policy_acts_within_the_bounds(name):
     """However large its params: the reward of this environment counts what is beyond them."""
@@ -265,7 +343,7 @@ def test_a_policy_acts_within_the_bounds(name):
         pytest.skip("it plans with the simulator")
     params = jax.jit(lambda key: algorithm.init(key).params)(jax.random.key(0))
     large = jax.tree.map(lambda x: 1e4 * x, params)
-    act = jax.jit(jax.vmap(algorithm.act, (None, 0, None)))
+    act = jax.jit(jax.vmap(first_act(algorithm), (None, 0, None)))
     obs = jnp.array([[-0.5, 0.0], [-1.0, 0.05], [0.3, -0.05]])
     action = act(large, obs, jax.random.key(1))
     assert (jnp.abs(action) <= 1).all()

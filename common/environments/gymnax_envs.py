@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import math
 import os
+import re
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +26,9 @@ from common.envs import Env, is_bounded
 TIMED = {"DiscountingChain-bsuite", "PointRobot-misc", "MetaMaze-misc"}
 TIMED |= {"BernoulliBandit-misc", "GaussianBandit-misc"}
 
+# Environments of bsuite whose id may hold their size, as DeepSea10-bsuite.
+SIZED = {"DeepSea": "size", "MemoryChain": "memory_length", "UmbrellaChain": "chain_length"}
+
 
 def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of a registered environment; ValueError, one line, if there is none
@@ -34,7 +38,7 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     become floats, scaled to [0, 1] if their bounds allow it, and numbered states stay integers.
     Continuous actions have one axis, whatever the shape of their space.
     """
-    if env_id not in gymnax.registered_envs:
+    if env_id not in gymnax.registered_envs and not split_size(env_id):
         message = f"no environment {env_id!r} is registered with gymnax"
         message += suggestion(env_id)  # not copied
         raise ValueError(message)
@@ -86,7 +90,7 @@ def suggestion(env_id: str) -> str:
     known = list(gymnax.registered_envs)
     close = get_close_matches(env_id, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}?" if close else f"try {known[0]}."
-    families = "<Name>-tabular, <Name>-brax, <Name>-linear, any id with -history<k>"
+    families = "<Name>-tabular, <Name>-brax, <Name>-linear, any id with -history<k> or -positions"
     return f"; {hint} There are also {families}"
 
 
@@ -96,9 +100,28 @@ def suggestion(env_id: str) -> str:
 def make_cached(env_id: str, precision: np.dtype) -> tuple[Any, Any]:
     """Return a registered environment and its params; ValueError if algorithms cannot use it."""
     with jax.ensure_compile_time_eval():  # some params are JAX's arrays
-        env, params = attempt(f"{env_id}: gymnax.make", gymnax.make, env_id)
+        env, params = attempt(f"{env_id}: gymnax.make", make_sized, env_id)
     check(env_id, env, params)  # not copied
     return env, params
+
+
+def split_size(env_id: str) -> tuple[str, int] | None:
+    """Return the name and the number in an id such as DeepSea10-bsuite; None if it has none."""
+    match = re.fullmatch(rf"({'|'.join(SIZED)})([1-9][0-9]{{0,4}})-bsuite", env_id)
+    return (match[1], int(match[2])) if match else None
+
+
+def make_sized(env_id: str) -> tuple[Any, Any]:
+    """Return a registered environment and its params, or one of bsuite of the size in its id."""
+    sized = split_size(env_id)
+    if sized is None:
+        return gymnax.make(env_id)
+    name, size = sized
+    if name == "DeepSea":
+        return gymnax.make("DeepSea-bsuite", size=size)
+    env, params = gymnax.make(f"{name}-bsuite")
+    max_steps = max(params.max_steps_in_episode, size + 1)
+    return env, params.replace(**{SIZED[name]: size, "max_steps_in_episode": max_steps})
 
 
 def load_module(text: str) -> None:

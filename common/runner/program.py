@@ -264,9 +264,9 @@ def member_functions(
     def play(floats, params, seed):
         env = make_env(env_id, job.run.eval_episodes)
         key = jax.random.fold_in(jax.random.key(seed), salt)
-        act = algorithm(floats).act
-        assert act is not None
-        return evaluate(env, act, params, key)
+        member = algorithm(floats)
+        assert member.act is not None
+        return evaluate(env, member.act, params, key, member.init_memory)
 
     return init, update, play
 

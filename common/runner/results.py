@@ -285,6 +285,9 @@ def source_of(make: Callable) -> Path:
 def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> Callable:
     """Return the trained policy of one seed, `obs, key -> action`; by default the best seed's.
 
+    A policy with memory is `memory, obs, key -> action, memory`: give it None at the start of an
+    episode, and then what it returned.
+
     `setting` selects among the configurations of a sweep, for example learning_rate=1e-3. Reads the
     params of that seed only. CheckpointError if policy.npz cannot be read; ValueError if it has no
     such member, or if the algorithm has no policy that acts on an observation.
@@ -293,7 +296,14 @@ def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> C
     algorithm, params = load_member(path, seed, setting)[:2]
     if algorithm.act is None:
         raise ValueError(f"{folder}: this planner has no policy; it acts only inside its own run")
-    return jax.jit(functools.partial(algorithm.act, params))
+    if algorithm.init_memory is None:
+        return jax.jit(functools.partial(algorithm.act, params))
+
+    def act(memory, obs, key):
+        memory = algorithm.init_memory() if memory is None else memory
+        return algorithm.act(params, memory, obs, key)
+
+    return jax.jit(act)
 
 
 def load_member(
@@ -375,6 +385,8 @@ def draw_best(job: Job) -> None:
     """Draw policy.png: the policy of the best member of a run in a grid world."""
     algorithm, params, fields = load_member(job.folder / "policy.npz", None, {})
     if algorithm.act is None or algorithm.picture is not None:  # which shows what was learned
+        return
+    if algorithm.init_memory is not None:  # what it does in a state depends on those before
         return
     config = dataclasses.replace(job.config, **{k: x for k, x in fields.items() if k != "seed"})
     num_members = len(job.grid) * job.run.num_seeds

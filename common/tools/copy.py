@@ -38,6 +38,8 @@ LEAN_ENVS = {  # what defines `make_env` and more in fewer lines for a single fa
     "tabular": "common.tools.standalone_tabular",
 }
 LEAN_EPISODES = "common.tools.standalone_episode"  # goes with each of them
+PLAY_WITH_MEMORY = "common.tools.standalone_memory"  # goes with `init_memory`
+WRAPPERS = ("history", "positions")  # families of ids that end so, around another id
 UNDECLARED = {"gymnax": ["six"]}  # what a package imports and does not require
 ORIGIN = "Copied from manyseeds: stands alone, with the packages named above."
 MARK = re.compile(r"  # (?:not copied|copied (?P<rule>for|unless|--)(?: ?)(?P<text>.+))$")
@@ -102,6 +104,8 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
         is_replaced = choice.lean_envs and module in ("common.envs", "common.environments.tabular")
         for lean in (choice.lean_envs, LEAN_EPISODES) if is_replaced else ():
             read = with_definitions(read, load(lean))
+        if module == REPLACED["common.run"] and "init_memory" in choice.code:
+            read = with_definitions(read, load(PLAY_WITH_MEMORY))
         return read
 
     body, start = load(path).definitions
@@ -112,7 +116,8 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
     above = [x for x in reach(load, eager_definitions(load, body)) if x in definitions]
     below = [x for x in definitions if x not in above]
     modules = module_order(load, [path, *(x.module for x in definitions)])
-    modules = [x for x in modules if x not in (*LEAN_ENVS.values(), LEAN_EPISODES)]
+    replacements = *LEAN_ENVS.values(), LEAN_EPISODES, PLAY_WITH_MEMORY
+    modules = [x for x in modules if x not in replacements]
     sections = [*sections_of(load, modules, above), body.text]
     sections += [*sections_of(load, modules, below), start.text]
 
@@ -152,10 +157,13 @@ def choose(path: str, options: tuple[str, ...], root: Path) -> Choice:
     chosen = list(dict.fromkeys(chosen))
     lines, tree = parse(path, root)
     code = "\n".join(lines[tree.body[0].end_lineno if ast.get_docstring(tree) else 0 :])
-    if any(family.name == "history" for family in chosen):  # which reads fields of the Env inside
-        code += file_of("common.environments.history", root).read_text(encoding="utf-8")
-    is_single = len(chosen) == 1 and (chosen[0].name == "gymnax" or not options)
-    lean_envs = LEAN_ENVS.get(chosen[0].name) if is_single else None
+    for family in chosen:
+        if family.name in WRAPPERS:  # which read fields of the Env inside
+            code += file_of(family.module, root).read_text(encoding="utf-8")
+    names = [family.name for family in chosen]
+    is_lean = len(names) == 1 and (names == ["gymnax"] or not options)
+    is_lean |= names == ["positions", "gymnax"]
+    lean_envs = LEAN_ENVS.get(names[-1]) if is_lean else None
     return Choice(root, env_id, chosen, options, code, lean_envs)
 
 
@@ -187,10 +195,10 @@ def lazy_family(node: ast.AST) -> Family | None:
 
 
 def families_of(families: dict[str, Family], env_id: str) -> list[Family]:
-    """Return the family of an id, and that of the id inside `<id>-history<k>`."""
+    """Return the family of an id, and those of the id inside `<id>-history<k>` or the like."""
     family = next((x for pattern, x in families.items() if re.fullmatch(pattern, env_id)), None)
-    if family and family.name == "history":
-        return [family, *families_of(families, env_id.rpartition("-history")[0])]
+    if family and family.name in WRAPPERS:
+        return [family, *families_of(families, env_id.rpartition(f"-{family.name}")[0])]
     return [family] if family else []
 
 

@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.environments.gymnax_envs import TIMED
+from common.environments.gymnax_envs import TIMED, make_sized
+from common.environments.positions import make_positions_env
 from common.envs import Env, Transition
 from common.tools.standalone_episode import EnvState
 
 
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """Return `num_envs` copies of a gymnax environment, or raise ValueError."""
-    env, params = gymnax.make(env_id)
+    if env_id.endswith("-positions"):  # copied for -positions
+        return make_positions_env(env_id, num_envs)
+    env, params = gymnax.make(env_id)  # copied unless -bsuite
+    env, params = make_sized(env_id)  # copied for -bsuite
     obs_space, action_space = env.observation_space(params), env.action_space(params)
     num_states, num_actions = getattr(obs_space, "n", None), getattr(action_space, "n", None)
     if actions not in ("any", "discrete" if num_actions else "continuous"):  # copied for actions=

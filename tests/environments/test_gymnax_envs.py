@@ -265,3 +265,49 @@ def test_what_cannot_be_loaded_is_said_in_one_line(text, says, tmp_path, monkeyp
         load_module(text)
     assert says in str(error.value) and "\n" not in str(error.value)
     assert "needs" not in sys.modules and "wrong" not in sys.modules
+
+
+@pytest.mark.parametrize("size", [4, 12])
+def test_deep_sea_has_the_size_of_its_id_and_hides_which_action_goes_right(size):
+    """The one good episode takes the right action in every row: 1 for the treasure, minus .01 in
+    all. Which action that is differs from cell to cell: none that is always taken arrives."""
+    env = make_env(f"DeepSea{size}-bsuite", 3)
+    step = jax.jit(env.step)
+    assert env.obs_shape == (size, size) and env.max_steps == size
+    raw, _ = gymnax.make("DeepSea-bsuite", size=size)
+    state = env.reset(jax.random.key(0))
+    rewards = np.zeros(3)
+    for row in range(size):
+        right = int(raw.action_mapping[row, row])
+        state, transition = step(state, jnp.array([right, 0, 1]), jax.random.key(row))
+        rewards += transition.reward
+        assert bool(transition.terminated.all()) == (row == size - 1)
+    assert rewards[0] == pytest.approx(0.99) and (rewards[1:] <= 0).all()
+    assert 0 < np.mean(raw.action_mapping) < 1
+
+
+@pytest.mark.parametrize(
+    "env_id, steps", [("MemoryChain10-bsuite", 11), ("MemoryChain3000-bsuite", 3_001)]
+)
+def test_memory_chain_rewards_the_context_once_at_its_end(env_id, steps):
+    env = make_env(env_id, 8)
+    roll = lambda key: rollout(env, lambda obs, key: jnp.arange(8) % 2, env.reset(key), key, steps)
+    _, t, metrics = jax.jit(roll)(jax.random.key(0))
+    terminated = np.asarray(t.terminated)
+    assert terminated[-1].all() and not terminated[:-1].any() and not t.truncated[:-1].any()
+    context = np.asarray(t.obs[0, :, 2])
+    np.testing.assert_array_equal(t.reward[-1], np.where((context > 0) == np.arange(8) % 2, 1, -1))
+    assert not t.reward[:-1].any() and set(context) == {-1, 1}
+
+
+def test_umbrella_chain_has_the_length_of_its_id():
+    env = make_env("UmbrellaChain150-bsuite", 2)
+    roll = lambda key: rollout(env, random_policy(env), env.reset(key), key, 150)
+    terminated = np.asarray(jax.jit(roll)(jax.random.key(0))[1].terminated)
+    assert terminated[-1].all() and not terminated[:-1].any()
+
+
+@pytest.mark.parametrize("env_id", ["Catch10-bsuite", "DeepSea0-bsuite", "DeepSea-10-bsuite"])
+def test_only_some_ids_have_a_size(env_id):
+    with pytest.raises(ValueError, match="no environment"):
+        make_env(env_id, 1)

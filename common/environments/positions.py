@@ -1,0 +1,47 @@
+"""Environments that show positions and no velocities: `CartPole-v1-positions`.
+
+A policy must remember what it saw to tell how fast things move. A task for policies with memory
+since Wierstra et al. 2010, https://doi.org/10.1093/jigpal/jzp049.
+"""
+
+import numpy as np
+
+from common.envs import Env, make_env
+
+POSITIONS = {  # which components of an observation are positions or angles
+    "CartPole-v1": [0, 2],
+    "Pendulum-v1": [0, 1],
+    "MountainCar-v0": [0],
+    "MountainCarContinuous-v0": [0],
+    "Acrobot-v1": [0, 1, 2, 3],
+}
+
+
+def make_positions_env(env_id: str, num_envs: int) -> Env:
+    """Return `num_envs` copies of `<id>-positions`; ValueError if it is not known which parts of
+    the observations of `<id>` are velocities."""
+    name = env_id.removesuffix("-positions")
+    if name not in POSITIONS:
+        raise ValueError(f"{env_id}: there are -positions of {', '.join(POSITIONS)}")
+    return with_components(make_env(name, num_envs), POSITIONS[name])
+
+
+def with_components(env: Env, index: list[int]) -> Env:
+    """Return the environment that observes the components `index` of vectors alone."""
+
+    def part(obs):
+        return obs[..., np.array(index)]
+
+    def reset(key):
+        state = env.reset(key)
+        return state._replace(obs=part(state.obs))
+
+    def step(state, action, key):
+        state, transition = env.step(state, action, key)
+        transition = transition._replace(next_obs=part(transition.next_obs))
+        return state._replace(obs=part(state.obs)), transition
+
+    bounds = {}
+    if env.obs_low is not None:
+        bounds = {"obs_low": part(env.obs_low), "obs_high": part(env.obs_high)}
+    return env._replace(reset=reset, step=step, obs_shape=(len(index),), **bounds)
