@@ -23,25 +23,18 @@ def make_positions_env(env_id: str, num_envs: int) -> Env:
     name = env_id.removesuffix("-positions")
     if name not in POSITIONS:
         raise ValueError(f"{env_id}: there are -positions of {', '.join(POSITIONS)}")
-    return with_components(make_env(name, num_envs), POSITIONS[name])
-
-
-def with_components(env: Env, index: list[int]) -> Env:
-    """Return the environment that observes the components `index` of vectors alone."""
-
-    def part(obs):
-        return obs[..., np.array(index)]
+    env, index = make_env(name, num_envs), np.array(POSITIONS[name])
 
     def reset(key):
         state = env.reset(key)
-        return state._replace(obs=part(state.obs))
+        return state._replace(obs=state.obs[:, index])
 
     def step(state, action, key):
         state, transition = env.step(state, action, key)
-        transition = transition._replace(next_obs=part(transition.next_obs))
-        return state._replace(obs=part(state.obs)), transition
+        transition = transition._replace(next_obs=transition.next_obs[:, index])
+        return state._replace(obs=state.obs[:, index]), transition
 
-    bounds = {}
-    if env.obs_low is not None:
-        bounds = {"obs_low": part(env.obs_low), "obs_high": part(env.obs_high)}
-    return env._replace(reset=reset, step=step, obs_shape=(len(index),), **bounds)
+    seen = env._replace(reset=reset, step=step, obs_shape=(len(index),))
+    if env.obs_low is not None:  # copied for obs_low
+        return seen._replace(obs_low=env.obs_low[index], obs_high=env.obs_high[index])
+    return seen

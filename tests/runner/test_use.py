@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import ROOT, run, run_here
@@ -78,6 +79,19 @@ def test_an_agent_that_has_no_policy_is_refused_in_words(tmp_path):
     run_here("algorithms.mcts", *flags, "--out", tmp_path / "a")
     with pytest.raises(ValueError, match="this planner has no policy"):
         load_agent(tmp_path / "a")
+
+
+def test_an_agent_with_memory_is_given_what_it_returned(tmp_path):
+    """None at the start of an episode. In a grid world no map of it is drawn: what it does in a
+    state depends on the states before."""
+    flags = ["--env-id", "CliffWalking-tabular", "--total-timesteps", "1024", "--hidden-sizes", "8"]
+    run_here("algorithms.ppo_rnn", *flags, *SHORT, "--out", tmp_path / "a")
+    agent, key = load_agent(tmp_path / "a"), jax.random.key(0)
+    action, memory = agent(None, 36, key)
+    again, _ = agent(jnp.zeros(64), 36, key)
+    assert action == again and memory.shape == (64,) and memory.any()
+    assert not np.array_equal(agent(memory, 36, key)[1], memory)
+    assert not (tmp_path / "a" / "policy.png").exists()
 
 
 def test_an_agent_of_a_file_elsewhere_is_loaded_from_that_file(tmp_path):

@@ -288,11 +288,19 @@ def test_a_copy_that_differs_is_found(name, old, new):
 
 
 @pytest.fixture
-def small_dqn(tmp_path, monkeypatch):
-    """`run(*flags)` of a copy of DQN."""
-    flags = flags_of("dqn")[1]
-    path = tmp_path / "small_dqn.py"
-    return lambda *more: run_copy(copy_of("dqn"), path, *flags, *more, monkeypatch=monkeypatch)
+def small_copy(tmp_path, monkeypatch):
+    """`run(name, *flags)` of the copy of an algorithm."""
+
+    def run(name, *more):
+        path, flags = tmp_path / f"small_{name}.py", flags_of(name)[1]
+        return run_copy(copy_of(name), path, *flags, *more, monkeypatch=monkeypatch)
+
+    return run
+
+
+@pytest.fixture
+def small_dqn(small_copy):
+    return functools.partial(small_copy, "dqn")
 
 
 def test_help_lists_every_flag(small_dqn, capsys):
@@ -305,10 +313,11 @@ def test_help_lists_every_flag(small_dqn, capsys):
         assert "--" + field.replace("_", "-") in printed
 
 
-def test_saved_params_are_loaded_again_and_played(small_dqn, capsys):
-    small_dqn("--num-seeds", 3, "--out", "saved.npz")
+@pytest.mark.parametrize("name", ["dqn", "ppo_rnn"])
+def test_saved_params_are_loaded_again_and_played(small_copy, capsys, name):
+    small_copy(name, "--num-seeds", 3, "--out", "saved.npz")
     capsys.readouterr()
-    small_dqn("--load", "saved.npz")
+    small_copy(name, "--load", "saved.npz")
     line = capsys.readouterr().out
     assert line.startswith("return of each policy: ")
     returns = [float(x) for x in line.removeprefix("return of each policy: ").split()]
