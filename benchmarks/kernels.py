@@ -40,7 +40,7 @@ RACE = "--batch-size 128 --buffer-size 10_000 --hidden-sizes 64 64"  # and 4 env
 # A row: the algorithm, its flags, and the most kernels that an update may launch. In addition every
 # file has a row with its defaults.
 ROWS = {
-    "dqn-race": ("dqn", RACE, 66),
+    "dqn-race": ("dqn", RACE, 65),
     "dqn-breakout": ("dqn", "--env-id Breakout-MinAtar --batch-size 32 --hidden-sizes 128", None),
     "ppo-race": (
         "ppo",

@@ -39,7 +39,7 @@ class RunState(NamedTuple):
     state: Any  # the algorithm's State
     mean: dict[str, jax.Array]  # [P] each metric's mean since the last report
     count: dict[str, jax.Array]  # [P] over how many updates, episodes or steps; NaN reports nothing
-    diverged: jax.Array  # [P] the first update after which params were not finite, or -1
+    diverged: jax.Array  # [P] first update after which params were not finite, or -1 - updates done
 
 
 class WithFloats(NamedTuple):
@@ -87,7 +87,9 @@ def run_updates(
     def body(step, run_state):
         state, metrics = jax.vmap(update, (0, None))(run_state.state, step)
         finite = jax.vmap(all_finite)(state.params)
-        diverged = jnp.where((run_state.diverged < 0) & ~finite, step, run_state.diverged)
+        # Counted here: if the end of an update read `step`, XLA would copy it in every update.
+        before = run_state.diverged
+        diverged = jnp.where(before < 0, jnp.where(finite, before - 1, -1 - before), before)
         healthy = diverged < 0
         params = jax.vmap(select_if)(healthy, state.params, run_state.state.params)
         episodes = metrics.pop("episodes", 1)  # a mean over episodes counts every episode once

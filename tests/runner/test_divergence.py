@@ -144,7 +144,7 @@ def test_nan_in_one_of_four_seeds(place, program, clean):
     run_state = program[0](places(PLACES.index(place)))
     ended = run_to(program, run_state, 0, STOP)
     diverged = np.asarray(ended.diverged)
-    np.testing.assert_array_equal(diverged[[0, 1, 3]], -1)
+    np.testing.assert_array_equal(diverged[[0, 1, 3]], -1 - STOP)
     flagged = diverged[SEED]
     assert AT <= flagged < STOP
     if place in ("gradient", "parameter"):
@@ -175,7 +175,7 @@ def test_no_false_alarm_in_100_healthy_seeds():
     for module, num_updates in ((q_learning, 60), (ddpg, 50)):
         algorithm = module.make(small_config(module, total_timesteps=2_000))
         run_state = trained(algorithm, range(100), min(num_updates, algorithm.num_updates))
-        np.testing.assert_array_equal(run_state.diverged, -1)
+        assert (run_state.diverged < 0).all()
 
 
 class State(NamedTuple):

@@ -674,7 +674,7 @@ def test_divergence_is_flagged_at_its_update_and_only_there():
     init = lambda bad_at: State(jnp.zeros(3), bad_at)
     run_state = init_run(init, update, jnp.array([5, -1, 17]))
     run_state = run_updates(update, run_state, jnp.int32(0), jnp.int32(20), jnp.bool_(True))
-    np.testing.assert_array_equal(run_state.diverged, [5, -1, 17])
+    np.testing.assert_array_equal(run_state.diverged, [5, -21, 17])  # -1 - 20 updates: healthy
 
 
 def test_steps_are_counted_exactly_beyond_what_float32_and_int32_hold():
