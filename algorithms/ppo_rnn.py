@@ -1,29 +1,31 @@
-"""Proximal policy optimization with recurrent networks.
+"""Proximal policy optimization with a recurrent network.
 
-Differs from ppo.py in the actor and the critic, which each have a memory h, a gated recurrent unit
-(GRU) that sees one observation after the other. A minibatch holds whole rollouts of some of the
+Differs from ppo.py in that actor and critic see a memory h: a gated recurrent unit (GRU), trained
+by both, sees one observation o after the other. A minibatch holds whole rollouts of some of the
 environments.
 
 Schulman et al. 2017, Proximal policy optimization algorithms, https://arxiv.org/abs/1707.06347,
-section 6.1, and Cho et al. 2014, https://arxiv.org/abs/1406.1078
+whose rollouts of T steps suit recurrent networks (section 5), and Cho et al. 2014, Learning phrase
+representations using RNN encoder-decoder, https://arxiv.org/abs/1406.1078
 
-    h_t = GRU(o_t, h_{t-1}),  h_{t-1} = 0 at the start of an episode
+    h_t = GRU(o_t, h_{t-1}),  h_{t-1} = 0 at the start of an episode         (Cho, eq. 5 to 8)
     ρ = π(a | h; θ) / π(a | h; θ_old)
     L(θ) = -E[min(ρ A, clip(ρ, 1 - ε, 1 + ε) A)]                            (eq. 7)
            + c₁ E[½ (V(h; w) - R)²] - c₂ E[H(π(h; θ))]                      (eq. 9)
 
-with A by GAE over a rollout, and R = A + V(h; w_old). The memories that a rollout began with are
-kept for all of its epochs, and gradients go back to its first step. V of the observation that ends
-an episode is taken with the memory of that episode.
+with A by GAE over a rollout, and R = A + V(h; w_old). θ includes the GRU. The memories that a
+rollout began with are kept for all of its epochs, and gradients go back to its first step. V of the
+observation that ends an episode is taken with the memory of that episode.
 
-Departs from the papers: what the memory holds decays over up to `memory_steps` steps at first
-(chrono initialization, Tallec & Ollivier 2018, https://arxiv.org/abs/1804.11188); the 13 core
-details and the 9 for continuous actions of Huang et al. 2022,
+Departs from the papers: a unit of the memory decays over 1 + u steps at first, u uniform from 1 to
+`memory_steps` (chrono initialization, Tallec & Ollivier 2018, https://arxiv.org/abs/1804.11188);
+the 13 core details, the 9 for continuous actions and the 5 for LSTMs of Huang et al. 2022,
 https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, such as orthogonal initial
-weights, an annealed learning rate, advantages normalized in each minibatch and clipped values; but
-the units of continuous actions make finite bounds -1 and 1, and truncated episodes bootstrap from
-V(h'). Statistics change once a rollout, not at every step: with norm_obs a rollout and its loss see
-observations scaled by the statistics of all rollouts before it, the first one's unscaled.
+weights (not the GRU's), an annealed learning rate, advantages normalized in each minibatch and
+clipped values; but the units of continuous actions make finite bounds -1 and 1, and truncated
+episodes bootstrap from V(h'). Statistics change once a rollout, not at every step: with norm_obs a
+rollout and its loss see observations scaled by the statistics of all rollouts before it, the first
+one's unscaled.
 
 Metrics: `value`, mean V(h) of the rollout (discounted return, scaled with norm_reward);
 `policy_loss`, mean of (7); `value_loss`, mean of the term of c₁, with clipping; `entropy`, mean of
@@ -50,7 +52,7 @@ from common.distributions import (
     with_orthogonal_init,
 )
 from common.envs import EnvState, bound_action, make_env, map_actions, rollout_with_memory
-from common.networks import make_network, mlp, recurrent
+from common.networks import Network, as_vector, mlp, recurrent
 from common.normalization import (
     Statistics,
     add_batch,
@@ -67,7 +69,7 @@ from common.run import main
 class Config:
     env_id: str = "CartPole-v1-positions"  # any environment
     total_timesteps: int = 200_000  # environment steps, over all environments
-    num_envs: int = 4  # environments stepped in parallel
+    num_envs: int = 8  # environments stepped in parallel
     num_steps: int = 128  # steps of each environment in a rollout
     update_epochs: int = 4  # times that a rollout is used
     num_minibatches: int = 4  # gradient steps of an epoch, each with a part of the environments
@@ -77,16 +79,16 @@ class Config:
     gae_lambda: float = 0.95  # λ of GAE
     norm_adv: bool = True  # scale the advantages of a minibatch to mean 0 and standard deviation 1
     clip_coef: float = 0.2  # ε
-    clip_vloss: bool = True  # clip V(s; w) to within ε of V(s; w_old)
+    clip_vloss: bool = True  # clip V(h; w) to within ε of V(h; w_old)
     ent_coef: float = 0.01  # c₂
     vf_coef: float = 0.5  # c₁
     max_grad_norm: float = 0.5  # global norm that gradients are clipped to
-    norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
-    norm_reward: bool = False  # divide rewards by the standard deviation of their discounted sum
+    norm_obs: bool = True  # scale observations to mean 0 and standard deviation 1
+    norm_reward: bool = True  # divide rewards by the standard deviation of their discounted sum
     init_std: float = 1.0  # initial standard deviation of actions whose bounds are -1 and 1
-    hidden_sizes: tuple[int, ...] = (64,)  # units of each layer before the memory
+    hidden_sizes: tuple[int, ...] = ()  # units of each hidden layer, after the memory
     memory_size: int = 64  # units of the memory
-    memory_steps: int = 20  # over which the memory decays at first, at most
+    memory_steps: int = 20  # u at most: a unit of the memory decays over 1 + u steps at first
 
     def __post_init__(self):
         require(
@@ -94,7 +96,6 @@ class Config:
             "total_timesteps >= num_envs * num_steps",
             "update_epochs >= 1",
             "num_envs % num_minibatches == 0",
-            "len(hidden_sizes) >= 1",
             "num_envs * num_steps >= 2 * num_minibatches or not norm_adv",  # one is its own mean
             "clip_coef > 0",
         )
@@ -111,12 +112,12 @@ class State(NamedTuple):
     critic_params: Any  # w
     opt_state: optax.OptState
     env: EnvState
-    memories: tuple[jax.Array, jax.Array]  # h [N, H] of actor and critic, after any reset
+    memory: jax.Array  # h [N, H] before the next step, after any reset
     reward_scale: Any  # of discounted sums: see scale_rewards; None if rewards are not normalized
 
 
 class Batch(NamedTuple):
-    """Rollouts of B environments."""
+    """The rollouts of B environments."""
 
     obs: jax.Array  # [T, B, ...] as the networks see it
     action: jax.Array
@@ -161,15 +162,15 @@ def make(config: Config) -> Algorithm:
     no_obs = no_obs_statistics(env, config.norm_obs)
     no_rewards = (jnp.zeros(env.num_envs), no_statistics(())) if config.norm_reward else None
     num_outputs = env.num_actions or math.prod(env.action_shape)
-    actor_head = with_orthogonal_init(mlp([config.memory_size, num_outputs]), 0.01)
-    critic_head = with_orthogonal_init(mlp([config.memory_size, 1]), 1.0)
-    *sizes, num_features = config.hidden_sizes
-    encoder = make_network(env, sizes, num_features, jnp.tanh)
-    encoder = with_orthogonal_init(encoder, math.sqrt(2))
-    actor, critic = (
-        recurrent(encoder, num_features, config.memory_size, head, jnp.tanh, config.memory_steps)
-        for head in (make_policy(env, actor_head, config.init_std), critic_head)
+    num_inputs = env.num_states or math.prod(env.obs_shape)
+    vector = Network(lambda key: (), lambda params, obs: as_vector(env, obs))
+    sizes = [config.memory_size, *config.hidden_sizes]
+    actor = with_orthogonal_init(mlp([*sizes, num_outputs], jnp.tanh), 0.01)
+    actor = make_policy(env, actor, config.init_std)
+    actor = recurrent(
+        vector, num_inputs, config.memory_size, actor, lambda x: x, config.memory_steps
     )
+    critic = with_orthogonal_init(mlp([*sizes, 1], jnp.tanh), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
     value_clip = config.clip_coef if config.clip_vloss else jnp.inf
@@ -179,12 +180,13 @@ def make(config: Config) -> Algorithm:
         clip = optax.clip_by_global_norm(config.max_grad_norm)
         return optax.chain(clip, optax.adam(learning_rate, eps=1e-5))
 
-    def loss(network_params, memories, batch):
+    def values(critic_params, memory):
+        return critic.apply(critic_params, memory)[..., 0]
+
+    def loss(network_params, memory, batch):
         actor_params, critic_params = network_params
-        actor_memory, critic_memory = memories
-        distribution, *_ = actor.unroll(actor_params, actor_memory, batch.obs, batch.done)
-        value, *_ = critic.unroll(critic_params, critic_memory, batch.obs, batch.done)
-        value = value.squeeze(-1)
+        distribution, memories, _ = actor.unroll(actor_params, memory, batch.obs, batch.done)
+        value = values(critic_params, memories)
         log_prob = log_probability(distribution, batch.action)
         advantage = batch.advantage
         if config.norm_adv:
@@ -209,10 +211,7 @@ def make(config: Config) -> Algorithm:
             critic_params=critic_params,
             opt_state=optimizer(0).init((actor_params, critic_params)),
             env=env.reset(key_env),
-            memories=(
-                jnp.zeros((env.num_envs, config.memory_size)),
-                jnp.zeros((env.num_envs, config.memory_size)),
-            ),
+            memory=jnp.zeros((env.num_envs, config.memory_size)),
             reward_scale=no_rewards,
         )
 
@@ -220,17 +219,15 @@ def make(config: Config) -> Algorithm:
         key_rollout, key_epochs = jax.random.split(jax.random.fold_in(state.key, step))
         params = state.params
 
-        actor_memory, critic_memory = state.memories
-
         def behaviour_policy(memory, obs, key):
             obs = normalize(params.statistics, obs)
             distribution, memory = actor.apply(params.actor, memory, obs)
             return sample(key, distribution), memory
 
-        (env_state, next_actor_memory), transitions, _, episodes = rollout_with_memory(
+        (env_state, memory), transitions, memories, episodes = rollout_with_memory(
             env,
             behaviour_policy,
-            (state.env, actor_memory),
+            (state.env, state.memory),
             actor.init_memory(),
             key_rollout,
             config.num_steps,
@@ -238,17 +235,15 @@ def make(config: Config) -> Algorithm:
         reward_scale, reward = scale_rewards(state.reward_scale, transitions, config.gamma)
         obs = normalize(params.statistics, transitions.obs)
         next_obs = normalize(params.statistics, transitions.next_obs)
-        done = transitions.terminated | transitions.truncated
-        value, after, next_critic_memory = critic.unroll(
-            state.critic_params, critic_memory, obs, done
-        )
-        next_value, _ = critic.apply(state.critic_params, after, next_obs)
-        value, next_value = value.squeeze(-1), next_value.squeeze(-1)
+        distribution, memories = actor.apply(params.actor, memories, obs)  # before any reset
+        _, next_memories = actor.apply(params.actor, memories, next_obs)
+        value = values(state.critic_params, memories)
+        next_value = values(state.critic_params, next_memories)
         error = td_error(value, reward, next_value, transitions.terminated, config.gamma)
+        done = transitions.terminated | transitions.truncated
         advantage = jax.vmap(gae, (1, 1, None, None), 1)(
             error, done, config.gamma, config.gae_lambda
         )
-        distribution, *_ = actor.unroll(params.actor, actor_memory, obs, done)
         log_prob = log_probability(distribution, transitions.action)
         batch = Batch(
             obs=obs,
@@ -262,10 +257,8 @@ def make(config: Config) -> Algorithm:
 
         def learn(carry, index):
             network_params, opt_state = carry
-            part = jax.tree.map(lambda x: x[:, index], batch)
-            grads, metrics = jax.grad(loss, has_aux=True)(
-                network_params, rows(state.memories, index), part
-            )
+            first, part = rows(state.memory, index), jax.tree.map(lambda x: x[:, index], batch)
+            grads, metrics = jax.grad(loss, has_aux=True)(network_params, first, part)
             updates, opt_state = optimizer(step).update(grads, opt_state)
             network_params = optax.apply_updates(network_params, updates)
             return (network_params, opt_state), metrics
@@ -287,7 +280,7 @@ def make(config: Config) -> Algorithm:
             critic_params=critic_params,
             opt_state=opt_state,
             env=env_state,
-            memories=(next_actor_memory, next_critic_memory),
+            memory=memory,
             reward_scale=reward_scale,
         ), metrics
 
