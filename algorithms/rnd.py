@@ -5,32 +5,37 @@ episodes end, and whose values are the second output of the critic.
 
 Burda et al. 2018, Exploration by random network distillation, https://arxiv.org/abs/1810.12894
 
-    i = ‖f̂(s'; w') - f(s')‖²                                                (section 2.2)
-    L(w') = E[i]
+    i = ‖f̂(s'; w') - f(s')‖²,  L(w') = E[i]                                 (section 2.2)
     A = c_E A_E + c_I A_I                                                   (section 2.3)
 
-with a random network f that stays as it is. Both see observations whitened by their running mean
-and standard deviation and clipped to ±5; i is divided by the running standard deviation of its
-discounted sums (section 2.4). A_E is PPO's, A_I is GAE of the bonuses with V_I of the observation
-after any reset. Where V is one number in Schulman et al. 2017,
-https://arxiv.org/abs/1707.06347, both losses are added:
+with a random network f that never changes. Both networks see observations whitened by their running
+mean and standard deviation and clipped to ±5; i is divided by the running standard deviation of its
+discounted sums (section 2.4). A_E is PPO's; in A_I no episode ends, and V_I(s') is that of the
+observation after any reset. The rest is PPO, Schulman et al. 2017,
+https://arxiv.org/abs/1707.06347, with the losses of both values V_E and V_I added:
 
     ρ = π(a | s; θ) / π(a | s; θ_old)
     L(θ) = -E[min(ρ A, clip(ρ, 1 - ε, 1 + ε) A)]                            (eq. 7)
-           + c₁ E[Σ ½ (V(s; w) - R)²] - c₂ E[H(π(s; θ))]                    (eq. 9)
+           + c₁ Σ E[½ (V(s; w) - R)²] - c₂ E[H(π(s; θ))]                    (eq. 9)
 
-Departs from the paper: f̂ and f are multilayer perceptrons of one size; f̂ learns from as many
-transitions of each minibatch, not from each with that probability; s' is the observation before any
-reset; bonuses are clipped to 10; and PPO is that of ppo.py, with its details of Huang et al. 2022,
-https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/. Statistics change once a
-rollout, those of observations after it.
+with A by GAE over a rollout, and R = A + V(s; w_old).
+
+Departs from the papers: f̂ and f are multilayer perceptrons of one shape; of each minibatch f̂ learns
+from a part of fixed size, drawn at random; i is that of s' before any reset; normalized bonuses are
+clipped to 10; the 13 core details and the 9 for continuous actions of Huang et al. 2022,
+https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/, such as orthogonal initial
+weights, an annealed learning rate, advantages normalized in each minibatch and clipped values; but
+the units of continuous actions make finite bounds -1 and 1, and truncated episodes bootstrap from
+V_E(s'). Statistics of observations change once a rollout, not at every step: a rollout and its loss
+see observations scaled by those of all rollouts before it; for the bonuses they begin with
+`learning_starts` random steps.
 
 Metrics: `value`, mean V_E(s) of the rollout (discounted return, scaled with norm_reward);
-`int_value`, mean V_I(s) of it (discounted sum of normalized bonuses); `novelty`, mean i of it;
-`policy_loss`, mean of (7); `value_loss`, mean of the term of c₁, with clipping; `predictor_loss`,
-mean of L(w'); `entropy`, mean of H (nats); `approx_kl`, mean of ρ - 1 - ln ρ, which estimates
-KL(π_old, π) (nats); `clip_fraction`, the part of samples with ρ outside 1 ± ε (from `policy_loss`
-on over every minibatch).
+`int_value`, mean V_I(s) of it (discounted sum of normalized bonuses); `novelty`, mean i of it, not
+normalized; `policy_loss`, mean of (7); `value_loss`, mean of the term of c₁, with clipping;
+`predictor_loss`, L(w'); `entropy`, mean of H (nats); `approx_kl`, mean of ρ - 1 - ln ρ, which
+estimates KL(π_old, π) (nats); `clip_fraction`, the part of samples with ρ outside 1 ± ε (all but
+the first three over every minibatch).
 """
 
 import math
@@ -86,7 +91,7 @@ class Config:
     update_proportion: float = 0.25  # part of a minibatch that the predictor learns from
     clip_coef: float = 0.2  # ε
     clip_vloss: bool = True  # clip V(s; w) to within ε of V(s; w_old)
-    ent_coef: float = 0.1  # c₂
+    ent_coef: float = 0.2  # c₂
     vf_coef: float = 0.5  # c₁
     max_grad_norm: float = 0.5  # global norm that gradients are clipped to
     norm_obs: bool = False  # scale what actor and critic see to mean 0 and standard deviation 1
@@ -271,7 +276,7 @@ def make(config: Config) -> Algorithm:
         never = jnp.zeros_like(done)
         bonuses = transitions._replace(reward=bonus, terminated=never, truncated=never)
         bonus_scale, scaled_bonus = scale_rewards(state.bonus_scale, bonuses, config.int_gamma)
-        # After an episode the stream of bonuses goes on, from the first observation of the next.
+        # The stream of bonuses goes on, after an episode with the first observation of the next.
         last_value = critic.apply(state.critic_params, normalize(params.statistics, env_state.obs))
         following = jnp.concatenate([value[1:], last_value[None]])[..., 1]
         error = td_error(value[..., 1], scaled_bonus, following, never, config.int_gamma)
