@@ -30,7 +30,7 @@ from common.runner.evaluation import evaluate
 from common.runner.plots import blank_figure, write_picture
 from common.runner.program import start_jax
 
-SIZES = {10: 11_000, 14: 40_000, 20: 100_000}  # environment steps for each size of the sea
+SIZES = {10: 11_000, 14: 28_000, 20: 60_000}  # environment steps for each size of the sea
 GOOD = 0.99  # return of a good episode; the others have 0 or less
 CORNER = "FourRoomsFromACorner-tabular"
 PANELS = 5  # moments of the picture
