@@ -1,5 +1,7 @@
 """rnd.py: its equations by hand, one update against NumPy, and what it learns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +60,7 @@ def network_error(config, state, obs):
 
 
 def test_novelty_falls_where_the_agent_has_been_and_only_there():
-    """Both errors as the last whitening sees them: before and after."""
+    """Errors of the first predictor and of the last one, both with the last whitening."""
     fields = {"num_envs": 2, "num_steps": 8, "learning_starts": 2, "update_proportion": 1.0}
     config = small_config(rnd, env_id="CliffWalking-tabular", learning_rate=5e-3, **fields)
     before, *_, after = states_of(make(config), 20)
@@ -122,7 +124,7 @@ ENDS = RNG.random((2, *SHAPE)) < 0.4
 GAMMAS = {"gamma": 0.9, "int_gamma": 0.7, "gae_lambda": 0.6}
 
 
-def learned_from(monkeypatch, ends=ENDS, **fields):
+def learned_from(ends, **fields):
     """An update from a rollout of random numbers with those ends: the State before and after it,
     the transitions, the EnvState after them, and the Batch [T, N, ...]."""
     fields = {"env_id": "CartPole-v1", "num_steps": SHAPE[0], "num_envs": SHAPE[1], **fields}
@@ -139,12 +141,23 @@ def learned_from(monkeypatch, ends=ENDS, **fields):
         return seen[1]
 
     batch = rnd.Batch
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rnd, "rollout", same)
         patch.setattr(rnd, "Batch", record)
         after, _ = algorithm.update(before, jnp.int32(0))
     (env_state, transitions, _), batch = seen
     return config, before, after, transitions, env_state, batch
+
+
+@functools.cache
+def update_with_all_ends():
+    assert len(set(zip(ENDS[0].ravel(), ENDS[1].ravel(), strict=True))) == 4
+    return learned_from(ENDS)
+
+
+@functools.cache
+def update_without_ends():
+    return learned_from(np.zeros((2, *SHAPE), bool))
 
 
 def tanh_mlp(params, x):
@@ -175,11 +188,10 @@ def scaled_bonus(state, transitions):
     return bonus / np.std(sums)
 
 
-def test_an_update_has_the_advantages_of_both_streams(monkeypatch):
+def test_an_update_has_the_advantages_of_both_streams():
     """Rewards: no bootstrap where the MDP ended, and cut at each end. Bonuses: nothing ends, and
     V_I is of the observation after any reset."""
-    config, before, after, t, env_state, batch = learned_from(monkeypatch)
-    assert len(set(zip(ENDS[0].ravel(), ENDS[1].ravel(), strict=True))) == 4
+    config, before, after, t, env_state, batch = update_with_all_ends()
     value = tanh_mlp(before.critic_params, t.obs)
     following = np.concatenate([t.obs[1:], env_state.obs[None]])
     next_value = tanh_mlp(before.critic_params, t.next_obs)[..., 0]
@@ -197,14 +209,13 @@ def test_an_update_has_the_advantages_of_both_streams(monkeypatch):
 
 
 @every_end
-def test_only_rewards_obey_the_ends(monkeypatch, terminated, truncated, bootstraps):
+def test_only_rewards_obey_the_ends(terminated, truncated, bootstraps):
     """One end in the middle: targets of bonuses stay as they are; those of rewards take V_E of the
     step's s' or not, and before the end they do not depend on rewards after it."""
-    never = np.zeros((2, *SHAPE), bool)
-    ends = never.copy()
+    ends = np.zeros((2, *SHAPE), bool)
     ends[:, 3, 1] = terminated, truncated
-    *_, without = learned_from(monkeypatch, never)
-    _, before, _, t, _, batch = learned_from(monkeypatch, ends)
+    *_, without = update_without_ends()
+    _, before, _, t, _, batch = learned_from(ends)
     np.testing.assert_array_equal(batch.target[..., 1], without.target[..., 1])
     others = np.arange(SHAPE[1]) != 1
     np.testing.assert_array_equal(batch.target[:, others], without.target[:, others])
@@ -214,10 +225,10 @@ def test_only_rewards_obey_the_ends(monkeypatch, terminated, truncated, bootstra
         np.testing.assert_allclose(batch.target[3, 1, 0], target, rtol=1e-4, atol=1e-5)
 
 
-def test_the_predictor_learns_from_its_part_of_a_minibatch_alone(monkeypatch):
+def test_the_predictor_learns_from_its_part_of_a_minibatch_alone():
     """Adam's first moment, after its first step, is a tenth of the gradient of the mean of i over
     the first quarter of the permutation."""
-    _, before, after, t, _, batch = learned_from(monkeypatch)
+    _, before, after, t, _, batch = update_with_all_ends()
     keys = jax.random.split(jax.random.split(jax.random.fold_in(before.key, 0))[1], 1)
     index = jax.random.permutation(keys[0], 24)[:6]
     x, feature = (y.reshape(24, -1)[index] for y in (batch.whitened, batch.feature))
@@ -232,7 +243,7 @@ def test_the_predictor_learns_from_its_part_of_a_minibatch_alone(monkeypatch):
         np.testing.assert_allclose(10 * got, grad, rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_begin_with_random_steps_and_grow_by_each_rollout(monkeypatch):
+def test_statistics_begin_with_random_steps_and_grow_by_each_rollout():
     config = small_config(rnd, env_id="DeepSea8-bsuite", num_envs=3, learning_starts=200)
     algorithm = make(config)
     assert algorithm.initial_steps == 201
@@ -243,7 +254,7 @@ def test_statistics_begin_with_random_steps_and_grow_by_each_rollout(monkeypatch
     np.testing.assert_allclose(mean.sum(1)[1:], np.full(7, 1 / 8), atol=0.01)
     assert mean[0].sum() == 0  # s', before any reset, is never the start
     assert 0.03 < mean[1, 0] < 0.1 and 0.03 < mean[1, 1] < 0.1
-    config, before, after, t, *_ = learned_from(monkeypatch)
+    config, before, after, t, *_ = update_with_all_ends()
     n, m = before.whitening.count, SHAPE[0] * SHAPE[1]
     total = n * before.whitening.mean + np.sum(t.next_obs, (0, 1))
     np.testing.assert_allclose(after.whitening.mean, total / (n + m), rtol=1e-5, atol=1e-6)
@@ -251,10 +262,10 @@ def test_statistics_begin_with_random_steps_and_grow_by_each_rollout(monkeypatch
 
 def test_without_bonuses_the_actor_learns_as_in_ppo(monkeypatch):
     """On the same rollout, with V_E as the critic."""
-    fields = {"int_coef": 0.0, "ext_coef": 1.0, "norm_adv": True}
-    _, before, after, *_ = learned_from(monkeypatch, **fields)
-    fields = {"env_id": "CartPole-v1", "num_steps": SHAPE[0], "num_envs": SHAPE[1]}
-    algorithm = ppo.make(small_config(ppo, **AT_ONCE | GAMMAS | fields | {"norm_adv": True}))
+    fields = {"norm_adv": True, "ent_coef": 0.1}
+    _, before, after, *_ = learned_from(ENDS, int_coef=0.0, ext_coef=1.0, **fields)
+    fields |= {"env_id": "CartPole-v1", "num_steps": SHAPE[0], "num_envs": SHAPE[1]}
+    algorithm = ppo.make(small_config(ppo, **AT_ONCE | GAMMAS | fields))
     *hidden, (w, b) = before.critic_params
     state = jax.jit(algorithm.init)(jax.random.key(0))._replace(
         key=before.key, params=before.params, critic_params=[*hidden, (w[:, :1], b[:1])]
