@@ -98,6 +98,7 @@ FLAGS = {  # some seconds of training each
     "qt_opt": f"{CONTINUOUS} --num-samples 16",
     "rainbow": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
     "reinforce": "--total-timesteps 100_000 --num-envs 2 --num-steps 20 --hidden-sizes 16",
+    "rnd": ROLLOUT,
     "sarsa": TABLE,
     "td3": CONTINUOUS,
     "td_lambda": TABLE,

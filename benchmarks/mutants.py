@@ -294,6 +294,31 @@ MUTANTS = [
         "        obs = normalize(statistics, transitions.obs)",
         "policy_saw",
     ),
+    # Exploration.
+    algorithm(
+        *("bonus of s for that of s'", "rnd"),
+        "whitened = whiten(state.whitening, as_vector(env, transitions.next_obs))",
+        "whitened = whiten(state.whitening, as_vector(env, transitions.obs))",
+        "both_streams",
+    ),
+    algorithm(
+        *("bonuses end with the episode", "rnd"),
+        "reward=bonus, terminated=never, truncated=never)",
+        "reward=bonus)",
+        "both_streams or obey_the_ends",
+    ),
+    algorithm(
+        *("value of bonuses before the reset", "rnd"),
+        "following = jnp.concatenate([value[1:], last_value[None]])[..., 1]",
+        "following = next_value[..., 1]",
+        "both_streams",
+    ),
+    algorithm(
+        *("predictor learns from the whole minibatch", "rnd"),
+        "where=is_used",
+        "where=is_used | True",
+        "part_of_a_minibatch",
+    ),
     common(
         *("variance without what moved the mean", "normalization"),
         "+ w * (1 - w) * jnp.square(change)",

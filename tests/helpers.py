@@ -168,7 +168,7 @@ def config_of(module, defaults, **fields):
 
 def first_act(algorithm):
     """`params, obs, key -> action` at the start of an episode, with or without memory."""
-    if algorithm.init_memory is None:
+    if getattr(algorithm, "init_memory", None) is None:
         return algorithm.act
     return lambda params, *inputs: algorithm.act(params, algorithm.init_memory(), *inputs)[0]
 
