@@ -13,7 +13,7 @@ https://openreview.net/forum?id=r1lyTjAqYX
     h(x) = sgn(x) (√(|x| + 1) - 1) + ε x                                    (section 2.3)
     y_t = h(Σ_{i<n} γⁱ r_{t+i} + γⁿ (1 - d) h⁻¹(Q(m_{t+n}, a*; θ⁻)))
     a* = argmax_a Q(m_{t+n}, a; θ)
-    δ_t = y_t - Q(m_t, a_t; θ),  L(θ) = E[w mean_t δ_t²]
+    δ_t = y_t - Q(m_t, a_t; θ),  L(θ) = E[mean_t δ_t²]
     p = η max_t |δ_t| + (1 - η) mean_t |δ_t|, drawn in proportion to p^α
     ε_i = ε^(1 + 7 i / (N - 1)) in environment i of N                       (Horgan et al. 2018,
                                                                  https://arxiv.org/abs/1803.00933)
@@ -34,8 +34,8 @@ in the streams V and A; the network does not see the previous reward, which `act
 sequences may span several episodes, where the paper's end with one; a new sequence has the largest
 priority so far, not one computed where it was acted; `act` takes no random actions.
 
-Metrics: `value`, mean h⁻¹(Q(m, a)) of the actions taken (discounted return); `loss`, mean weighted
-squared TD error of the batches (rescaled return²).
+Metrics: `value`, mean h⁻¹(Q(m, a)) of the actions taken (discounted return); `loss`, mean squared
+TD error of the batches (rescaled return²).
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.buffers import Sequence, cut_sequences, rows, uniform_buffer
+from common.buffers import StoredSequence, cut_sequences, rows, uniform_buffer
 from common.envs import Env, EnvState, Transition, make_env, rollout_with_memory
 from common.exploration import epsilon_greedy
 from common.networks import Network, RecurrentNetwork, make_network, mlp, recurrent
@@ -69,7 +69,6 @@ class Config:
     buffer_size: int = 50_000  # steps that are learned from, rounded up to whole updates
     batch_size: int = 16  # sequences
     prioritized_replay_alpha: float = 0.9  # α: 0 draws uniformly
-    prioritized_replay_beta: float = 0.6  # β of the weights w ∝ P^-β
     prioritized_replay_eta: float = 0.9  # η: 1 for the largest error of a sequence, 0 for the mean
     prioritized_replay_eps: float = 1e-6  # added to every priority
     learning_starts: int = 1_000  # environment steps first, rounded up to whole updates
@@ -87,7 +86,6 @@ class Config:
             "burn_in >= 0",
             "rescale_eps >= 0",
             "prioritized_replay_alpha >= 0",
-            "0 <= prioritized_replay_beta <= 1",
             "0 <= prioritized_replay_eta <= 1",
             "prioritized_replay_eps > 0",
             "epsilon_power >= 0",
@@ -117,7 +115,7 @@ class State(NamedTuple):
     params: Any  # θ
     target_params: Any  # θ⁻
     opt_state: optax.OptState
-    buffer: Sequence  # [capacity, ...]
+    buffer: StoredSequence  # [capacity, ...]
     priorities: Priorities  # p^α of its rows
     pending: Stream  # [burn_in + n - 1, N, ...] the latest steps, with which the next ones begin
     env: EnvState
@@ -195,11 +193,6 @@ def priority(error, eta, alpha, eps) -> jax.Array:
     return (eta * jnp.max(error) + (1 - eta) * jnp.mean(error) + eps) ** alpha
 
 
-def importance_weights(probability, beta) -> jax.Array:
-    """w_i = (N P(i))^-β / max_j (N P(j))^-β over a batch [B], in which N cancels; [B]."""
-    return (probability / jnp.min(probability)) ** -beta
-
-
 def exploration(epsilon, power, num_envs) -> jax.Array:
     """ε_i = ε^(1 + power i / (N - 1)), [N]; ε if N = 1."""
     return epsilon ** (1 + power * jnp.arange(num_envs) / max(1, num_envs - 1))
@@ -222,7 +215,7 @@ def make(config: Config) -> Algorithm:
     num_updates = (config.total_timesteps - initial_steps) // steps_per_update
 
     def init_memory():
-        return Memory(network.init_memory(), jnp.array(-1))
+        return Memory(network.init_memory(), jnp.full((), -1, int))
 
     def collect(params, states, key, num_steps):
         epsilon = exploration(config.epsilon, config.epsilon_power, config.num_envs)
@@ -253,7 +246,7 @@ def make(config: Config) -> Algorithm:
         next_inputs = steps.next_obs[config.burn_in :], steps.action[config.burn_in :]
         return q, network.apply(params, after, next_inputs)[0]
 
-    def loss(params, target_params, batch, weights):
+    def loss(params, target_params, batch):
         def error(sequence):
             q, next_q = q_values(params, sequence)
             _, target_next_q = q_values(target_params, sequence)
@@ -272,7 +265,7 @@ def make(config: Config) -> Algorithm:
             return td_error(q_value[: config.num_steps], returns, config.rescale_eps)
 
         errors = jax.vmap(error)(batch)
-        return jnp.mean(weights * jnp.mean(jnp.square(errors), axis=-1)), errors
+        return jnp.mean(jnp.square(errors)), errors
 
     def init(key):
         key, key_params, key_env, key_warmup = jax.random.split(key, 4)
@@ -311,11 +304,10 @@ def make(config: Config) -> Algorithm:
         def learn(carry, inputs):
             params, target_params, opt_state, priorities = carry
             key, gradient_step = inputs
-            index, probability = sample_rows(priorities, key, config.batch_size)
+            index, _ = sample_rows(priorities, key, config.batch_size)
             batch = rows(buffer_state, index)
-            weights = importance_weights(probability, config.prioritized_replay_beta)
             (loss_value, errors), grads = jax.value_and_grad(loss, has_aux=True)(
-                params, target_params, batch, weights
+                params, target_params, batch
             )
             new_priority = jax.vmap(priority, (0, None, None, None))(
                 errors,
