@@ -76,8 +76,8 @@ class Config:
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
     epsilon: float = 0.4  # probability of a random action in environment 0, ε
     epsilon_power: float = 7.0  # the last one has ε^(1 + epsilon_power)
-    hidden_sizes: tuple[int, ...] = (64,)  # units of each layer before the memory
-    memory_size: int = 64  # units of the memory
+    hidden_sizes: tuple[int, ...] = (32,)  # units of each layer before the memory
+    memory_size: int = 32  # units of the memory
     memory_steps: int = 20  # over which the memory decays at first, at most
 
     def __post_init__(self):
@@ -241,7 +241,9 @@ def make(config: Config) -> Algorithm:
             jax.tree.map(lambda x, part=part: x[part], inputs)
             for part in (slice(config.burn_in), slice(config.burn_in, None))
         )
-        *_, hidden = network.unroll(jax.lax.stop_gradient(params), memory.hidden, *first)
+        hidden = memory.hidden
+        if config.burn_in:
+            *_, hidden = network.unroll(jax.lax.stop_gradient(params), hidden, *first)
         q, after, _ = network.unroll(params, hidden, *rest)
         next_inputs = steps.next_obs[config.burn_in :], steps.action[config.burn_in :]
         return q, network.apply(params, after, next_inputs)[0]
