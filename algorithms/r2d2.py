@@ -28,11 +28,13 @@ gradient. An update adds a sequence of each environment, whose first burn_in + n
 last ones of the sequence before. Where an episode ends inside a sequence the memory starts again
 from 0; Q of the observation that ends it is taken with the memory of that episode.
 
-Departs from the paper: neither distributed nor asynchronous: every update takes `num_steps` steps
-of all environments, then `gradient_steps` gradient steps; a GRU, not an LSTM, and no hidden layer
-in the streams V and A; the network does not see the previous reward, which `act` is not told;
-sequences may span several episodes, where the paper's end with one; a new sequence has the largest
-priority so far, not one computed where it was acted; `act` takes no random actions.
+Departs from the paper: neither distributed nor asynchronous: an update is `num_steps` steps of all
+environments, then `gradient_steps` gradient steps; a GRU, not an LSTM, and what its memory holds
+decays over up to `memory_steps` steps at first (chrono initialization, Tallec & Ollivier 2018,
+https://arxiv.org/abs/1804.11188); the streams V and A have no hidden layer of their own; the
+network does not see the previous reward, which `act` is not told; a sequence may span several
+episodes, where the paper's end with one; a new sequence has the largest priority so far, not one
+computed where it was acted; `act` takes no random actions.
 
 Metrics: `value`, mean h⁻¹(Q(m, a)) of the actions taken (discounted return); `loss`, mean squared
 TD error of the batches (rescaled return²).
