@@ -59,7 +59,7 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "CartPole-v1-positions"  # any environment with discrete actions
-    total_timesteps: int = 100_000  # environment steps, over all environments
+    total_timesteps: int = 200_000  # environment steps, over all environments
     num_envs: int = 8  # environments stepped in parallel
     num_steps: int = 20  # steps of a sequence that are learned from, and of an update
     burn_in: int = 10  # steps of a sequence before those
@@ -74,7 +74,7 @@ class Config:
     prioritized_replay_eta: float = 0.9  # η: 1 for the largest error of a sequence, 0 for the mean
     prioritized_replay_eps: float = 1e-6  # added to every priority
     learning_starts: int = 1_000  # environment steps first, rounded up to whole updates
-    target_network_frequency: int = 100  # gradient steps between copies of θ into θ⁻
+    target_network_frequency: int = 40  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
     epsilon: float = 0.4  # probability of a random action in environment 0, ε
     epsilon_power: float = 7.0  # the last one has ε^(1 + epsilon_power)
