@@ -96,6 +96,7 @@ FLAGS = {  # some seconds of training each
     "prioritized_dqn": DISCRETE,
     "q_actor_critic": ROLLOUT,
     "qt_opt": f"{CONTINUOUS} --num-samples 16",
+    "r2d2": f"--total-timesteps 20_000 --num-envs 4 --memory-size 16 --gradient-steps 2 {REPLAY}",
     "rainbow": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
     "reinforce": "--total-timesteps 100_000 --num-envs 2 --num-steps 20 --hidden-sizes 16",
     "rnd": ROLLOUT,

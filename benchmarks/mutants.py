@@ -195,6 +195,37 @@ MUTANTS = [
         "continues = ~end.terminated",
         "by_hand or follows",
     ),
+    # Memories.
+    algorithm(
+        *("the memory goes on over an episode's end inside a sequence", "r2d2"),
+        "inputs = (steps.obs, previous), done",
+        "inputs = (steps.obs, previous), done & False",
+        "update_descends",
+    ),
+    algorithm(
+        *("burn-in that learns", "r2d2"),
+        "network.unroll(jax.lax.stop_gradient(params), hidden, *first)",
+        "network.unroll(params, hidden, *first)",
+        "update_descends",
+    ),
+    algorithm(
+        *("the next observation is seen with the memory after the reset", "r2d2"),
+        "network.apply(params, after, next_inputs)",
+        "network.apply(params, after * ~done[config.burn_in :, None], next_inputs)",
+        "update_descends",
+    ),
+    algorithm(
+        *("signed priorities", "r2d2"),
+        "error = jnp.abs(error)",
+        "error = jnp.array(error)",
+        "priority",
+    ),
+    common(
+        *("the memory that is stored is that after the first step", "buffers"),
+        "memory=jax.tree.map(lambda x: x[starts], memories)",
+        "memory=jax.tree.map(lambda x: x[starts + 1], memories)",
+        "sequence",
+    ),
     # Replay.
     common(
         *("sampling beyond what was written", "buffers"),
