@@ -140,7 +140,7 @@ def make_recurrent_q_network(
     def encode(params, inputs):
         obs, action = inputs
         action = jax.nn.one_hot(action, env.num_actions)  # zeros for -1
-        return jnp.concatenate([encoder.apply(params, obs), action], axis=-1)
+        return jnp.concatenate([jax.nn.relu(encoder.apply(params, obs)), action], axis=-1)
 
     def head(params, memory):
         y = streams.apply(params, memory)

@@ -20,8 +20,7 @@ class Algorithm(NamedTuple):
     steps_per_update: int  # environment steps of one update, over all environments
     initial_steps: int = 0  # environment steps taken in `init`
     picture: Callable | None = None  # State of one seed -> arrays to draw  # copied for picture
-    # A policy with memory: () -> its memory at the start of an episode; then `act` is
-    # params, memory, obs, key -> action, memory.
+    # () -> memory at an episode's start; then `act`: params, memory, obs, key -> action, memory
     init_memory: Callable | None = None  # copied for init_memory
 
 

@@ -159,11 +159,8 @@ def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_ste
 
 def reset_memory(memory: Any, done: jax.Array, initial: Any) -> Any:
     """Return `memory` [..., *shape], and `initial` [*shape] where `done` [...]."""
-
-    def reset(x, first):
-        return jnp.where(done.reshape(*done.shape, *[1] * jnp.ndim(first)), first, x)
-
-    return jax.tree.map(reset, memory, initial)
+    where = lambda x, first: jnp.where(done.reshape(*done.shape, *[1] * first.ndim), first, x)
+    return jax.tree.map(where, memory, initial)
 
 
 def rollout_with_memory(

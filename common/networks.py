@@ -16,8 +16,6 @@ class Network(NamedTuple):
 
 
 class RecurrentNetwork(NamedTuple):
-    """A network with memory."""
-
     init: Callable  # key -> params
     init_memory: Callable  # () -> memory at the start of an episode
     apply: Callable  # params, memory, x [..., inputs] -> y [..., outputs], memory
@@ -119,22 +117,17 @@ def gru(weights: jax.Array, inputs: jax.Array, memory: jax.Array) -> jax.Array:
     U [H, 3 H], `inputs` x [..., 3 H], `memory` h [..., H].
     """
     size = memory.shape[-1]
-    x_gates, x_new = inputs[..., : 2 * size], inputs[..., 2 * size :]
-    gates = jax.nn.sigmoid(x_gates + memory @ weights[:, : 2 * size])
+    gates = jax.nn.sigmoid(inputs[..., : 2 * size] + memory @ weights[:, : 2 * size])
     r, z = gates[..., :size], gates[..., size:]
-    return z * memory + (1 - z) * jnp.tanh(x_new + (r * memory) @ weights[:, 2 * size :])
+    new = jnp.tanh(inputs[..., 2 * size :] + (r * memory) @ weights[:, 2 * size :])
+    return z * memory + (1 - z) * new
 
 
 def recurrent(
-    encoder: Network,
-    num_features: int,
-    memory_size: int,
-    head: Network,
-    activation: Callable = jax.nn.relu,
-    max_steps: int = 1,
+    encoder: Network, num_features: int, memory_size: int, head: Network, max_steps: int = 1
 ) -> RecurrentNetwork:
-    """Return a network whose `head` sees the memory [..., memory_size] of a `gru` that sees the
-    activations of an `encoder` with `num_features` outputs.
+    """Return a network whose `head` sees the memory [..., memory_size] of a `gru`, which sees the
+    `num_features` outputs of an `encoder`.
 
     `unroll` resets the memory after each step that is `done`. It returns the memories after each
     step, [T, ...], before any reset, and the memory to go on with. The bias of z is ln u at first,
@@ -155,7 +148,7 @@ def recurrent(
 
     def inputs(params, x):
         w, b, _ = params[1]
-        return activation(encoder.apply(params[0], x)) @ w + b
+        return encoder.apply(params[0], x) @ w + b
 
     def apply(params, memory, x):
         memory = gru(params[1][2], inputs(params, x), memory)

@@ -18,8 +18,7 @@ POSITIONS = {  # which components of an observation are positions or angles
 
 
 def make_positions_env(env_id: str, num_envs: int) -> Env:
-    """Return `num_envs` copies of `<id>-positions`; ValueError if it is not known which parts of
-    the observations of `<id>` are velocities."""
+    """Return `num_envs` copies of `<id>-positions`; ValueError if that is not in POSITIONS."""
     name = env_id.removesuffix("-positions")
     if name not in POSITIONS:
         raise ValueError(f"{env_id}: there are -positions of {', '.join(POSITIONS)}")

@@ -15,7 +15,7 @@ def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
     with np.load(path) as file:
         params = tree_map_with_path(lambda path, _: file[keystr(path)], params)
     env, initial = make_env(env_id, 100), algorithm.init_memory()
-    key_reset, key_steps = jax.random.split(key)
+    key_reset, key = jax.random.split(key)
 
     def mean_return(params):
         def policy(memory, obs, key):
@@ -24,9 +24,7 @@ def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
 
         memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (100, *x.shape)), initial)
         states = env.reset(key_reset), memory
-        _, transitions, *_ = rollout_with_memory(
-            env, policy, states, initial, key_steps, env.max_steps
-        )
+        _, transitions, *_ = rollout_with_memory(env, policy, states, initial, key, env.max_steps)
         done = transitions.terminated | transitions.truncated
         is_first_episode = jnp.cumsum(done, axis=0) - done == 0
         return jnp.sum(transitions.reward * is_first_episode) / 100
