@@ -99,9 +99,9 @@ def trained(algorithm, seeds, stop: int, start: int = 0, progress=None, long=Fal
 @functools.lru_cache(maxsize=8)
 def programs(algorithm, long=False):
     """`init_run` and `run_updates` of an algorithm, jitted."""
-    jit = functools.partial(jax.jit, compiler_options=LONG if long else None)
-    init = jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
-    return init, jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
+    init = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
+    updates = lambda *args: run_updates(algorithm.update, *args)
+    return init, jax.jit(updates, donate_argnums=0, compiler_options=LONG if long else None)
 
 
 def to_bits(tree) -> dict[str, tuple]:
@@ -135,13 +135,12 @@ def run_here(name, *arguments, check: int | None = 0):
     code, out, err = 0, io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name.rpartition(".")[2], *map(str, arguments)])
+        patch.setattr(gc, "freeze", lambda: None)  # it would keep what other tests have left
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 call()
         except SystemExit as stop:
             code = stop.code
-        finally:
-            gc.unfreeze()  # what a run keeps from garbage collection
     done = subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
     if check is not None:
         assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
