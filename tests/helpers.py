@@ -76,9 +76,14 @@ def random_env(module) -> str:
 
 @functools.lru_cache(maxsize=2)
 def small_algorithm(name):
-    """An algorithm at that size where two seeds must differ: tests that train it share programs."""
+    """An algorithm at that size where two seeds must differ, in float64: tests that train it, in
+    `float64()`, share programs."""
     module = load(name)
-    return module.make(small_config(module, env_id=random_env(module)))
+    with float64():
+        return module.make(small_config(module, env_id=random_env(module)))
+
+
+float64 = functools.partial(jax.enable_x64, True)
 
 
 def keys(*seeds: int):
