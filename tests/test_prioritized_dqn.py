@@ -135,8 +135,6 @@ def test_new_rows_have_the_largest_priority_beyond_what_float32_counts():
     assert len(unseen) and (after.priorities.sum_tree[0][unseen] == 7.5).all()
 
 
-@pytest.mark.parametrize(
-    "name", ["Together-probe", "TogetherVector-probe", "ResetTrapVector-probe"]
-)
+@pytest.mark.parametrize("name", ["Together-probe", "ResetTrapVector-probe"])
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
     check_q_probe(prioritized_dqn, name)

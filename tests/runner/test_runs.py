@@ -32,7 +32,7 @@ SMALL = "--total-timesteps 3000 --learning-starts 200 --buffer-size 1000 --batch
 SMALL += " --hidden-sizes 16 --num-envs 4 --eval-episodes 5 --log-points 10"
 SMALL = SMALL.split()
 # Long enough to be stopped in the middle.
-LONG = ["--total-timesteps", "150_000", "--checkpoint-every", "0.05", "--num-seeds", "4"]
+LONG = ["--total-timesteps", "150_000", "--checkpoint-every", "0.05", "--num-seeds", "2"]
 
 
 def dqn(*arguments, call=run_here, **kwargs):
