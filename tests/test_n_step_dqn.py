@@ -201,7 +201,14 @@ def test_the_budget_counts_every_environment_step():
     check_budget(make(small(learning_starts=101, n_step=3)), 105 + 2 * 5, 1_000)
 
 
-@pytest.mark.parametrize("name", ["Together-probe", "ResetTrapVector-probe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Together-probe",
+        pytest.param("TogetherVector-probe", marks=pytest.mark.slow),
+        "ResetTrapVector-probe",
+    ],
+)
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
     check_q_probe(n_step_dqn, name)
 
