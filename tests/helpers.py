@@ -76,9 +76,14 @@ def random_env(module) -> str:
 
 @functools.lru_cache(maxsize=2)
 def small_algorithm(name):
-    """An algorithm at that size where two seeds must differ: tests that train it share programs."""
+    """An algorithm at that size where two seeds must differ, in float64: tests that train it, in
+    `float64()`, share programs."""
     module = load(name)
-    return module.make(small_config(module, env_id=random_env(module)))
+    with float64():
+        return module.make(small_config(module, env_id=random_env(module)))
+
+
+float64 = functools.partial(jax.enable_x64, True)
 
 
 def keys(*seeds: int):
@@ -99,9 +104,9 @@ def trained(algorithm, seeds, stop: int, start: int = 0, progress=None, long=Fal
 @functools.lru_cache(maxsize=8)
 def programs(algorithm, long=False):
     """`init_run` and `run_updates` of an algorithm, jitted."""
-    jit = functools.partial(jax.jit, compiler_options=LONG if long else None)
-    init = jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
-    return init, jit(lambda *args: run_updates(algorithm.update, *args), donate_argnums=0)
+    init = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))
+    updates = lambda *args: run_updates(algorithm.update, *args)
+    return init, jax.jit(updates, donate_argnums=0, compiler_options=LONG if long else None)
 
 
 def to_bits(tree) -> dict[str, tuple]:
@@ -135,13 +140,12 @@ def run_here(name, *arguments, check: int | None = 0):
     code, out, err = 0, io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [name.rpartition(".")[2], *map(str, arguments)])
+        patch.setattr(gc, "freeze", lambda: None)  # it would keep what other tests have left
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 call()
         except SystemExit as stop:
             code = stop.code
-        finally:
-            gc.unfreeze()  # what a run keeps from garbage collection
     done = subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
     if check is not None:
         assert done.returncode == check, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -225,13 +229,13 @@ def check_probe(module, config, values_of, tolerance):
     obs = jnp.arange(len(tables[0]))
     obs = jax.nn.one_hot(obs, len(obs)) if "Vector-" in config.env_id else obs
     run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=True)
+    values_of_state = jax.jit(lambda state: values_of(config, state, obs))
+    act = jax.jit(jax.vmap(first_act(algorithm), (None, 0, None)))
     for state in each(run_state.state, 2):
-        learned = np.asarray(values_of(config, state, obs))
+        learned = np.asarray(values_of_state(state))
         for s, value in values.items():
             assert abs(learned[s] - value) <= tolerance(value), (s, learned[s], value)
-        actions = jax.vmap(first_act(algorithm), (None, 0, None))(
-            state.params, obs, jax.random.key(0)
-        )
+        actions = act(state.params, obs, jax.random.key(0))
         for s, action in best_actions(tables).items():
             assert actions[s] == action, (s, actions[s])
 
@@ -333,11 +337,11 @@ def check_continuous_probe(module, values_of, expected=lambda state: CONTINUOUS_
     algorithm = module.make(config)
     obs = jnp.eye(8)[:7]
     run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=True)
+    act = jax.jit(jax.vmap(first_act(algorithm), (None, 0, None)))
+    q_values = jax.jit(lambda state, actions: values_of(config, state, obs, (actions - 1) / 2))
     for state in each(run_state.state, 2):
-        actions = jax.vmap(first_act(algorithm), (None, 0, None))(
-            state.params, obs, jax.random.key(0)
-        )
-        values = values_of(config, state, obs, (actions - 1) / 2)
+        actions = act(state.params, obs, jax.random.key(0))
+        values = q_values(state, actions)
         np.testing.assert_allclose(values, expected(state), atol=0.1)
         for s in (4, 5):
             np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=0.1)
@@ -380,7 +384,8 @@ def first_update(module, **fields) -> Update:
     after, metrics = update(state, jnp.int32(0))
     buffer = uniform_buffer(config.buffer_size, config.num_envs, config.batch_size)
     key_sample = jax.random.split(jax.random.fold_in(state.key, 0))[1]
-    batch = buffer.sample(after.buffer, key_sample, config.learning_starts // config.num_envs + 1)
+    num_rounds = config.learning_starts // config.num_envs + 1
+    batch = jax.jit(buffer.sample)(after.buffer, key_sample, num_rounds)
     gradient = jax.tree.map(lambda mean: mean / (1 - 0.9), after.opt_state[0].mu)  # of Adam
     return Update(config, algorithm, state, metrics, batch, gradient)
 
@@ -404,7 +409,7 @@ def check_td_loss(update, q, next_values):
 
 def check_loss(update, loss):
     """The update has the value of `loss(params)` and descends its gradient."""
-    expected, gradient = jax.value_and_grad(loss)(update.state.params)
+    expected, gradient = jax.jit(jax.value_and_grad(loss))(update.state.params)
     np.testing.assert_allclose(update.metrics["loss"], expected, rtol=1e-5)
     for got, want in pairs(update.gradient, gradient):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
@@ -552,7 +557,7 @@ def first_continuous_update(module, num_keys, which_samples, **fields) -> Contin
     after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
     keys = jax.random.split(jax.random.fold_in(before.key, 0), num_keys)
     buffer = uniform_buffer(config.buffer_size, config.num_envs, config.batch_size)
-    batch = buffer.sample(after.buffer, keys[which_samples], 2_000 // config.num_envs + 1)
+    batch = jax.jit(buffer.sample)(after.buffer, keys[which_samples], 2_000 // config.num_envs + 1)
     assert len(set(zip(batch.terminated.tolist(), batch.truncated.tolist(), strict=True))) == 4
     return ContinuousUpdate(config, before, after, metrics, batch, keys)
 
@@ -560,7 +565,7 @@ def first_continuous_update(module, num_keys, which_samples, **fields) -> Contin
 def check_gradient(opt_state, loss, params):
     """Adam's first moment, after its first step, is a tenth of the gradient of `loss(params)`."""
     mean = optax.tree_utils.tree_get(opt_state, "mu")
-    for got, expected in pairs(mean, jax.grad(loss)(params)):
+    for got, expected in pairs(mean, jax.jit(jax.grad(loss))(params)):
         np.testing.assert_allclose(10 * got, expected, rtol=1e-4, atol=1e-6)
 
 

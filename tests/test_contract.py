@@ -18,9 +18,9 @@ from helpers import (
     ALGORITHMS,
     ROOT,
     first_act,
+    float64,
     keys,
     load,
-    random_env,
     run_here,
     small_algorithm,
     small_config,
@@ -32,7 +32,6 @@ from common.envs import make_env, reset_memory, rollout
 from common.exploration import random_policy
 from common.runner import checkpoint
 from common.runner.evaluation import evaluate
-from common.runner.program import init_run, run_updates
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 FAMILIES = ["value_iteration", "q_learning", "n_step_dqn", "ppo", "sac", "lqr", "mcts", "pets"]
@@ -43,6 +42,9 @@ every_algorithm_smoke_for_some = pytest.mark.parametrize(
 
 
 # Tests of an algorithm run one after the other and share what follows.
+
+
+SEEDS = [3, 4, 3]  # what is trained, in one program
 
 
 @functools.lru_cache(maxsize=2)
@@ -248,8 +250,9 @@ def test_every_float_of_the_config_can_be_vmapped(name):
 @every_algorithm_smoke_for_some
 def test_same_key_same_result_and_two_seeds_differ_everywhere(name):
     algorithm = small_algorithm(name)
-    run_state = trained(algorithm, [3, 4, 3], 5)
-    again = trained(algorithm, [3, 4, 3], 5)
+    with float64():
+        run_state = trained(algorithm, SEEDS, 5)
+        again = trained(algorithm, SEEDS, 5)
     chex.assert_trees_all_equal(to_numpy(run_state), to_numpy(again))
     for path, leaf in jax.tree_util.tree_leaves_with_path(to_numpy(run_state.state.params)):
         if not jax.tree_util.keystr(path).endswith(".count"):  # of observations: all saw as many
@@ -353,37 +356,32 @@ def test_a_policy_acts_within_the_bounds(name):
 def test_a_seed_alone_is_the_seed_inside_the_batch(name):
     """In float64, so that the batch size cannot change what matters: parameters to 1e-9, and the
     actions taken (all integers of the State) exactly."""
-    module = load(name)
-    # A whole swing-up of Pendulum, planned at once, is chaotic: it would blow up the last bit.
-    env_id = "DoubleIntegrator-linear" if name == "ilqr" else random_env(module)
-    with jax.enable_x64(True):
-        algorithm = module.make(small_config(module, env_id=env_id))
+    algorithm = small_algorithm(name)
+    with float64():
+        if name == "ilqr":  # a whole swing-up of Pendulum is chaotic: it blows up the last bit
+            module = load(name)
+            algorithm = module.make(small_config(module, env_id="DoubleIntegrator-linear"))
         num = min(algorithm.num_updates, 10)
-
-        @jax.jit
-        def train(keys):
-            run_state = init_run(algorithm.init, algorithm.update, keys)
-            return run_updates(algorithm.update, run_state, 0, num, True)
-
-        batch, alone = to_numpy(train(keys(0, 1, 2, 3))), to_numpy(train(keys(2)))
+        batch, alone = (to_numpy(trained(algorithm, x, num)) for x in (SEEDS, SEEDS[1:2]))
     for many, one in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
         if np.issubdtype(many.dtype, np.floating):
             assert many.dtype == np.float64
-            np.testing.assert_allclose(many[2], one[0], rtol=0, atol=1e-9)
+            np.testing.assert_allclose(many[1], one[0], rtol=0, atol=1e-9)
         else:
-            np.testing.assert_array_equal(many[2], one[0])
+            np.testing.assert_array_equal(many[1], one[0])
 
 
 @every_algorithm_smoke_for_some
 def test_n_updates_a_checkpoint_and_n_more_are_2n_updates(name, tmp_path):
     algorithm = small_algorithm(name)
-    num, seeds = min(algorithm.num_updates, 20), [3, 4, 3]  # which are compiled for the test above
-    straight = trained(algorithm, seeds, num)
-    half = trained(algorithm, seeds, num // 2)
-    checkpoint.save(tmp_path / "c.npz", half, {"update": num // 2})
-    arrays, header = checkpoint.load(tmp_path / "c.npz")
-    restored = checkpoint.restore(jax.eval_shape(lambda x: x, half), arrays)
-    resumed = trained(algorithm, seeds, num, header["update"], restored)
+    num = min(algorithm.num_updates, 20)
+    with float64():
+        straight = trained(algorithm, SEEDS, num)
+        half = trained(algorithm, SEEDS, num // 2)
+        checkpoint.save(tmp_path / "c.npz", half, {"update": num // 2})
+        arrays, header = checkpoint.load(tmp_path / "c.npz")
+        restored = checkpoint.restore(jax.eval_shape(lambda x: x, half), arrays)
+        resumed = trained(algorithm, SEEDS, num, header["update"], restored)
     chex.assert_trees_all_equal(to_numpy(straight), to_numpy(resumed))
 
 

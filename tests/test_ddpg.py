@@ -110,7 +110,7 @@ def test_actions_are_scaled_to_the_bounds_and_kept_as_they_were():
     np.testing.assert_allclose(scale_action(raw, jnp.array([-1.0, 0, 1])), [-1, 1, 3])
     env = map_actions(raw, scale_action)
     action = jnp.array([[-1.0], [0.25], [1.0]])
-    state = env.reset(jax.random.key(0))
+    state = jax.jit(env.reset)(jax.random.key(0))
     _, kept = env.step(state, action, jax.random.key(1))
     _, given = raw.step(state, jnp.array([[-1.0], [1.5], [3.0]]), jax.random.key(1))
     np.testing.assert_array_equal(kept.action, action)

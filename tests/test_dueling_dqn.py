@@ -99,9 +99,9 @@ def test_network_is_two_streams_on_shared_layers(env_id, hidden_sizes):
     hidden one."""
     env = make_env(env_id, 5)
     network = make_dueling_network(env, hidden_sizes)
-    params = network.init(jax.random.key(1))
+    params = jax.jit(network.init)(jax.random.key(1))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), params)
-    obs = env.reset(jax.random.key(0)).obs
+    obs = jax.jit(env.reset)(jax.random.key(0)).obs
 
     num_own, features = KINDS[env_id]
     *shared, (w, b), value, advantage = params[num_own:]
@@ -112,14 +112,15 @@ def test_network_is_two_streams_on_shared_layers(env_id, hidden_sizes):
     a = relu_mlp([*shared, (w[:, size:], b[size:]), advantage], x)
     expected = v + a - a.mean(-1, keepdims=True)
     assert expected.shape == (5, env.num_actions)
-    np.testing.assert_allclose(network.apply(params, obs), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(network.apply(params, obs[3]), expected[3], rtol=1e-4, atol=1e-5)
+    apply = jax.jit(network.apply)
+    np.testing.assert_allclose(apply(params, obs), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(apply(params, obs[3]), expected[3], rtol=1e-4, atol=1e-5)
 
 
 def test_every_layer_starts_with_the_scale_of_dense():
     """Weights of variance 1 / inputs, also in the layer that holds both streams."""
     network = make_dueling_network(make_env("CartPole-v1", 1), (100, 1_000))
-    for w, b in network.init(jax.random.key(0)):
+    for w, b in jax.jit(network.init)(jax.random.key(0)):
         np.testing.assert_allclose(w.std() * np.sqrt(len(w)), 1, atol=0.1)
         assert not b.any()
 
@@ -127,8 +128,8 @@ def test_every_layer_starts_with_the_scale_of_dense():
 def test_the_convolution_learns_from_both_streams():
     env = make_env("Breakout-MinAtar", 3)
     network = make_dueling_network(env, (8,))
-    params = network.init(jax.random.key(0))
-    obs = env.reset(jax.random.key(1)).obs
+    params = jax.jit(network.init)(jax.random.key(0))
+    obs = jax.jit(env.reset)(jax.random.key(1)).obs
     of_mean = lambda params: network.apply(params, obs).mean()  # V alone
     of_gap = lambda params: jnp.ptp(network.apply(params, obs), axis=-1).sum()  # A alone
     for f in (of_mean, of_gap):

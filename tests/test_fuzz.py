@@ -48,7 +48,6 @@ TEXTS = [
 ]
 TEXTS += ["Blackjack-tabular", "/etc", "/", "ö∂\u202e", "a b", "'; ls", "--"]
 NAMES = ["--", "-", "---seed", "--sead", "--löss", "stray", "--learning-rates", "-h2", "--=", "=3"]
-TRACED = 3  # accepted command lines to trace per algorithm; of the others only `make` is called
 NOT_RUN = {"resume", "imports", "out", "sweep"}  # flags about files; other tests have them
 
 
@@ -97,12 +96,13 @@ def command_lines(config):
     )
 
 
-def called(module, argv, patch, traced):
-    """Return the exit code, stdout and stderr of `main`, which stops before it compiles."""
+def called(module, argv, patch, traced, num_traced):
+    """Return the exit code, stdout and stderr of `main`, which stops before it compiles. Of the
+    accepted command lines the first `num_traced` are traced; of the others `make` is called."""
 
     def trace(job):
         algorithm = job.make(job.config)
-        if len(traced) < TRACED:
+        if len(traced) < num_traced:
             traced.append(argv)
             state = jax.eval_shape(algorithm.init, jax.random.key(0))
             jax.eval_shape(algorithm.update, state, jnp.int32(0))
@@ -120,8 +120,9 @@ def called(module, argv, patch, traced):
     return 0, output.getvalue(), error.getvalue()
 
 
+@pytest.mark.parametrize("num_traced", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_command_line_is_refused_in_one_line_or_runs(name, monkeypatch):
+def test_every_command_line_is_refused_in_one_line_or_runs(name, num_traced, monkeypatch):
     module, traced, slowest = load(name), [], 0.0
     outcomes = {0: 0, 2: 0}
 
@@ -136,7 +137,7 @@ def test_every_command_line_is_refused_in_one_line_or_runs(name, monkeypatch):
     def check(argv):
         nonlocal slowest
         clock = time.process_time()
-        code, output, error = called(module, argv, monkeypatch, traced)
+        code, output, error = called(module, argv, monkeypatch, traced, num_traced)
         outcomes[code] += 1
         if code == 2:
             slowest = max(slowest, time.process_time() - clock)

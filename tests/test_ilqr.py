@@ -188,7 +188,7 @@ def test_feedback_keeps_a_plan_alive_where_there_is_noise():
 
 def test_the_picture_shows_state_and_control_of_one_start():
     algorithm = make(Config(env_id="DoubleIntegrator-linear", num_starts=3))
-    state = algorithm.init(jax.random.key(0))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
     picture = algorithm.picture(state)
     assert picture["names"] == ["x[0]", "x[1]", "u[0]"]
     realised, planned = picture["realised"], picture["planned"]

@@ -83,13 +83,14 @@ def test_the_return_of_a_plan_stops_where_the_mdp_ends():
 def test_the_return_of_a_plan_stops_at_the_time_limit(played):
     """In one of the starts each of 8 steps pays 1."""
     env = map_actions(make_env("Continuous-probe", 1), scale_action)
+    reset, step = jax.jit(env.reset), jax.jit(env.step)
     state = next(
         state
-        for state in (env.reset(jax.random.key(seed)) for seed in range(50))
+        for state in (reset(jax.random.key(seed)) for seed in range(50))
         if state.obs[0].argmax() == 6
     )
     for t in range(played):
-        state, _ = env.step(state, jnp.zeros((1, 1)), jax.random.key(t))
+        state, _ = step(state, jnp.zeros((1, 1)), jax.random.key(t))
     state = jax.tree.map(lambda x: x[0], state)
     total, obs = simulate(env, state, jnp.zeros((12, 1)), jax.random.key(0), 0.5)
     np.testing.assert_allclose(total, sum(0.5**i for i in range(8 - played)), rtol=1e-6)
@@ -137,7 +138,7 @@ def linear_quadratic():
         algorithm = make(
             Config("Mass-linear", 80, 4, planner, init_std=0.2, temperature=0.02, **fields)
         )
-        state = algorithm.init(jax.random.key(0))
+        state = jax.jit(algorithm.init)(jax.random.key(0))
         steps = jnp.arange(algorithm.num_updates)
         after, _ = jax.lax.scan(algorithm.update, state, steps)
         return state.env.obs, after.env.episode.total

@@ -202,7 +202,12 @@ def test_the_budget_counts_every_environment_step():
 
 
 @pytest.mark.parametrize(
-    "name", ["Together-probe", "TogetherVector-probe", "ResetTrapVector-probe"]
+    "name",
+    [
+        "Together-probe",
+        pytest.param("TogetherVector-probe", marks=pytest.mark.slow),
+        "ResetTrapVector-probe",
+    ],
 )
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
     check_q_probe(n_step_dqn, name)

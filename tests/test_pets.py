@@ -224,7 +224,7 @@ def test_it_learns_to_plan_on_a_linear_system(linear):
     returns, _ = jax.jit(partial(evaluate, env, algorithm.act))(
         states[-1].params, jax.random.key(1)
     )
-    starts = env.reset(jax.random.split(jax.random.key(1))[0]).obs
+    starts = jax.jit(env.reset)(jax.random.split(jax.random.key(1))[0]).obs
     best = best_mass_return(starts)
     assert returns.mean() > 1.4 * best.mean()
 

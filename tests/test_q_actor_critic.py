@@ -72,7 +72,7 @@ def test_the_critic_follows_the_semi_gradient_of_sarsa_whatever_ends_an_episode(
         algorithm = make(config)
         generator = np.random.default_rng(0)
         best = generator.integers(2, size=12)
-        state = algorithm.init(jax.random.key(0))
+        state = jax.jit(algorithm.init)(jax.random.key(0))
         x, y, z = generator.normal(size=12), generator.normal(size=2), 0.3
         actor = [(jnp.asarray(100.0 * np.eye(2)[best]), jnp.zeros(2))]
         critic = [(jnp.asarray(np.append(x, y)[:, None]), jnp.array([z]))]
@@ -131,7 +131,7 @@ def policy_gradients(config, actor, critic, num_seeds):
     algorithm = make(config)
 
     def one(key):
-        state = algorithm.init(key)
+        state = jax.jit(algorithm.init)(key)
         state = state._replace(params=state.params._replace(actor=actor), critic_params=critic)
         return jax.tree.map(jnp.negative, gradients(algorithm, state)[0])
 

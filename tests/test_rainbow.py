@@ -172,7 +172,7 @@ def test_an_update_weights_the_loss_and_renews_the_priorities():
 
 def test_every_layer_is_noisy_and_the_final_policy_is_not():
     algorithm = make(small())
-    params = algorithm.init(jax.random.key(0)).params
+    params = jax.jit(algorithm.init)(jax.random.key(0)).params
     assert len(params.mu) == len(params.sigma) == 4
     obs = jnp.array([0.3, -0.2, 0.1, 0.4])
     values = np.exp(log_probabilities(params.mu, obs)) @ np.linspace(0, 100, 11)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_actor_critic_probe, check_mean, keys, pairs
+from helpers import check_actor_critic_probe, check_mean, keys, pairs, trained
 from probes import Probe
 
 from algorithms import reinforce
@@ -23,7 +23,6 @@ from algorithms.reinforce import (
 )
 from common.envs import make_env, rollout
 from common.returns import gae
-from common.runner.program import init_run, run_updates
 
 # Episodes of 1 to 4 steps: in each state the actions lead to different states, and so does the
 # chance where an episode starts. No clock runs out. Rewards are positive: with both signs a reward
@@ -225,9 +224,8 @@ def test_episodes_that_count_end_in_the_window_even_at_the_time_limit(env_id, li
     # CartPole is kept up by a force against the pole's lean and fall.
     gains = jnp.array([0.1, 0.5, 1.0, 1.0])
     play = lambda obs, key: jnp.zeros(1, int) if obs.ndim == 1 else (obs @ gains > 0).astype(int)
-    _, transitions, _ = rollout(
-        env, play, env.reset(jax.random.key(0)), jax.random.key(1), 2 * limit
-    )
+    roll = jax.jit(lambda start, key: rollout(env, play, env.reset(start), key, 2 * limit)[1])
+    transitions = roll(*keys(0, 1))
     (ends,) = np.nonzero(transitions.terminated[:, 0] | transitions.truncated[:, 0])
     np.testing.assert_array_equal(ends, [limit - 1, 2 * limit - 1])
 
@@ -247,15 +245,14 @@ def test_the_return_is_that_of_the_episodes_that_count():
 def test_the_reported_means_weigh_every_step_that_counts_once():
     """And not every update, of which one has 2 such steps and another 8."""
     algorithm = make(settings(num_envs=2, num_steps=1, estimator="baseline"))
-    run_state = init_run(algorithm.init, algorithm.update, keys(0, 1))
-    state, reports = run_state.state, []
+    state, reports = trained(algorithm, [0, 1], 0).state, []
+    update = jax.jit(jax.vmap(algorithm.update, (0, None)))
     for step in range(12):
-        state, metrics = jax.vmap(algorithm.update, (0, None))(state, jnp.int32(step))
+        state, metrics = update(state, jnp.int32(step))
         reports.append(metrics)
     steps = np.array([x["episodes"] * x["episode_length"] for x in reports])
     assert steps.min() < steps.max() / 2
-    span = jnp.int32(0), jnp.int32(len(reports)), jnp.bool_(True)
-    mean = run_updates(algorithm.update, run_state, *span).mean
+    mean = trained(algorithm, [0, 1], len(reports)).mean
     for name in ("value", "policy_loss", "value_loss", "entropy"):
         x = np.array([report[name] for report in reports])
         np.testing.assert_allclose(mean[name], np.sum(steps * x, 0) / steps.sum(0), rtol=1e-4)

@@ -183,7 +183,7 @@ def test_log_prob_of_a_narrow_policy_is_that_of_its_noise(log_std):
     is 2.5 + σ ε rounded: for ln σ = -14 that has hardly a digit of ε."""
     config = small_continuous(sac)
     algorithm = make(config)
-    state = algorithm.init(jax.random.key(0))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
     *layers, (w, b) = state.params
     params = [*layers, (jnp.zeros_like(w), jnp.array([2.5, log_std]))]
     _, metrics = jax.jit(algorithm.update)(state._replace(params=params), jnp.int32(0))

@@ -48,7 +48,7 @@ def test_a_normal_has_independent_components():
 def test_a_normal_learns_one_std_for_all_observations():
     env = make_env("Pendulum-v1", 1)._replace(action_shape=(2,))
     network = make_policy(env, mlp([4, 8, 2]), 0.5)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     obs = jax.random.normal(jax.random.key(1), (7, 4))
     action = jnp.ones((7, 2))
     mean, log_std = network.apply(params, obs)
@@ -74,7 +74,7 @@ def test_the_environment_decides(env_id, num_outputs):
 
 def test_actions_are_rescaled_and_clipped_where_they_enter_the_step_and_kept_as_drawn():
     env = make_env("Pendulum-v1", 2)
-    state = env.reset(jax.random.key(0))
+    state = jax.jit(env.reset)(jax.random.key(0))
     far, bound = jnp.array([[5.0], [-0.5]]), jnp.array([[2.0], [-1.0]])
     expected, _ = env.step(state, bound, jax.random.key(1))
     got, transition = map_actions(env, bound_action).step(state, far, jax.random.key(1))

@@ -89,7 +89,7 @@ def test_next_obs_is_before_the_reset_and_obs_after_it():
 
 def test_two_episodes_and_two_environments_start_differently():
     env, _, t, _ = rolled("CartPole-v1", 200)
-    starts = np.asarray(env.reset(jax.random.key(0)).obs)
+    starts = np.asarray(jax.jit(env.reset)(jax.random.key(0)).obs)
     later = np.asarray(t.obs)[1:][np.asarray(t.terminated)[:-1]]
     assert len(np.unique(np.concatenate([starts, later]), axis=0)) == len(starts) + len(later)
 
@@ -117,7 +117,7 @@ def test_the_mean_return_of_a_rollout_counts_the_episodes_that_ended_in_it():
     """Against a plain loop over the transitions, with episodes that span two rollouts."""
     env = make_env("CartPole-v1", 3)
     roll = jax.jit(lambda state, key: random_rollout(env, state, key, 25))
-    state, running, length = env.reset(jax.random.key(0)), np.zeros(3), np.zeros(3)
+    state, running, length = jax.jit(env.reset)(jax.random.key(0)), np.zeros(3), np.zeros(3)
     for i in range(6):
         state, t, episodes = roll(state, jax.random.key(10 + i))
         ended, lengths = [], []
@@ -198,7 +198,7 @@ def test_sampling_a_tabular_mdp_follows_its_arrays(env_id):
 
 def test_tabular_starts_follow_the_start_distribution():
     env = make_env("Taxi-tabular", 30_000)
-    starts = np.bincount(np.asarray(env.reset(jax.random.key(0)).obs), minlength=500)
+    starts = np.bincount(np.asarray(jax.jit(env.reset)(jax.random.key(0)).obs), minlength=500)
     assert (starts > 0).sum() == 300 and starts[starts > 0].min() > 50
 
 
@@ -264,7 +264,7 @@ def test_a_maze_changes_to_the_step():
     """The blocking maze's opening, from below, before and after step 1000."""
     env, up = make_env("BlockingMaze-tabular", 6), jnp.zeros(6, int)
     below, ages = jnp.full(6, 44), jnp.arange(997, 1_003)
-    state = env.reset(jax.random.key(0))
+    state = jax.jit(env.reset)(jax.random.key(0))
     state = state._replace(obs=below, inner=(below, jnp.zeros(6, int), ages))
     state, transition = env.step(state, up, jax.random.key(1))
     np.testing.assert_array_equal(transition.next_obs, [35, 35, 35, 44, 44, 44])

@@ -21,7 +21,7 @@ from common.networks import (
 
 def test_mlp_is_matrices_and_relus():
     network = mlp([3, 5, 4, 2])
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     (w0, b0), (w1, b1), (w2, b2) = jax.tree.map(np.asarray, params)
     hidden = np.maximum(np.maximum(x @ w0 + b0, 0) @ w1 + b1, 0)
@@ -37,7 +37,7 @@ def test_dense_has_unit_gain_and_no_bias():
 
 def test_conv_is_a_3x3_convolution_then_an_mlp():
     network = conv((10, 10, 4), [32], 5)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     params[0] = (params[0][0], params[0][1] + 0.1)
     x = jax.random.bernoulli(jax.random.key(1), 0.3, (6, 10, 10, 4))
     kernel = params[0][0].reshape(3, 3, 4, 16)
@@ -58,8 +58,8 @@ def test_conv_is_a_3x3_convolution_then_an_mlp():
 def test_make_network_fits_vectors_integers_matrices_and_images(env_id, batch):
     env = make_env(env_id, 1)
     network = make_network(env, [8], 3)
-    params = network.init(jax.random.key(0))
-    obs = env.reset(jax.random.key(1)).obs[0]
+    params = jax.jit(network.init)(jax.random.key(0))
+    obs = jax.jit(env.reset)(jax.random.key(1)).obs[0]
     out = network.apply(params, jnp.broadcast_to(obs, (*batch, *obs.shape)))
     assert out.shape == (*batch, 3) and out.dtype == jnp.float32
     np.testing.assert_allclose(out.reshape(-1, 3)[0], network.apply(params, obs), rtol=1e-5)
@@ -67,7 +67,7 @@ def test_make_network_fits_vectors_integers_matrices_and_images(env_id, batch):
 
 def test_integers_are_one_hot():
     network = make_network(make_env("FrozenLake-misc", 1), [], 4)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     np.testing.assert_allclose(network.apply(params, jnp.arange(16)), params[0][0], rtol=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_orthogonal_weights_have_their_gains_and_another_apply_is_not_made(env_i
     plain = make_network(make_env(env_id, 1), [8, 16], 3)
     network = with_orthogonal_init(plain, 0.01)
     assert network.apply is plain.apply
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, plain.init(jax.random.key(0)))
     for (w, b), gain in zip(params, [2**0.5] * (len(params) - 1) + [0.01], strict=True):
         np.testing.assert_allclose(np.linalg.svd(w, compute_uv=False), gain, rtol=1e-4)
@@ -107,7 +107,7 @@ def test_the_activation_of_the_hidden_layers_can_be_chosen():
 def test_make_q_network_is_an_mlp_over_observation_and_action():
     env = make_env("Pendulum-v1", 1)
     network = make_q_network(env, [8])
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     obs, action = np.ones((5, 2, 3), np.float32), np.full((5, 2, 1), 0.5, np.float32)
     expected = mlp([4, 8, 1]).apply(params, np.concatenate([obs, action], -1))[..., 0]
     np.testing.assert_allclose(network.apply(params, obs, action), expected, rtol=1e-6)

@@ -13,8 +13,13 @@ from common.environments.brax_envs import BROKEN, NAMES, load
 from common.envs import make_env, rollout
 from common.runner.evaluation import evaluate
 
+LARGE = ["Ant", "Humanoid", "HumanoidStandup", "Pusher"]  # to compile
 
-@pytest.mark.parametrize("name", NAMES)
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow if x in LARGE else []) for x in NAMES],
+)
 def test_every_environment_that_works_steps(name):
     env, _ = load(f"{name}-brax")
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from helpers import ROOT, run, run_here
 
-FLAGS = "--total-timesteps 60_000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
+FLAGS = "--total-timesteps 6_000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
 FLAGS += " --hidden-sizes 16 --num-envs 4 --eval-episodes 3 --log-points 10 --checkpoint-every 0.1"
 FLAGS = [*FLAGS.split(), "--num-seeds", "4", "--sweep", "learning_rate=1e-3,3e-3", "--quiet"]
+LONG = ["--total-timesteps", "60_000"]  # to be stopped in the middle
 ONE = {"JAX_NUM_CPU_DEVICES": "1"}
 RESULTS = ("metrics.csv", "evaluation.csv")
 
@@ -25,6 +26,13 @@ RESULTS = ("metrics.csv", "evaluation.csv")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blocks") / "whole"
     run("algorithms.dqn", *FLAGS, "--out", folder, env=ONE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def long_whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blocks") / "long"
+    run("algorithms.dqn", *FLAGS, *LONG, "--out", folder, env=ONE)
     return folder
 
 
@@ -85,16 +93,16 @@ def test_ppo_has_the_bits_of_one_device_on_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_shares_need_no_connection_and_the_last_one_finishes_the_run(whole, tmp_path):
-    first = start(tmp_path / "a", "--share", "0/2")
+def test_shares_need_no_connection_and_the_last_one_finishes_the_run(long_whole, tmp_path):
+    first = start(tmp_path / "a", *LONG, "--share", "0/2")
     wait_for_blocks(tmp_path / "a", 1, first)
     first.send_signal(signal.SIGKILL)
     ended(first)
-    second = start(tmp_path / "a", "--share", "1/2")
+    second = start(tmp_path / "a", *LONG, "--share", "1/2")
     assert ended(second)[0] == [0]
     assert not (tmp_path / "a" / "summary.json").exists()
-    assert ended(start(tmp_path / "a", "--share", "0/2"))[0] == [0]
-    assert_same(tmp_path / "a", whole)
+    assert ended(start(tmp_path / "a", *LONG, "--share", "0/2"))[0] == [0]
+    assert_same(tmp_path / "a", long_whole)
 
 
 def free_port():
@@ -103,9 +111,10 @@ def free_port():
         return any_socket.getsockname()[1]
 
 
-def together(folder, count):
+def together(folder, count, *flags):
     address = f"127.0.0.1:{free_port()}"
-    return [start(folder, "--distributed", f"{address}/{count}/{i}") for i in range(count)]
+    address = f"{address}/{count}"
+    return [start(folder, *flags, "--distributed", f"{address}/{i}") for i in range(count)]
 
 
 def test_processes_that_are_connected_train_one_run(whole, tmp_path):
@@ -120,9 +129,9 @@ def test_processes_that_are_connected_train_one_run(whole, tmp_path):
     [(1, signal.SIGKILL, -9), (0, signal.SIGKILL, -9), (1, signal.SIGTERM, 143)],
 )
 def test_if_one_dies_the_other_ends_soon_and_any_number_goes_on(
-    victim, number, code, whole, tmp_path
+    victim, number, code, long_whole, tmp_path
 ):
-    processes = together(tmp_path / "a", 2)
+    processes = together(tmp_path / "a", 2, *LONG)
     wait_for_blocks(tmp_path / "a", 2, *processes)
     processes[victim].send_signal(number)
     clock = time.monotonic()
@@ -130,8 +139,8 @@ def test_if_one_dies_the_other_ends_soon_and_any_number_goes_on(
     assert time.monotonic() - clock < 30
     assert codes[victim] == code and codes[1 - victim] != 0
     assert not (tmp_path / "a" / "summary.json").exists()
-    assert ended(start(tmp_path / "a"))[0] == [0]
-    assert_same(tmp_path / "a", whole)
+    assert ended(start(tmp_path / "a", *LONG))[0] == [0]
+    assert_same(tmp_path / "a", long_whole)
 
 
 def test_the_best_setting_is_reported_on_fresh_episodes_and_fresh_seeds(tmp_path):

@@ -11,8 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from helpers import ROOT
-from helpers import run as helpers_run
+from helpers import ROOT, run_here
 
 from algorithms import q_learning
 from common import run
@@ -258,7 +257,10 @@ gymnax.register("Endless-v0", Endless)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],  # one handler hears both
+)
 def test_an_evaluation_without_an_end_can_be_stopped_and_the_policy_is_there(number, tmp_path):
     (tmp_path / "endless.py").write_text(ENDLESS)
     flags = ["--import", tmp_path / "endless.py", "--env-id", "Endless-v0", "--num-seeds", "4"]
@@ -275,7 +277,7 @@ def test_an_evaluation_without_an_end_can_be_stopped_and_the_policy_is_there(num
     error = process.communicate(timeout=100)[1]
     assert time.monotonic() - clock < 10
     assert process.returncode == 128 + number and error.count("\n") == 1, error
-    done = helpers_run("algorithms.a2c", "--resume", tmp_path / "a", "--eval-episodes", 0)
+    done = run_here("algorithms.a2c", "--resume", tmp_path / "a", "--eval-episodes", 0)
     assert "no episode ended within 1,984 steps" in done.stdout
 
 
