@@ -51,8 +51,9 @@ from common.distributions import (
     sample,
     with_orthogonal_init,
 )
-from common.envs import EnvState, bound_action, make_env, map_actions, rollout_with_memory
-from common.networks import Network, as_vector, mlp, recurrent
+from common.envs import EnvState, bound_action, make_env, map_actions
+from common.memory import recurrent, rollout_with_memory
+from common.networks import Network, as_vector, mlp
 from common.normalization import (
     Statistics,
     add_batch,

@@ -48,10 +48,17 @@ import jax.numpy as jnp
 import optax
 
 from common.algorithm import Algorithm, require
-from common.buffers import StoredSequence, cut_sequences, rows, uniform_buffer
-from common.envs import Env, EnvState, Transition, make_env, rollout_with_memory
+from common.buffers import rows, uniform_buffer
+from common.envs import Env, EnvState, Transition, make_env
 from common.exploration import epsilon_greedy
-from common.networks import Network, RecurrentNetwork, make_network, mlp, recurrent
+from common.memory import (
+    RecurrentNetwork,
+    StoredSequence,
+    cut_sequences,
+    recurrent,
+    rollout_with_memory,
+)
+from common.networks import Network, make_network, mlp
 from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
 from common.run import main
 

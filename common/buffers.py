@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 class Buffer(NamedTuple):
@@ -49,29 +48,6 @@ def uniform_buffer(buffer_size: int, block_size: int, batch_size: int) -> Buffer
         return rows(buffer_state, index)
 
     return Buffer(init, add, sample)
-
-
-class StoredSequence(NamedTuple):
-    """Steps of one environment in a row, over ends of episodes: a row of a ring of sequences."""
-
-    memory: Any  # of the policy, before the first step
-    transitions: Any  # [L, ...]
-
-
-def cut_sequences(memories: Any, transitions: Any, num_steps: int, overlap: int) -> StoredSequence:
-    """Cut a stream of T = K num_steps + overlap steps into K sequences of each environment.
-
-    One begins every `num_steps` steps and has `overlap` more, which are the first of the next.
-    `memories` [T, N, ...] are those before each step, `transitions` [T, N, ...]. Return memories
-    [K, N, ...] and transitions [K, N, num_steps + overlap, ...]: K blocks of a ring, N rows each.
-    """
-    num = (len(jax.tree.leaves(transitions)[0]) - overlap) // num_steps
-    starts = num_steps * np.arange(num)
-    index = starts[:, None] + np.arange(num_steps + overlap)
-    return StoredSequence(
-        memory=jax.tree.map(lambda x: x[starts], memories),
-        transitions=jax.tree.map(lambda x: jnp.swapaxes(x[index], 1, 2), transitions),
-    )
 
 
 def rows(tree: Any, index: jax.Array) -> Any:

@@ -155,32 +155,3 @@ def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_ste
     unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))  # fewer launches
     state, (transitions, episode) = jax.lax.scan(step, state, keys, unroll=unroll)
     return state, transitions, episode_metrics(episode)
-
-
-def reset_memory(memory: Any, done: jax.Array, initial: Any) -> Any:
-    """Return `memory` [..., *shape], and `initial` [*shape] where `done` [...]."""
-    where = lambda x, first: jnp.where(done.reshape(*done.shape, *[1] * first.ndim), first, x)
-    return jax.tree.map(where, memory, initial)
-
-
-def rollout_with_memory(
-    env: Env, policy: Callable, states: tuple, initial: Any, key: jax.Array, num_steps: int
-) -> tuple:
-    """Take `num_steps` steps of `policy(memory, obs, key) -> action, memory`, all [N, ...].
-
-    `states` are the EnvState and the memory [N, ...]; where an episode ends, the memory becomes
-    `initial`, that of one environment. Return both, the Transitions and the memories before each
-    step [T, N, ...], and the `episode_metrics` of these steps.
-    """
-
-    def step(states, keys):
-        state, before = states
-        action, memory = policy(before, state.obs, keys[0])
-        state, transition = env.step(state, action, keys[1])
-        memory = reset_memory(memory, transition.terminated | transition.truncated, initial)
-        return (state, memory), (transition, before, state.episode)
-
-    keys = jax.random.split(key, (num_steps, 2))
-    unroll = 1 if jax.default_backend() == "cpu" else max(1, min(num_steps, 8))  # fewer launches
-    states, (transitions, memories, episode) = jax.lax.scan(step, states, keys, unroll=unroll)
-    return states, transitions, memories, episode_metrics(episode)

@@ -7,19 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from common.envs import Env, reset_memory
+from common.envs import Env
 
 
 class Network(NamedTuple):
     init: Callable  # key -> params
     apply: Callable  # params, x [..., inputs] -> y [..., outputs]
-
-
-class RecurrentNetwork(NamedTuple):
-    init: Callable  # key -> params
-    init_memory: Callable  # () -> memory at the start of an episode
-    apply: Callable  # params, memory, x [..., inputs] -> y [..., outputs], memory
-    unroll: Callable  # params, memory, x [T, ...], done [T, ...] -> y [T, ...], memories, memory
 
 
 def dense(key: jax.Array, num_inputs: int, num_outputs: int) -> tuple[jax.Array, jax.Array]:
@@ -108,62 +101,6 @@ def ensemble(network: Network, size: int) -> Network:
         return jax.vmap(network.apply, (0, *[None] * len(inputs)))(params, *inputs)
 
     return Network(init, apply)
-
-
-def gru(weights: jax.Array, inputs: jax.Array, memory: jax.Array) -> jax.Array:
-    """h ← z ⊙ h + (1 - z) ⊙ tanh(x₃ + (r ⊙ h) U₃) with r = σ(x₁ + h U₁) and z = σ(x₂ + h U₂).
-
-    Gated recurrent unit, Cho et al. 2014, eq. 5 to 8, https://arxiv.org/abs/1406.1078. `weights`
-    U [H, 3 H], `inputs` x [..., 3 H], `memory` h [..., H].
-    """
-    size = memory.shape[-1]
-    gates = jax.nn.sigmoid(inputs[..., : 2 * size] + memory @ weights[:, : 2 * size])
-    r, z = gates[..., :size], gates[..., size:]
-    new = jnp.tanh(inputs[..., 2 * size :] + (r * memory) @ weights[:, 2 * size :])
-    return z * memory + (1 - z) * new
-
-
-def recurrent(
-    encoder: Network, num_features: int, memory_size: int, head: Network, max_steps: int = 1
-) -> RecurrentNetwork:
-    """Return a network whose `head` sees the memory [..., memory_size] of a `gru`, which sees the
-    `num_features` outputs of an `encoder`.
-
-    `unroll` resets the memory after each step that is `done`. It returns the memories after each
-    step, [T, ...], before any reset, and the memory to go on with. The bias of z is ln u at first,
-    u ~ U(1, max_steps), so that a memory decays over 1 + u steps (chrono initialization, Tallec &
-    Ollivier 2018, https://arxiv.org/abs/1804.11188).
-    """
-
-    def init(key):
-        key_encoder, key_inputs, key_memory, key_bias, key_head = jax.random.split(key, 5)
-        w, b = dense(key_inputs, num_features, 3 * memory_size)
-        steps = jax.random.uniform(key_bias, (memory_size,), minval=1, maxval=max_steps)
-        b = b.at[memory_size : 2 * memory_size].set(jnp.log(steps))
-        u, _ = dense(key_memory, memory_size, 3 * memory_size)
-        return encoder.init(key_encoder), (w, b, u), head.init(key_head)
-
-    def init_memory():
-        return jnp.zeros(memory_size)
-
-    def inputs(params, x):
-        w, b, _ = params[1]
-        return encoder.apply(params[0], x) @ w + b
-
-    def apply(params, memory, x):
-        memory = gru(params[1][2], inputs(params, x), memory)
-        return head.apply(params[2], memory), memory
-
-    def unroll(params, memory, x, done):
-        def step(memory, step_inputs):
-            x, done = step_inputs
-            memory = gru(params[1][2], x, memory)
-            return reset_memory(memory, done, init_memory()), memory
-
-        memory, memories = jax.lax.scan(step, memory, (inputs(params, x), done))
-        return head.apply(params[2], memories), memories, memory
-
-    return RecurrentNetwork(init, init_memory, apply, unroll)
 
 
 def as_vector(env: Env, obs: jax.Array) -> jax.Array:

@@ -28,8 +28,9 @@ from helpers import (
 )
 
 from benchmarks.pages import all_explained
-from common.envs import make_env, reset_memory, rollout
+from common.envs import make_env, rollout
 from common.exploration import random_policy
+from common.memory import reset_memory
 from common.runner import checkpoint
 from common.runner.evaluation import evaluate
 

@@ -6,7 +6,8 @@ import numpy as np
 from jax.tree_util import keystr, tree_map_with_path
 
 from common.algorithm import Algorithm
-from common.envs import make_env, rollout_with_memory
+from common.envs import make_env
+from common.memory import rollout_with_memory
 
 
 def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.buffers import cut_sequences, rows, uniform_buffer
+from common.buffers import rows, uniform_buffer
+from common.memory import cut_sequences
 
 
 def blocks(first, num_steps, num_envs):

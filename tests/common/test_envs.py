@@ -10,15 +10,9 @@ from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_ac
 
 from common.environments.linear import LINEAR
 from common.environments.tabular import TABULAR, make_mdp
-from common.envs import (
-    make_env,
-    map_actions,
-    reset_memory,
-    rollout,
-    rollout_with_memory,
-    scale_action,
-)
+from common.envs import make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
+from common.memory import reset_memory, rollout_with_memory
 from common.runner.evaluation import evaluate
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]

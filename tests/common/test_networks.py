@@ -7,16 +7,8 @@ import pytest
 
 from common.distributions import orthonormalize, with_orthogonal_init
 from common.envs import make_env
-from common.networks import (
-    conv,
-    dense,
-    ensemble,
-    gru,
-    make_network,
-    make_q_network,
-    mlp,
-    recurrent,
-)
+from common.memory import gru, recurrent
+from common.networks import conv, dense, ensemble, make_network, make_q_network, mlp
 
 
 def test_mlp_is_matrices_and_relus():
