@@ -294,16 +294,16 @@ def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> C
     """
     path = Path(folder) / "policy.npz"
     algorithm, params = load_member(path, seed, setting)[:2]
-    if algorithm.act is None:
+    act, init_memory = algorithm.act, algorithm.init_memory
+    if act is None:
         raise ValueError(f"{folder}: this planner has no policy; it acts only inside its own run")
-    if algorithm.init_memory is None:
-        return jax.jit(functools.partial(algorithm.act, params))
+    if init_memory is None:
+        return jax.jit(functools.partial(act, params))
 
-    def act(memory, obs, key):
-        memory = algorithm.init_memory() if memory is None else memory
-        return algorithm.act(params, memory, obs, key)
+    def act_with_memory(memory, obs, key):
+        return act(params, init_memory() if memory is None else memory, obs, key)
 
-    return jax.jit(act)
+    return jax.jit(act_with_memory)
 
 
 def load_member(
