@@ -83,9 +83,6 @@ def recurrent(
         u, _ = dense(key_memory, memory_size, 3 * memory_size)
         return encoder.init(key_encoder), (w, b, u), head.init(key_head)
 
-    def init_memory():
-        return jnp.zeros(memory_size)
-
     def inputs(params, x):
         w, b, _ = params[1]
         return encoder.apply(params[0], x) @ w + b
@@ -98,12 +95,12 @@ def recurrent(
         def step(memory, step_inputs):
             x, done = step_inputs
             memory = gru(params[1][2], x, memory)
-            return reset_memory(memory, done, init_memory()), memory
+            return reset_memory(memory, done, jnp.zeros(memory_size)), memory
 
         memory, memories = jax.lax.scan(step, memory, (inputs(params, x), done))
         return head.apply(params[2], memories), memories, memory
 
-    return RecurrentNetwork(init, init_memory, apply, unroll)
+    return RecurrentNetwork(init, lambda: jnp.zeros(memory_size), apply, unroll)
 
 
 class StoredSequence(NamedTuple):

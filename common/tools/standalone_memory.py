@@ -12,18 +12,17 @@ from common.memory import rollout_with_memory
 
 def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
     """Print the mean return of 100 episodes of each policy in a file that `main` saved."""
-    act, init_memory = algorithm.act, algorithm.init_memory
-    assert act and init_memory  # not copied
+    assert algorithm.act and algorithm.init_memory  # not copied
     params = jax.eval_shape(algorithm.init, key).params
     with np.load(path) as file:
         params = tree_map_with_path(lambda path, _: file[keystr(path)], params)
-    env, initial = make_env(env_id, 100), init_memory()
+    env, initial = make_env(env_id, 100), algorithm.init_memory()
+    act = jax.vmap(algorithm.act, (None, 0, 0, 0))
     key_reset, key = jax.random.split(key)
 
     def mean_return(params):
         def policy(memory, obs, key):
-            keys = jax.random.split(key, 100)
-            return jax.vmap(act, (None, 0, 0, 0))(params, memory, obs, keys)
+            return act(params, memory, obs, jax.random.split(key, 100))
 
         memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (100, *x.shape)), initial)
         states = env.reset(key_reset), memory
