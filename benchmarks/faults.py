@@ -93,6 +93,7 @@ FLAGS = {  # some seconds of training each
     "--hidden-sizes 16 --gradient-steps 20 --horizon 4 --num-samples 10 --num-elites 4 "
     "--num-cem-rounds 2",
     "policy_iteration": "--num-iterations 20_000",
+    "ppo_rnn": f"{ROLLOUT} --memory-size 16",
     "prioritized_dqn": DISCRETE,
     "q_actor_critic": ROLLOUT,
     "qt_opt": f"{CONTINUOUS} --num-samples 16",

@@ -350,6 +350,29 @@ MUTANTS = [
         "where=is_used | True",
         "part_of_a_minibatch",
     ),
+    # Memory.
+    algorithm(
+        *("value of the last observation with the memory after the reset", "ppo_rnn"),
+        "distribution, memories = actor.apply(params.actor, memories, obs)  # before any reset\n"
+        "        _, next_memories = actor.apply(params.actor, memories, next_obs)",
+        "distribution, memories = actor.apply(params.actor, memories, obs)\n"
+        "        ended = (transitions.terminated | transitions.truncated)[..., None]\n"
+        "        next_memories = jnp.where(ended, 0, memories)\n"
+        "        _, next_memories = actor.apply(params.actor, next_memories, next_obs)",
+        "every_kind_of_end",
+    ),
+    algorithm(
+        *("every minibatch starts from an empty memory", "ppo_rnn"),
+        "jax.grad(loss, has_aux=True)(network_params, first, part)",
+        "jax.grad(loss, has_aux=True)(network_params, 0 * first, part)",
+        "whole_rollouts",
+    ),
+    algorithm(
+        *("the memory runs over ends of episodes in the loss", "ppo_rnn"),
+        "actor.unroll(actor_params, memory, batch.obs, batch.done)",
+        "actor.unroll(actor_params, memory, batch.obs, batch.done & False)",
+        "every_kind_of_end",
+    ),
     common(
         *("variance without what moved the mean", "normalization"),
         "+ w * (1 - w) * jnp.square(change)",
