@@ -251,6 +251,24 @@ MUTANTS = [
         "next_trace = trace",
         "retrace",
     ),
+    algorithm(
+        *("policies that are greedy in the extrinsic value alone", "agent57"),
+        "            jnp.argmax(total(q), axis=-1),\n",
+        "            jnp.argmax(q[0], axis=-1),\n",
+        "descends",
+    ),
+    algorithm(
+        *("a window that never forgets", "agent57"),
+        "arms=bandit.arms.at[row].set(arm),",
+        "arms=bandit.arms.at[row].max(arm),",
+        "forgets or brute_force",
+    ),
+    algorithm(
+        *("the bandit counts an episode that goes on", "agent57"),
+        "jnp.where(done, 0, episode_return)), None",
+        "episode_return), None",
+        "bandits_hold",
+    ),
     # Replay.
     common(
         *("sampling beyond what was written", "buffers"),
