@@ -6,24 +6,23 @@ which a bandit chooses for the episodes of its environment by their returns.
 Badia et al. 2020b, Agent57: outperforming the Atari human benchmark,
 https://arxiv.org/abs/2003.13350
 
-    Q_j(m, a; θ) = h(h⁻¹(Q_j(m, a; θ^e)) + β_j h⁻¹(Q_j(m, a; θ^i)))          (section 3.1, appendix)
-    L(θ) = E[mean_{j, t} ((y^e_t - Q_j(m_t, a_t; θ^e))² + (y^i_t - Q_j(m_t, a_t; θ^i))²)]
+    Q_j(m, a) = h(h⁻¹(Q^e_j(m, a)) + β_j h⁻¹(Q^i_j(m, a)))                          (section 3.1)
+    L(θ) = E[mean_{j, t} ((y^e_t - Q^e_j(m_t, a_t))² + (y^i_t - Q^i_j(m_t, a_t))²)]
     arm of an episode: argmax_j μ̂_j + β √(1 / N_j), any one with probability ε     (section 3.2)
 
-with y^e and y^i the targets of ngu.py for the extrinsic reward and θ^e, and for the intrinsic one
-and θ^i, each with its target network and its memory; in both, the policy π_j is greedy in the sum.
-An arm is a policy j. μ̂_j is the mean return, undiscounted and without novelty, of the last `window`
-episodes of the environment that were played by arm j, and N_j is how many they are. Its first
-episodes try one arm after the other. `act` follows the arm whose mean return over all environments
-is the largest.
+with y^e and y^i the targets of ngu.py for the extrinsic reward and Q^e, and for the intrinsic one
+and Q^i, each with its target network and its memory; in both, policy π_j is greedy in the sum Q_j.
+An arm is a policy j. Of the last `window_size` episodes of the environment N_j were played by arm
+j, and μ̂_j is their mean return, undiscounted and without novelty. The first episodes try one arm
+after the other. `act` follows the arm whose mean return over all environments is the largest.
 
 Departs from the paper: as ngu.py does; the discounts are those of ngu.py, where the paper has
 others for the first policies; the bandit learns of episodes, and chooses, once an update; the
 evaluation has no bandit of its own.
 
-Metrics: `value`, mean h⁻¹(Q_0(m, a; θ^e)) of the actions taken (discounted return); `loss`, mean
-squared error of the batches, over both networks (rescaled return²); `arm`, mean number j of the
-policies that acted; `best_arm`, that of the policy that `act` follows; `intrinsic_reward`, mean
+Metrics: `value`, mean h⁻¹(Q^e_0(m, a)) of the actions taken (discounted return); `loss`, mean
+squared error of the batches, the sum of both networks' (rescaled return²); `arm`, mean number j of
+the policies that acted; `best_arm`, that of the policy that `act` follows; `intrinsic_reward`, mean
 r^intrinsic; `modulator`, mean min(max(α, 1), L); `action_loss`, mean cross-entropy of the
 classifier (nats); `novelty`, mean ‖ĝ - g‖².
 """
@@ -529,7 +528,7 @@ def make(config: Config) -> Algorithm:
         )
         arms = jnp.arange(env.num_envs) % config.num_policies  # in the warm-up
         bandit = Bandit(
-            arms=jnp.full(config.window_size, -1),
+            arms=jnp.full(config.window_size, -1, int),
             returns=jnp.zeros(config.window_size),
             num=jnp.zeros((), int),
         )

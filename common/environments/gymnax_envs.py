@@ -49,6 +49,7 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
     is_number = isinstance(obs_space, spaces.Discrete)
+    is_float = jnp.issubdtype(obs.dtype, jnp.floating)
     is_integer = jnp.issubdtype(obs.dtype, jnp.integer) and not is_number
     has_room = is_bounded(low, high, most=2**24)  # float32 tells such integers apart
     offset, scale = (low, high - low) if has_room else (0, 1)
@@ -56,7 +57,9 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     def encode(obs):
         if env_id.endswith("-MinAtar"):  # copied for MinAtar
             return obs.astype(bool)
-        return (obs - offset) / scale if is_integer else obs
+        if is_integer:
+            return (obs - offset) / scale
+        return obs.astype(float) if is_float else obs  # some are float32 in float64, too
 
     def reset(key):
         obs, inner = env.reset(key, params)
@@ -70,7 +73,6 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
         return encode(obs), inner, jnp.asarray(reward), terminated, truncated, next_obs
 
     fields: dict[str, Any] = {"max_steps": int(getattr(params, "max_steps_in_episode", 10_000))}
-    is_float = jnp.issubdtype(obs.dtype, jnp.floating)
     if is_float and is_bounded(low, high):  # copied for obs_low
         fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
     if is_number:
