@@ -72,6 +72,7 @@ FLAGS = {  # some seconds of training each
     "ppo": "--total-timesteps 400_000 --num-envs 4 --num-steps 32 --hidden-sizes 16",
     "sac": f"--total-timesteps 30_000 --num-envs 2 {REPLAY}",
     "a2c": ROLLOUT,
+    "agent57": f"--total-timesteps 20_000 --num-envs 4 --memory-size 16 {REPLAY}",
     "c51": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
     "ddpg": CONTINUOUS,
     "double_dqn": DISCRETE,
@@ -87,6 +88,7 @@ FLAGS = {  # some seconds of training each
     "monte_carlo": TABLE,
     "mpc": "--total-timesteps 1_000 --num-envs 2 --horizon 5 --num-samples 20",
     "n_step_dqn": DISCRETE,
+    "ngu": f"--total-timesteps 20_000 --num-envs 4 --memory-size 16 --gradient-steps 2 {REPLAY}",
     "noisy_dqn": DISCRETE,
     "online_q": "--total-timesteps 40_000 --num-envs 4 --hidden-sizes 16",
     "pets": "--total-timesteps 2_000 --steps-per-fit 20 --num-networks 2 --batch-size 16 "

@@ -226,6 +226,49 @@ MUTANTS = [
         "memory=jax.tree.map(lambda x: x[starts + 1], memories)",
         "sequence",
     ),
+    # Novelty.
+    algorithm(
+        *("the memory of an episode holds the state that is asked about", "ngu"),
+        "episode.embeddings.at[row].set(f)",
+        "episode.embeddings.at[row].set(next_f)",
+        "rewards_are",
+    ),
+    algorithm(
+        *("the memory of an episode goes on into the next one", "ngu"),
+        "EpisodicMemory(embeddings, jnp.where(done, 0, num))",
+        "EpisodicMemory(embeddings, num)",
+        "rewards_are",
+    ),
+    algorithm(
+        *("near distances are kept and far ones are not", "ngu"),
+        "jnp.maximum(rate - 0.008, 0)",
+        "jnp.minimum(rate - 0.008, 0)",
+        "episodic_reward",
+    ),
+    algorithm(
+        *("the trace of the step itself", "ngu"),
+        "next_trace = jnp.append(trace[1:], 0)",
+        "next_trace = trace",
+        "retrace",
+    ),
+    algorithm(
+        *("policies that are greedy in the extrinsic value alone", "agent57"),
+        "            jnp.argmax(total(q), axis=-1),\n",
+        "            jnp.argmax(q[0], axis=-1),\n",
+        "descends",
+    ),
+    algorithm(
+        *("a window that never forgets", "agent57"),
+        "arms=bandit.arms.at[row].set(arm),",
+        "arms=bandit.arms.at[row].max(arm),",
+        "forgets or brute_force",
+    ),
+    algorithm(
+        *("the bandit counts an episode that goes on", "agent57"),
+        "jnp.where(done, 0, episode_return)), None",
+        "episode_return), None",
+        "bandits_hold",
+    ),
     # Replay.
     common(
         *("sampling beyond what was written", "buffers"),

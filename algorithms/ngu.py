@@ -1,0 +1,555 @@
+"""Never give up (NGU).
+
+Differs from r2d2.py in the reward, to which novelty is added; in the network, which has Q of
+several policies, each with a weight of novelty and a discount; and in the target, by Retrace
+instead of n steps.
+
+Badia et al. 2020a, Never give up: learning directed exploration strategies,
+https://arxiv.org/abs/2002.06038
+
+    r_j = r^extrinsic + β_j r^intrinsic,  r^intrinsic = r^episodic min(max(α, 1), L)        (eq. 1)
+    r^episodic = 1 / s with s = √(Σ_i K(f(s'), f_i)) + c, or 0 if s > 8                     (eq. 2)
+    K(x, y) = ε / (max(d²(x, y) / d_m² - ξ, 0) + ε)                                         (eq. 3)
+    α = 1 + (‖ĝ(s') - g(s')‖² - μ) / σ
+    q_t = h⁻¹(Q_j(m_t, a_t; θ⁻)),  q*_t = h⁻¹(Q_j(m_{t+1}, argmax_a Q_j(m_{t+1}, a; θ); θ⁻))
+    δ_t = r_j + γ_j (1 - d) q*_t - q_t
+    y_t = h(q_t + Σ_{s≥t} γ_j^(s-t) (Π_{t<i≤s} c_i) δ_s)                      (Munos et al. 2016)
+    L(θ) = E[mean_{j, t} (y_t - Q_j(m_t, a_t; θ))²]
+
+with d, h and m those of r2d2.py. Policy π_j is greedy in Q_j(m, a; θ): c_i = λ min(1, π_j / μ) of
+a_i is λ where a_i is greedy, else 0, whatever the policy μ was that took it. A policy is drawn for
+each episode, and acts ε-greedily. β_0 = 0: policy 0 exploits what the others find, and `act`
+follows it.
+
+The f_i are the k nearest embeddings of the states of this episode before s', and d_m² is the mean
+of all distances d² so far; with fewer than k the reward is 0. f is learned by inverse dynamics: a
+classifier has to tell the action from f(s) and f(s'). g is a random network that stays as it is,
+and ĝ learns to agree with it where the policies were (random network distillation); μ and σ are
+mean and standard deviation of its errors, over about the last `error_steps` steps.
+
+Departs from the paper: as r2d2.py does; j is an input behind the memory, which so is the same for
+all policies, and each sequence is learned from for all of them; its priority is made of errors
+averaged over them; the network sees neither reward, which `act` is not told; f and ĝ learn once
+from every step as it is taken, not from replay; policies are drawn once an update in every
+environment, for the episodes that begin in it; few policies and neighbours and a wide kernel, for
+episodes of ten steps, where the paper has J = 32, k = 10 and ε = 10⁻³; β = .1, not .3.
+
+Metrics: `value`, mean h⁻¹(Q_0(m, a)) of the actions taken (discounted return); `loss`, mean squared
+error of the batches (rescaled return²); `intrinsic_reward`, mean r^intrinsic; `modulator`, mean
+min(max(α, 1), L); `action_loss`, mean cross-entropy of the classifier (nats); `novelty`, mean
+‖ĝ - g‖².
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from common.algorithm import Algorithm, require
+from common.buffers import StoredSequence, cut_sequences, rows, uniform_buffer
+from common.envs import Env, EnvState, Transition, make_env, rollout_with_memory
+from common.exploration import epsilon_greedy
+from common.networks import Network, RecurrentNetwork, make_network, mlp, recurrent
+from common.normalization import Statistics, add_batch, no_statistics
+from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
+from common.returns import gae
+from common.run import main
+
+
+@dataclass(frozen=True)
+class Config:
+    env_id: str = "DeepSea10-bsuite"  # any environment with discrete actions
+    total_timesteps: int = 60_000  # environment steps, over all environments
+    num_envs: int = 8  # environments stepped in parallel
+    num_steps: int = 10  # steps of a sequence that are learned from, and of an update
+    burn_in: int = 5  # steps of a sequence before those
+    gradient_steps: int = 4  # of an update
+    learning_rate: float = 2e-3  # of Adam, for Q
+    novelty_learning_rate: float = 1e-3  # of Adam, for f and ĝ
+    num_policies: int = 4  # the first exploits, the last explores most
+    gamma: float = 0.997  # discount factor of the first policy
+    gamma_last: float = 0.99  # discount factor of the last policy
+    intrinsic_coef: float = 0.1  # β of the last policy
+    retrace_lambda: float = 0.95  # λ
+    rescale_eps: float = 1e-3  # ε of h
+    num_neighbors: int = 3  # k
+    kernel_eps: float = 0.1  # ε of K
+    modulator_max: float = 5.0  # L
+    error_steps: int = 1_000  # steps that count in μ and σ, the older ones ever less
+    episodic_memory_size: int = 100  # steps of an episode whose embeddings are kept, the latest
+    embedding_size: int = 32  # numbers of f, g and ĝ
+    buffer_size: int = 5_000  # steps that are learned from, rounded up to whole updates
+    batch_size: int = 16  # sequences
+    prioritized_replay_alpha: float = 0.9  # α: 0 draws uniformly
+    prioritized_replay_eta: float = 0.9  # η: 1 for the largest error of a sequence, 0 for the mean
+    prioritized_replay_eps: float = 1e-6  # added to every priority
+    learning_starts: int = 1_000  # environment steps first, rounded up to whole updates
+    target_network_frequency: int = 100  # gradient steps between copies of θ into θ⁻
+    tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
+    epsilon: float = 0.4  # probability of a random action in environment 0, ε
+    epsilon_power: float = 7.0  # the last one has ε^(1 + epsilon_power)
+    hidden_sizes: tuple[int, ...] = (32,)  # units of each layer before the memory, of f, g and ĝ
+    memory_size: int = 32  # units of the memory
+    memory_steps: int = 20  # over which the memory decays at first, at most
+
+    def __post_init__(self):
+        require(
+            self,
+            "burn_in >= 0",
+            "0 <= gamma < 1",
+            "0 <= gamma_last < 1",
+            "rescale_eps >= 0",
+            "kernel_eps > 0",
+            "modulator_max >= 1",
+            "num_neighbors <= episodic_memory_size",
+            "prioritized_replay_alpha >= 0",
+            "0 <= prioritized_replay_eta <= 1",
+            "prioritized_replay_eps > 0",
+            "epsilon_power >= 0",
+            "len(hidden_sizes) >= 1",
+            "all(size >= 1 for size in hidden_sizes)",
+            "buffer_size >= learning_starts",
+            "total_timesteps >= learning_starts + num_envs * (burn_in + 2 * num_steps)",
+        )
+
+
+class Memory(NamedTuple):
+    """What the policy knows of the episode so far."""
+
+    hidden: jax.Array  # m [..., H]
+    action: jax.Array  # int, the previous one; -1 at the start of an episode
+    policy: jax.Array  # int, j of this episode; -1 before it is drawn
+
+
+class EpisodicMemory(NamedTuple):
+    """Embeddings of the states of an episode, a ring."""
+
+    embeddings: jax.Array  # f [C, E]
+    num: jax.Array  # how many were written
+
+
+class Mean(NamedTuple):
+    """A running mean, total / num."""
+
+    total: jax.Array
+    num: jax.Array
+
+
+class Novelty(NamedTuple):
+    """What rewards for novelty are made of."""
+
+    episode: EpisodicMemory  # [N, ...]
+    distances: Mean  # d_m², over all that were finite
+    error: Statistics  # of ‖ĝ - g‖²: μ and σ²
+
+
+class NoveltyParams(NamedTuple):
+    """Networks that are learned for novelty."""
+
+    embedding: Any  # f
+    classifier: Any  # of the action
+    predictor: Any  # ĝ
+
+
+class Step(NamedTuple):
+    """Steps that are kept."""
+
+    transition: Transition
+    intrinsic_reward: jax.Array
+
+
+class Stream(NamedTuple):
+    """Steps of every environment."""
+
+    memories: Memory  # [T, N, ...] before each step
+    steps: Step  # [T, N, ...]
+
+
+class State(NamedTuple):
+    key: jax.Array
+    params: Any  # θ
+    target_params: Any  # θ⁻
+    novelty_params: NoveltyParams
+    random_params: Any  # g
+    opt_state: optax.OptState
+    novelty_opt_state: optax.OptState
+    buffer: StoredSequence  # [capacity, ...]
+    priorities: Priorities  # p^α of its rows
+    pending: Stream  # [burn_in, N, ...] the latest steps, with which the next ones begin
+    env: EnvState
+    memory: Memory  # [N, ...] after any reset
+    novelty: Novelty
+
+
+def dueling(value, advantage) -> jax.Array:
+    """V + A(a) - 1/|A| Σ_a' A(a'), from V [..., 1] and A [..., A]; [..., A]."""
+    return value + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
+
+
+def make_recurrent_q_network(
+    env: Env, hidden_sizes: tuple[int, ...], memory_size: int, memory_steps: int, num_policies: int
+) -> RecurrentNetwork:
+    """Return Q_j(m, a), [..., J, A], of `recurrent`, whose inputs are pairs: observations, and
+    previous actions."""
+    *sizes, num_features = hidden_sizes
+    encoder = make_network(env, sizes, num_features)
+    streams = mlp([memory_size + num_policies, memory_size, 1 + env.num_actions])
+
+    def encode(params, inputs):
+        obs, action = inputs
+        action = jax.nn.one_hot(action, env.num_actions)  # zeros for -1
+        return jnp.concatenate([encoder.apply(params, obs), action], axis=-1)
+
+    def head(params, memory):
+        shape = memory.shape[:-1]
+        memory = jnp.broadcast_to(memory[..., None, :], (*shape, num_policies, memory_size))
+        policy = jnp.broadcast_to(jnp.eye(num_policies), (*shape, num_policies, num_policies))
+        y = streams.apply(params, jnp.concatenate([memory, policy], axis=-1))
+        return dueling(y[..., :1], y[..., 1:])
+
+    return recurrent(
+        Network(encoder.init, encode),
+        num_features + env.num_actions,
+        memory_size,
+        Network(streams.init, head),
+        max_steps=memory_steps,
+    )
+
+
+def intrinsic_weights(largest, num_policies) -> jax.Array:
+    """β_j: 0 for j = 0, β for j = J - 1, else β σ(10 (2 j - (J - 2)) / (J - 2)); [J]."""
+    j = jnp.arange(num_policies)
+    between = jax.nn.sigmoid(10 * (2 * j - (num_policies - 2)) / max(1, num_policies - 2))
+    return largest * jnp.where(j == 0, 0, jnp.where(j == num_policies - 1, 1, between))
+
+
+def discounts(first, last, num_policies) -> jax.Array:
+    """γ_j = 1 - (1 - γ_0)^(1 - x) (1 - γ_{J-1})^x with x = j / (J - 1), [J]; γ_0 if J = 1."""
+    x = jnp.arange(num_policies) / max(1, num_policies - 1)
+    return 1 - (1 - first) ** (1 - x) * (1 - last) ** x
+
+
+def nearest_distances(embeddings, num, query, num_neighbors) -> jax.Array:
+    """d² from a query [E] to the nearest of the first `num` embeddings [C, E], rising; infinite
+    where there are fewer than `num_neighbors` of them, [k]."""
+    distances = jnp.sum(jnp.square(embeddings - query), axis=-1)
+    distances = jnp.where(jnp.arange(len(embeddings)) < num, distances, jnp.inf)
+    return -jax.lax.top_k(-distances, num_neighbors)[0]
+
+
+def episodic_reward(distances, mean_distance, kernel_eps) -> jax.Array:
+    """1 / (√(Σ_i K_i) + c) from k distances d² [k] and d_m²; 0 if one is infinite, and where
+    √(Σ_i K_i) + c > 8. ξ = 0.008 and c = 0.001, as in the paper."""
+    rate = distances / jnp.maximum(mean_distance, 1e-8)
+    kernel = kernel_eps / (jnp.maximum(rate - 0.008, 0) + kernel_eps)
+    similarity = jnp.sqrt(jnp.sum(kernel)) + 0.001
+    return jnp.where(jnp.isinf(distances[-1]) | (similarity > 8), 0, 1 / similarity)
+
+
+def modulator(error, mean, std, largest) -> jax.Array:
+    """min(max(1 + (‖ĝ - g‖² - μ) / σ, 1), L)."""
+    return jnp.clip(1 + (error - mean) / std, 1, largest)
+
+
+def rescale(x, eps) -> jax.Array:
+    """h(x) = sgn(x) (√(|x| + 1) - 1) + ε x.
+
+    As a product with x, small x keep their digits, and the slope at 0 is right.
+    """
+    return x * (1 / (jnp.sqrt(jnp.abs(x) + 1) + 1) + eps)
+
+
+def inverse_rescale(y, eps) -> jax.Array:
+    """h⁻¹(y) = sgn(y) (u² - 1) with u = (√(1 + 4 ε (|y| + 1 + ε)) - 1) / (2 ε), as a product."""
+    c = jnp.abs(y) + 1 + eps
+    u = 2 * c / (jnp.sqrt(1 + 4 * eps * c) + 1)
+    return y / (1 / (u + 1) + eps)
+
+
+def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
+    """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
+    target = reward + gamma * (1 - terminated) * next_value
+    return jax.lax.stop_gradient(target) - q_value
+
+
+def retrace(q_value, error, done, trace, gamma) -> jax.Array:
+    """Q_t + Σ_{s≥t} γ^(s-t) (Π_{t<i≤s} c_i) δ_s, cut where an episode is done, along the steps of
+    one environment, from Q, δ and c [T]; [T].
+
+    Retrace(λ), Munos et al. 2016, eq. 3 and 4, https://arxiv.org/abs/1606.02647.
+    """
+    next_trace = jnp.append(trace[1:], 0)
+    return q_value + gae(error, done, gamma, next_trace)
+
+
+def priority(error, eta, alpha, eps) -> jax.Array:
+    """p^α with p = η max_t |δ_t| + (1 - η) mean_t |δ_t| + ε, for the errors δ [T] of a sequence."""
+    error = jnp.abs(error)
+    return (eta * jnp.max(error) + (1 - eta) * jnp.mean(error) + eps) ** alpha
+
+
+def exploration(epsilon, power, num_envs) -> jax.Array:
+    """ε_i = ε^(1 + power i / (N - 1)), [N]; ε if N = 1."""
+    return epsilon ** (1 + power * jnp.arange(num_envs) / max(1, num_envs - 1))
+
+
+def make(config: Config) -> Algorithm:
+    env = make_env(config.env_id, config.num_envs, actions="discrete")
+    network = make_recurrent_q_network(
+        env, config.hidden_sizes, config.memory_size, config.memory_steps, config.num_policies
+    )
+    embedding = make_network(env, config.hidden_sizes, config.embedding_size)  # f, and ĝ and g
+    classifier = mlp([2 * config.embedding_size, *config.hidden_sizes, env.num_actions])
+    optimizer = optax.adam(config.learning_rate)
+    novelty_optimizer = optax.adam(config.novelty_learning_rate)
+    steps_per_update = config.num_envs * config.num_steps
+    num_blocks = -(-config.buffer_size // steps_per_update)  # each a sequence per environment
+    num_rows = num_blocks * config.num_envs
+    buffer = uniform_buffer(num_rows, config.num_envs, config.batch_size)
+    overlap = config.burn_in
+    warmup_updates = -(-config.learning_starts // steps_per_update)
+    warmup_steps = warmup_updates * config.num_steps + overlap
+    initial_steps = warmup_steps * config.num_envs
+    num_updates = (config.total_timesteps - initial_steps) // steps_per_update
+
+    def init_memory():
+        return Memory(network.init_memory(), jnp.full((), -1, int), jnp.full((), -1, int))
+
+    def collect(params, states, key, num_steps):
+        key_policy, key_steps = jax.random.split(key)
+        drawn = jax.random.randint(key_policy, (env.num_envs,), 0, config.num_policies)
+        epsilon = exploration(config.epsilon, config.epsilon_power, config.num_envs)
+
+        def behaviour_policy(memory, obs, key):
+            policy = jnp.where(memory.policy < 0, drawn, memory.policy)
+            q_values, hidden = network.apply(params, memory.hidden, (obs, memory.action))
+            action = epsilon_greedy(key, q_values[jnp.arange(env.num_envs), policy], epsilon)
+            return action, Memory(hidden, action, policy)
+
+        return rollout_with_memory(
+            env, behaviour_policy, states, init_memory(), key_steps, num_steps
+        )
+
+    def prediction_error(params, random_params, next_obs):
+        difference = embedding.apply(params, next_obs) - embedding.apply(random_params, next_obs)
+        return jnp.sum(jnp.square(difference), axis=-1)
+
+    def intrinsic_rewards(novelty, params, random_params, transitions):
+        """Of the next observations of a rollout, [T, N]; and their modulators."""
+
+        def step(episode, inputs):
+            f, next_f, done = inputs
+            row = episode.num % config.episodic_memory_size
+            embeddings = episode.embeddings.at[row].set(f)
+            num = episode.num + 1
+            distances = nearest_distances(embeddings, num, next_f, config.num_neighbors)
+            return EpisodicMemory(embeddings, jnp.where(done, 0, num)), distances
+
+        f = embedding.apply(params.embedding, transitions.obs)
+        next_f = embedding.apply(params.embedding, transitions.next_obs)
+        done = transitions.terminated | transitions.truncated
+        inputs = f, next_f, done
+        episode, distances = jax.lax.scan(jax.vmap(step), novelty.episode, inputs)
+        is_known = jnp.isfinite(distances)
+        mean = Mean(
+            total=novelty.distances.total + jnp.sum(distances, where=is_known),
+            num=novelty.distances.num + jnp.sum(is_known),
+        )
+        reward = jax.vmap(jax.vmap(episodic_reward, (0, None, None)), (0, None, None))(
+            distances, mean.total / jnp.maximum(mean.num, 1), config.kernel_eps
+        )
+        errors = prediction_error(params.predictor, random_params, transitions.next_obs)
+        count = jnp.minimum(novelty.error.count, config.error_steps)
+        error = add_batch(novelty.error._replace(count=count), errors)
+        factor = modulator(errors, error.mean, jnp.sqrt(error.var + 1e-8), config.modulator_max)
+        return Novelty(episode, mean, error), factor * reward, factor
+
+    def q_values(params, sequence):
+        """Q of the observations and of the next ones behind the burn-in, [num_steps, J, A]."""
+        memory, steps = sequence.memory, sequence.transitions.transition
+        done = steps.terminated | steps.truncated
+        previous = jnp.where(done, init_memory().action, steps.action)
+        previous = jnp.concatenate([memory.action[None], previous[:-1]])
+        inputs = (steps.obs, previous), done
+        first, rest = (
+            jax.tree.map(lambda x, part=part: x[part], inputs)
+            for part in (slice(config.burn_in), slice(config.burn_in, None))
+        )
+        hidden = memory.hidden
+        if config.burn_in:
+            *_, hidden = network.unroll(jax.lax.stop_gradient(params), hidden, *first)
+        q, after, _ = network.unroll(params, hidden, *rest)
+        next_inputs = steps.next_obs[config.burn_in :], steps.action[config.burn_in :]
+        return q, network.apply(params, after, next_inputs)[0]
+
+    def q_errors(params, target_params, sequence):
+        """y - Q of every policy, [num_steps, J]."""
+        steps, intrinsic_reward = jax.tree.map(lambda x: x[config.burn_in :], sequence.transitions)
+        done = steps.terminated | steps.truncated
+
+        def errors(q, next_q, target_q, target_next_q, beta, gamma):
+            """Of one policy, from Q [T, A]."""
+            of = lambda q, action: jnp.take_along_axis(q, action[:, None], axis=-1).squeeze(-1)
+            value = inverse_rescale(of(target_q, steps.action), config.rescale_eps)
+            next_value = inverse_rescale(
+                of(target_next_q, jnp.argmax(next_q, axis=-1)), config.rescale_eps
+            )
+            reward = steps.reward + beta * intrinsic_reward
+            error = td_error(value, reward, next_value, steps.terminated, gamma)
+            trace = config.retrace_lambda * (steps.action == jnp.argmax(q, axis=-1))
+            returns = retrace(value, error, done, trace, gamma)
+            target = jax.lax.stop_gradient(rescale(returns, config.rescale_eps))
+            return target - of(q, steps.action)
+
+        return jax.vmap(errors, (1, 1, 1, 1, 0, 0), 1)(
+            *q_values(params, sequence),
+            *q_values(target_params, sequence),
+            intrinsic_weights(config.intrinsic_coef, config.num_policies),
+            discounts(config.gamma, config.gamma_last, config.num_policies),
+        )
+
+    def novelty_loss(params, random_params, transitions):
+        """Of the classifier of actions and of the predictor, and both of them."""
+        pairs = [
+            embedding.apply(params.embedding, obs)
+            for obs in (transitions.obs, transitions.next_obs)
+        ]
+        logits = classifier.apply(params.classifier, jnp.concatenate(pairs, axis=-1))
+        action_loss = optax.softmax_cross_entropy_with_integer_labels(logits, transitions.action)
+        errors = prediction_error(params.predictor, random_params, transitions.next_obs)
+        metrics = {"action_loss": action_loss.mean(), "novelty": errors.mean()}
+        return action_loss.mean() + errors.mean(), metrics
+
+    def loss(params, target_params, batch):
+        errors = jax.vmap(q_errors, (None, None, 0))(params, target_params, batch)
+        return jnp.mean(jnp.square(errors)), errors
+
+    def init(key):
+        key, *keys = jax.random.split(key, 8)
+        params = network.init(keys[0])
+        novelty_params = NoveltyParams(
+            embedding=embedding.init(keys[1]),
+            classifier=classifier.init(keys[2]),
+            predictor=embedding.init(keys[3]),
+        )
+        random_params = embedding.init(keys[4])
+        many = lambda tree: jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (env.num_envs, *x.shape)), tree
+        )
+        episode = EpisodicMemory(
+            jnp.zeros((config.episodic_memory_size, config.embedding_size)), jnp.zeros((), int)
+        )
+        novelty = Novelty(many(episode), Mean(jnp.zeros(()), jnp.zeros(())), no_statistics(()))
+        (env_state, memory), transitions, memories, _ = collect(
+            params, (env.reset(keys[5]), many(init_memory())), keys[6], warmup_steps
+        )
+        novelty, reward, _ = intrinsic_rewards(novelty, novelty_params, random_params, transitions)
+        stream = Stream(memories, Step(transitions, reward))
+        is_full = jnp.arange(num_rows) < warmup_updates * config.num_envs
+        return State(
+            key=key,
+            params=params,
+            target_params=jax.tree.map(jnp.copy, params),
+            novelty_params=novelty_params,
+            random_params=random_params,
+            opt_state=optimizer.init(params),
+            novelty_opt_state=novelty_optimizer.init(novelty_params),
+            buffer=buffer.init(cut_sequences(*stream, config.num_steps, overlap)),
+            priorities=init_priorities(is_full.astype(float)),
+            pending=jax.tree.map(lambda x: x[warmup_steps - overlap :], stream),
+            env=env_state,
+            memory=memory,
+            novelty=novelty,
+        )
+
+    def update(state, step):
+        key_rollout, key_learn = jax.random.split(jax.random.fold_in(state.key, step))
+        (env_state, memory), transitions, memories, episodes = collect(
+            state.params, (state.env, state.memory), key_rollout, config.num_steps
+        )
+        novelty, intrinsic_reward, factor = intrinsic_rewards(
+            state.novelty, state.novelty_params, state.random_params, transitions
+        )
+        stream = Stream(memories, Step(transitions, intrinsic_reward))
+        extended = jax.tree.map(lambda *x: jnp.concatenate(x), state.pending, stream)
+        sequences = cut_sequences(*extended, config.num_steps, overlap)
+        buffer_state = buffer.add(state.buffer, sequences, warmup_updates + step)
+        first_row = (warmup_updates + step) % num_blocks * config.num_envs
+        new_rows = first_row + jnp.arange(config.num_envs)
+        priorities = set_priorities(state.priorities, new_rows, state.priorities.largest)
+
+        def learn(carry, inputs):
+            params, target_params, opt_state, priorities = carry
+            key, gradient_step = inputs
+            index, _ = sample_rows(priorities, key, config.batch_size)
+            batch = rows(buffer_state, index)
+            (loss_value, errors), grads = jax.value_and_grad(loss, has_aux=True)(
+                params, target_params, batch
+            )
+            new_priority = jax.vmap(priority, (0, None, None, None))(
+                jnp.mean(jnp.abs(errors), axis=-1),
+                config.prioritized_replay_eta,
+                config.prioritized_replay_alpha,
+                config.prioritized_replay_eps,
+            )
+            priorities = set_priorities(priorities, index, new_priority)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            params = optax.apply_updates(params, updates)
+            polyak = optax.incremental_update(params, target_params, config.tau)
+            is_copy_step = (gradient_step + 1) % config.target_network_frequency == 0
+            target_params = jax.tree.map(
+                lambda new, old: jnp.where(is_copy_step, new, old), polyak, target_params
+            )
+            return (params, target_params, opt_state, priorities), loss_value
+
+        keys = jax.random.split(key_learn, config.gradient_steps)
+        gradient_steps = step * config.gradient_steps + jnp.arange(config.gradient_steps)
+        (params, target_params, opt_state, priorities), losses = jax.lax.scan(
+            learn,
+            (state.params, state.target_params, state.opt_state, priorities),
+            (keys, gradient_steps),
+        )
+        grads, metrics = jax.grad(novelty_loss, has_aux=True)(
+            state.novelty_params, state.random_params, transitions
+        )
+        updates, novelty_opt_state = novelty_optimizer.update(grads, state.novelty_opt_state)
+        novelty_params = optax.apply_updates(state.novelty_params, updates)
+
+        q, _ = network.apply(state.params, memories.hidden, (transitions.obs, memories.action))
+        value = jnp.take_along_axis(q[..., 0, :], transitions.action[..., None], axis=-1)
+        metrics |= episodes | {
+            "loss": losses.mean(),
+            "value": inverse_rescale(value, config.rescale_eps).mean(),
+            "intrinsic_reward": intrinsic_reward.mean(),
+            "modulator": factor.mean(),
+        }
+        return State(
+            key=state.key,
+            params=params,
+            target_params=target_params,
+            novelty_params=novelty_params,
+            random_params=state.random_params,
+            opt_state=opt_state,
+            novelty_opt_state=novelty_opt_state,
+            buffer=buffer_state,
+            priorities=priorities,
+            pending=jax.tree.map(lambda x: x[config.num_steps :], extended),
+            env=env_state,
+            memory=memory,
+            novelty=novelty,
+        ), metrics
+
+    def act(params, memory, obs, key):
+        q_values, hidden = network.apply(params, memory.hidden, (obs, memory.action))
+        action = jnp.argmax(q_values[0])
+        return action, Memory(hidden, action, memory.policy)
+
+    return Algorithm(
+        init, update, act, num_updates, steps_per_update, initial_steps, init_memory=init_memory
+    )
+
+
+if __name__ == "__main__":
+    main(Config, make)
