@@ -25,7 +25,8 @@ from algorithms.agent57 import (
     rescale,
 )
 from common.buffers import rows
-from common.envs import make_env, rollout_with_memory
+from common.envs import make_env
+from common.memory import rollout_with_memory
 from common.prioritized import sample_rows, set_priorities
 
 

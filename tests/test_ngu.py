@@ -32,7 +32,8 @@ from algorithms.ngu import (
     td_error,
 )
 from common.buffers import rows
-from common.envs import make_env, rollout_with_memory
+from common.envs import make_env
+from common.memory import rollout_with_memory
 from common.prioritized import sample_rows, set_priorities
 
 
