@@ -221,10 +221,22 @@ MUTANTS = [
         "priority",
     ),
     common(
-        *("the memory that is stored is that after the first step", "buffers"),
+        *("the memory that is stored is that after the first step", "memory"),
         "memory=jax.tree.map(lambda x: x[starts], memories)",
         "memory=jax.tree.map(lambda x: x[starts + 1], memories)",
         "sequence",
+    ),
+    common(
+        *("the memory runs on behind the end of an episode", "memory"),
+        "memory = reset_memory(memory, transition.terminated | transition.truncated, initial)",
+        "memory = reset_memory(memory, transition.terminated, initial)",
+        "its_own_memory",
+    ),
+    common(
+        *("the gates of the memory are swapped", "memory"),
+        "r, z = gates[..., :size], gates[..., size:]",
+        "z, r = gates[..., :size], gates[..., size:]",
+        "equations",
     ),
     # Novelty.
     algorithm(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from common.buffers import rows, uniform_buffer
-from common.memory import cut_sequences
 
 
 def blocks(first, num_steps, num_envs):
@@ -114,46 +113,3 @@ def test_a_block_of_another_size_is_refused(num_steps, num_envs):
 def test_more_than_the_buffer_holds_is_refused_at_once():
     with pytest.raises((TypeError, ValueError)):
         uniform_buffer(8, 4, 8).init(blocks(1, 3, 4))
-
-
-def stream(first, num_steps, num_envs=2):
-    """Memories before steps first, first + 1, ... of every environment, and those steps: the number
-    of a step is 100 times its environment and its place in it."""
-    step = first + jnp.arange(num_steps)[:, None] + 100 * jnp.arange(num_envs)
-    return {"before": -step[..., None]}, {"step": step, "obs": step[..., None] * jnp.ones(3)}
-
-
-@pytest.mark.parametrize("num_steps, overlap", [(3, 2), (2, 5), (4, 0), (1, 0)])
-def test_sequences_are_steps_in_a_row_from_the_memory_before_the_first(num_steps, overlap):
-    memories, transitions = stream(1, 3 * num_steps + overlap)
-    memory, steps = cut_sequences(memories, transitions, num_steps, overlap)
-    length = num_steps + overlap
-    for k in range(3):
-        for n in range(2):
-            expected = 1 + 100 * n + k * num_steps + np.arange(length)
-            np.testing.assert_array_equal(steps["step"][k, n], expected)
-            np.testing.assert_array_equal(steps["obs"][k, n], np.outer(expected, np.ones(3)))
-            np.testing.assert_array_equal(memory["before"][k, n], [-expected[0]])
-    assert steps["step"].shape == (3, 2, length)
-
-
-@pytest.mark.parametrize("num_rows, warmup_blocks", [(8, 0), (7, 3), (2, 1)])
-def test_no_sequence_crosses_the_head_of_a_ring(num_rows, warmup_blocks):
-    """A block is a sequence of each of two environments; one is added at a time."""
-    num_steps, overlap = 3, 4
-    buffer = uniform_buffer(num_rows, 2, 64)
-    warmup = stream(1, warmup_blocks * num_steps + overlap)
-    ring = buffer.init(cut_sequences(*warmup, num_steps, overlap))
-    add, num_blocks = jax.jit(buffer.add), -(-num_rows // 2)
-    for number in range(warmup_blocks, warmup_blocks + 11):
-        new = stream(1 + number * num_steps, num_steps + overlap)
-        ring = add(ring, cut_sequences(*new, num_steps, overlap), number)
-        oldest = max(0, number + 1 - num_blocks)
-        firsts = []
-        for memory, steps in zip(ring.memory["before"], ring.transitions["step"], strict=True):
-            if steps.any():
-                np.testing.assert_array_equal(steps, steps[0] + np.arange(num_steps + overlap))
-                assert memory == -steps[0]
-                firsts.append(int(steps[0]))
-        expected = [1 + 3 * k + 100 * n for n in (0, 1) for k in range(oldest, number + 1)]
-        assert sorted(firsts) == expected

@@ -12,7 +12,6 @@ from common.environments.linear import LINEAR
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
-from common.memory import reset_memory, rollout_with_memory
 from common.runner.evaluation import evaluate
 
 OFFLINE = [name for name in gymnax.registered_envs if "MNIST" not in name and "probe" not in name]
@@ -287,62 +286,3 @@ def test_an_environment_of_64_bits_leaves_nothing_in_one_of_32():
     with jax.enable_x64(True):
         assert dtypes() == {"int64"}
     assert dtypes() == {"int32"}
-
-
-def test_memory_is_reset_where_episodes_end():
-    """Of each environment on its own; arrays of any shape."""
-    memory = {"a": jnp.ones((3, 2)), "b": jnp.arange(3)}
-    initial = {"a": jnp.zeros(2), "b": jnp.array(7)}
-    reset = reset_memory(memory, jnp.array([True, False, True]), initial)
-    np.testing.assert_array_equal(reset["a"], [[0, 0], [1, 1], [0, 0]])
-    np.testing.assert_array_equal(reset["b"], [7, 1, 7])
-
-
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "AlwaysTruncated-probe"])
-def test_a_rollout_hands_each_environment_its_own_memory(env_id):
-    """A memory that counts the steps of its episode: 0 after each end, terminated or truncated."""
-    env, num_steps = make_env(env_id, 3), 60
-
-    def policy(memory, obs, key):
-        count, which = memory
-        return random_policy(env)(obs, key), (count + 1, which)
-
-    def roll(key):
-        start = (jnp.zeros(3, int), 10 * jnp.arange(3))
-        states = env.reset(key), start
-        return rollout_with_memory(env, policy, states, (jnp.array(0), jnp.array(5)), key, 60)
-
-    (state, memory), t, before, metrics = jax.jit(roll)(jax.random.key(0))
-    done = np.asarray(t.terminated | t.truncated)
-    count, which = np.zeros(3, int), 10 * np.arange(3)
-    for step in range(num_steps):
-        np.testing.assert_array_equal(before[0][step], count)
-        np.testing.assert_array_equal(before[1][step], which)
-        count, which = np.where(done[step], 0, count + 1), np.where(done[step], 5, which)
-    np.testing.assert_array_equal(memory[0], count)
-    assert done.any(0).all() and metrics["episodes"] == done.sum()
-    plain, transitions, _ = jax.jit(
-        lambda key: rollout(env, random_policy(env), env.reset(key), key, 60)
-    )(jax.random.key(0))
-    np.testing.assert_array_equal(plain.obs, state.obs)
-    np.testing.assert_array_equal(transitions.reward, t.reward)
-
-
-def test_an_evaluation_begins_with_the_memory_of_each_environment():
-    """A policy that pushes the pole left at even steps and right at odd ones has the returns of the
-    same policy played by hand."""
-    env = make_env("CartPole-v1", 4)
-    act = lambda params, count, obs, key: (count % 2, count + 1)
-    play = lambda key: evaluate(env, act, None, key, lambda: jnp.array(1))
-    returns, lengths = jax.jit(play)(jax.random.key(0))
-    key_reset, key_steps = jax.random.split(jax.random.key(0))
-    state, step = env.reset(key_reset), jax.jit(env.step)
-    expected, ended = np.zeros(4), np.zeros(4, bool)
-    for t in range(500):
-        state, transition = step(state, jnp.full(4, (t + 1) % 2), key_steps)
-        expected += ~ended
-        ended |= np.asarray(transition.terminated)
-        if ended.all():
-            break
-    np.testing.assert_array_equal(returns, expected)
-    np.testing.assert_array_equal(lengths, expected)

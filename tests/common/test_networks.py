@@ -7,7 +7,6 @@ import pytest
 
 from common.distributions import orthonormalize, with_orthogonal_init
 from common.envs import make_env
-from common.memory import gru, recurrent
 from common.networks import conv, dense, ensemble, make_network, make_q_network, mlp
 
 
@@ -117,87 +116,3 @@ def test_ensemble_has_members_of_their_own_on_a_first_axis():
         one = jax.tree.map(lambda x, number=number: x[number], params)
         np.testing.assert_allclose(values[number], network.apply(one, obs, action), rtol=1e-5)
     assert not np.isclose(values[0], values[1]).any()
-
-
-def gru_by_hand(u, x, h):
-    """Cho et al. 2014, equations 5 to 8, unit by unit."""
-    size, sigmoid = len(h), lambda x: 1 / (1 + np.exp(-x))
-    r = [sigmoid(x[i] + sum(u[j, i] * h[j] for j in range(size))) for i in range(size)]
-    z = [
-        sigmoid(x[size + i] + sum(u[j, size + i] * h[j] for j in range(size))) for i in range(size)
-    ]
-    new = []
-    for i in range(size):
-        candidate = x[2 * size + i] + sum(u[j, 2 * size + i] * r[j] * h[j] for j in range(size))
-        new.append(z[i] * h[i] + (1 - z[i]) * np.tanh(candidate))
-    return new
-
-
-def test_gru_is_its_equations():
-    rng = np.random.default_rng(0)
-    u, x, h = rng.normal(size=(4, 12)), rng.normal(size=12), rng.normal(size=4)
-    expected = gru_by_hand(u, x, h)
-    np.testing.assert_allclose(gru(jnp.array(u), jnp.array(x), jnp.array(h)), expected, rtol=1e-5)
-    # z = 1 keeps the memory, z = 0 and r = 0 forget it.
-    gates = np.array([-100.0] * 4 + [100.0] * 4 + [0.3] * 4)
-    np.testing.assert_allclose(gru(0 * u, gates, h), h, rtol=1e-6)
-    gates[4:8] = -100
-    np.testing.assert_allclose(gru(jnp.array(u), gates, 0 * h), np.tanh([0.3] * 4), rtol=1e-6)
-
-
-def small_recurrent(max_steps=1):
-    return recurrent(mlp([3, 5]), 5, 4, mlp([4, 2]), max_steps)
-
-
-def test_a_recurrent_network_is_its_parts():
-    network = small_recurrent()
-    params = network.init(jax.random.key(0))
-    ((w, b),), (w_in, b_in, u), ((w_out, b_out),) = jax.tree.map(np.asarray, params)
-    x, memory = np.array([0.2, -1.0, 0.5], np.float32), np.array([0.1, 0.0, -0.4, 0.9], np.float32)
-    y, after = network.apply(params, memory, x)
-    expected = gru_by_hand(u, (x @ w + b) @ w_in + b_in, memory)
-    np.testing.assert_allclose(after, expected, rtol=1e-5)
-    np.testing.assert_allclose(y, np.array(expected) @ w_out + b_out, rtol=1e-4)
-    assert not network.init_memory().any() and network.init_memory().shape == (4,)
-
-
-def test_unroll_is_apply_step_by_step_with_resets():
-    """For several environments at once; the memories are from before each reset, and the last one
-    from after it."""
-    with jax.enable_x64(True):
-        network = small_recurrent()
-        params = network.init(jax.random.key(0))
-        x = jax.random.normal(jax.random.key(1), (7, 2, 3))
-        done = jnp.zeros((7, 2), bool).at[jnp.array([2, 3, 6]), jnp.array([0, 1, 1])].set(True)
-        first = jax.random.normal(jax.random.key(2), (2, 4))
-        y, memories, last = jax.jit(network.unroll)(params, first, x, done)
-        memory = first
-        for t in range(7):
-            output, memory = jax.jit(network.apply)(params, memory, x[t])
-            np.testing.assert_allclose(output, y[t], rtol=1e-14)  # sums in another order
-            np.testing.assert_allclose(memory, memories[t], rtol=1e-14)
-            memory = jnp.where(done[t][:, None], network.init_memory(), memory)
-        np.testing.assert_allclose(memory, last, rtol=1e-14)
-        assert not last[1].any() and last[0].all()
-
-
-def test_no_gradient_crosses_a_reset():
-    network = small_recurrent()
-    params = network.init(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (5, 3))
-    done = jnp.array([False, True, False, False, False])
-
-    def late(first, x):
-        return network.unroll(params, first, x, done)[0][2:].sum()
-
-    to_first, to_x = jax.grad(late, argnums=(0, 1))(jnp.ones(4), x)
-    assert not to_first.any() and not to_x[:2].any() and to_x[2:].any(-1).all()
-
-
-def test_memories_decay_over_as_many_steps_as_asked():
-    """The bias of z is ln u, u ~ U(1, max_steps): z = u / (1 + u)."""
-    network = recurrent(mlp([3, 5]), 5, 2_000, mlp([2_000, 2]), max_steps=99)
-    _, b, _ = network.init(jax.random.key(0))[1]
-    steps = np.exp(b[2_000:4_000])
-    assert not b[:2_000].any() and not b[4_000:].any()
-    assert steps.min() >= 1 and steps.max() <= 99 and abs(steps.mean() - 50) < 3
