@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probes  # noqa: F401  (it registers environments)
 import pytest
 
 from common.buffers import uniform_buffer
