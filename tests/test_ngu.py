@@ -14,7 +14,6 @@ from helpers import (
     every_end,
     pairs,
     relu_mlp,
-    states_of,
 )
 
 from algorithms import ngu
@@ -283,10 +282,9 @@ def targets_by_loop(params, target_params, batch, config):
     return np.sign(targets) * (np.sqrt(abs(targets) + 1) - 1) + config.rescale_eps * targets
 
 
-@pytest.mark.parametrize("burn_in", [0, 3])
-def test_an_update_descends_the_squared_errors_of_its_sequences(burn_in):
+def test_an_update_descends_the_squared_errors_of_its_sequences():
     """Of a State whose networks differ, for all three policies."""
-    config = small(burn_in=burn_in, gradient_steps=1, gamma=0.75, gamma_last=0.5)
+    config = small(gradient_steps=1, gamma=0.75, gamma_last=0.5)
     algorithm = make(config)
     init = jax.jit(algorithm.init)
     before = init(jax.random.key(0))
@@ -305,7 +303,7 @@ def test_an_update_descends_the_squared_errors_of_its_sequences(burn_in):
 
     def loss(params):
         q, _ = q_by_loop(params, batch.memory, steps, config.burn_in)
-        errors = targets - q[t, b, :, steps.action.T[burn_in:]]
+        errors = targets - q[t, b, :, steps.action.T[config.burn_in :]]
         return jnp.mean(errors**2), errors
 
     gradient, errors = jax.grad(loss, has_aux=True)(before.params)
@@ -318,7 +316,8 @@ def test_an_update_descends_the_squared_errors_of_its_sequences(burn_in):
 
 
 def test_an_update_teaches_the_embedding_and_the_predictor_by_its_steps():
-    config = small()
+    """And the 225 steps of the warm-up weigh no more than 60 beside its 30, in μ and σ."""
+    config = small(error_steps=60)
     algorithm = make(config)
     before = jax.jit(algorithm.init)(jax.random.key(0))
     after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
@@ -340,14 +339,9 @@ def test_an_update_teaches_the_embedding_and_the_predictor_by_its_steps():
     np.testing.assert_allclose(metrics["intrinsic_reward"], new.intrinsic_reward.mean(), rtol=1e-4)
     for mean, expected in pairs(after.novelty_opt_state[0].mu, gradient):
         np.testing.assert_allclose(10 * mean, expected, rtol=1e-3, atol=1e-6)
+    assert (before.novelty.error.count, after.novelty.error.count) == (225, 90)
     for x, y in pairs(before.random_params, after.random_params):
         np.testing.assert_array_equal(x, y)
-
-
-def test_the_statistics_of_errors_forget():
-    """225 steps of the warm-up weigh no more than 60 beside the 30 of an update."""
-    states = states_of(make(small(error_steps=60)), 4)
-    assert [int(state.novelty.error.count) for state in states] == [225] + [90] * 4
 
 
 # The policies.
