@@ -34,7 +34,7 @@ decays over up to `memory_steps` steps at first (chrono initialization, Tallec &
 https://arxiv.org/abs/1804.11188); the streams V and A have no hidden layer of their own; the
 network does not see the previous reward, which `act` is not told; a sequence may span several
 episodes, where the paper's end with one; a new sequence has the largest priority so far, not one
-computed where it was acted; `act` takes no random actions.
+computed where it was acted; the learning rate falls to 0; `act` takes no random actions.
 
 Metrics: `value`, mean h⁻¹(Q(m, a)) of the actions taken (discounted return); `loss`, mean squared
 TD error of the batches (rescaled return²).
@@ -59,22 +59,23 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "CartPole-v1-positions"  # any environment with discrete actions
-    total_timesteps: int = 100_000  # environment steps, over all environments
+    total_timesteps: int = 150_000  # environment steps, over all environments
     num_envs: int = 8  # environments stepped in parallel
     num_steps: int = 20  # steps of a sequence that are learned from, and of an update
     burn_in: int = 10  # steps of a sequence before those
     gradient_steps: int = 8  # of an update
-    learning_rate: float = 1e-3  # of Adam
+    learning_rate: float = 2e-3  # of Adam
+    anneal_lr: bool = True  # the learning rate falls linearly to 0
     gamma: float = 0.99  # discount factor
     n_step: int = 5  # rewards before the bootstrap, n
     rescale_eps: float = 1e-3  # ε of h
-    buffer_size: int = 50_000  # steps that are learned from, rounded up to whole updates
+    buffer_size: int = 150_000  # steps that are learned from, rounded up to whole updates
     batch_size: int = 16  # sequences
     prioritized_replay_alpha: float = 0.9  # α: 0 draws uniformly
     prioritized_replay_eta: float = 0.9  # η: 1 for the largest error of a sequence, 0 for the mean
     prioritized_replay_eps: float = 1e-6  # added to every priority
     learning_starts: int = 1_000  # environment steps first, rounded up to whole updates
-    target_network_frequency: int = 100  # gradient steps between copies of θ into θ⁻
+    target_network_frequency: int = 40  # gradient steps between copies of θ into θ⁻
     tau: float = 1.0  # θ⁻ ← τ θ + (1 - τ) θ⁻ at each copy
     epsilon: float = 0.4  # probability of a random action in environment 0, ε
     epsilon_power: float = 7.0  # the last one has ε^(1 + epsilon_power)
@@ -205,7 +206,6 @@ def make(config: Config) -> Algorithm:
     network = make_recurrent_q_network(
         env, config.hidden_sizes, config.memory_size, config.memory_steps
     )
-    optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.num_steps
     num_blocks = -(-config.buffer_size // steps_per_update)  # each a sequence per environment
     num_rows = num_blocks * config.num_envs
@@ -215,6 +215,9 @@ def make(config: Config) -> Algorithm:
     warmup_steps = warmup_updates * config.num_steps + overlap
     initial_steps = warmup_steps * config.num_envs
     num_updates = (config.total_timesteps - initial_steps) // steps_per_update
+
+    def optimizer(step):
+        return optax.adam(config.learning_rate * (1 - config.anneal_lr * step / num_updates))
 
     def init_memory():
         return Memory(network.init_memory(), jnp.full((), -1, int))
@@ -285,7 +288,7 @@ def make(config: Config) -> Algorithm:
             key=key,
             params=params,
             target_params=jax.tree.map(jnp.copy, params),
-            opt_state=optimizer.init(params),
+            opt_state=optimizer(0).init(params),
             buffer=buffer.init(cut_sequences(*stream, config.num_steps, overlap)),
             priorities=init_priorities(is_full.astype(float)),
             pending=jax.tree.map(lambda x: x[warmup_steps - overlap :], stream),
@@ -320,7 +323,7 @@ def make(config: Config) -> Algorithm:
                 config.prioritized_replay_eps,
             )
             priorities = set_priorities(priorities, index, new_priority)
-            updates, opt_state = optimizer.update(grads, opt_state)
+            updates, opt_state = optimizer(step).update(grads, opt_state)
             params = optax.apply_updates(params, updates)
             polyak = optax.incremental_update(params, target_params, config.tau)
             is_copy_step = (gradient_step + 1) % config.target_network_frequency == 0
