@@ -16,9 +16,9 @@ An arm is a policy j. Of the last `window_size` episodes of the environment N_j 
 j, and μ̂_j is their mean return, undiscounted and without novelty. The first episodes try one arm
 after the other. `act` follows the arm whose mean return over all environments is the largest.
 
-Departs from the paper: as ngu.py does; the discounts are those of ngu.py, where the paper has
-others for the first policies; the bandit learns of episodes, and chooses, once an update; the
-evaluation has no bandit of its own.
+Departs from the paper: as ngu.py does, but β = .3; the discounts are those of ngu.py, where the
+paper has others for the first policies; the bandit learns of episodes, and chooses, once an
+update; the evaluation has no bandit of its own.
 
 Metrics: `value`, mean h⁻¹(Q^e_0(m, a)) of the actions taken (discounted return); `loss`, mean
 squared error of the batches, the sum of both networks' (rescaled return²); `arm`, mean number j of

@@ -27,12 +27,13 @@ classifier has to tell the action from f(s) and f(s'). g is a random network tha
 and ĝ learns to agree with it where the policies were (random network distillation); μ and σ are
 mean and standard deviation of its errors, over about the last `error_steps` steps.
 
-Departs from the paper: as r2d2.py does; j is an input behind the memory, which so is the same for
-all policies, and each sequence is learned from for all of them; its priority is made of errors
-averaged over them; the network sees neither reward, which `act` is not told; f and ĝ learn once
-from every step as it is taken, not from replay; policies are drawn once an update in every
-environment, for the episodes that begin in it; few policies and neighbours and a wide kernel, for
-episodes of ten steps, where the paper has J = 32, k = 10 and ε = 10⁻³; β = .1, not .3.
+Departs from the paper: as r2d2.py does, but with a learning rate that stays; j is an input behind
+the memory, which so is the same for all policies, and each sequence is learned from for all of
+them; its priority is made of errors averaged over them; the network sees neither reward, which
+`act` is not told; f and ĝ learn once from every step as it is taken, not from replay; policies are
+drawn once an update in every environment, for the episodes that begin in it; few policies and
+neighbours and a wide kernel, for episodes of ten steps, where the paper has J = 32, k = 10 and
+ε = 10⁻³; β = .1, not .3.
 
 Metrics: `value`, mean h⁻¹(Q_0(m, a)) of the actions taken (discounted return); `loss`, mean squared
 error of the batches (rescaled return²); `intrinsic_reward`, mean r^intrinsic; `modulator`, mean
