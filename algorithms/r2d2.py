@@ -66,17 +66,17 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "CartPole-v1-positions"  # any environment with discrete actions
-    total_timesteps: int = 150_000  # environment steps, over all environments
+    total_timesteps: int = 200_000  # environment steps, over all environments
     num_envs: int = 8  # environments stepped in parallel
     num_steps: int = 20  # steps of a sequence that are learned from, and of an update
     burn_in: int = 10  # steps of a sequence before those
-    gradient_steps: int = 8  # of an update
+    gradient_steps: int = 16  # of an update
     learning_rate: float = 2e-3  # of Adam
     anneal_lr: bool = True  # the learning rate falls linearly to 0
-    gamma: float = 0.99  # discount factor
+    gamma: float = 0.997  # discount factor
     n_step: int = 5  # rewards before the bootstrap, n
     rescale_eps: float = 1e-3  # ε of h
-    buffer_size: int = 150_000  # steps that are learned from, rounded up to whole updates
+    buffer_size: int = 200_000  # steps that are learned from, rounded up to whole updates
     batch_size: int = 16  # sequences
     prioritized_replay_alpha: float = 0.9  # α: 0 draws uniformly
     prioritized_replay_eta: float = 0.9  # η: 1 for the largest error of a sequence, 0 for the mean
