@@ -415,7 +415,8 @@ def make(config: Config) -> Algorithm:
             bandit = jax.tree.map(partial(jnp.where, done), new, bandit)
             return (bandit, jnp.where(done, 0, episode_return)), None
 
-        begun = jnp.where(before.episode.done, 0, before.episode.total)
+        total, _, done = before.episode
+        begun = jnp.where(done, 0, total)
         done = transitions.terminated | transitions.truncated
         inputs = policies, transitions.reward, done
         return jax.lax.scan(jax.vmap(step), (bandits, begun), inputs)[0][0]

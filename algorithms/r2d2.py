@@ -192,7 +192,7 @@ def n_step_return(reward, next_value, terminated, done, gamma, n) -> jax.Array:
     return returns
 
 
-def td_error(q_value, returns, eps) -> jax.Array:
+def rescaled_error(q_value, returns, eps) -> jax.Array:
     """δ = h(R) - Q(s, a), for one step; no gradient through the target."""
     return jax.lax.stop_gradient(rescale(returns, eps)) - q_value
 
@@ -276,7 +276,7 @@ def make(config: Config) -> Algorithm:
                 config.n_step,
             )
             q_value = jnp.take_along_axis(q, steps.action[:, None], axis=-1).squeeze(-1)
-            return td_error(q_value[: config.num_steps], returns, config.rescale_eps)
+            return rescaled_error(q_value[: config.num_steps], returns, config.rescale_eps)
 
         errors = jax.vmap(error)(batch)
         return jnp.mean(jnp.square(errors)), errors

@@ -223,13 +223,15 @@ def episode_returns(algorithm, num_seeds):
 
 def check_probe(module, config, values_of, tolerance):
     """Two seeds learn the values of the probe that `config` names, to `tolerance(value)`, and the
-    best actions. `values_of(config, state, obs)` gives the values [S] of one seed's State."""
+    best actions. `values_of(config, state, obs)` gives the values [S] of one seed's State; it is
+    jitted where the policy has no memory, and plays itself where it has one."""
     tables, values = ALL_PROBES[config.env_id.replace("Vector-", "-")]
     algorithm = module.make(config)
     obs = jnp.arange(len(tables[0]))
     obs = jax.nn.one_hot(obs, len(obs)) if "Vector-" in config.env_id else obs
     run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=True)
-    values_of_state = jax.jit(lambda state: values_of(config, state, obs))
+    jit = jax.jit if algorithm.init_memory is None else lambda function: function
+    values_of_state = jit(lambda state: values_of(config, state, obs))
     act = jax.jit(jax.vmap(first_act(algorithm), (None, 0, None)))
     for state in each(run_state.state, 2):
         learned = np.asarray(values_of_state(state))

@@ -19,7 +19,7 @@ from algorithms.r2d2 import (
     n_step_return,
     priority,
     rescale,
-    td_error,
+    rescaled_error,
 )
 from common.buffers import rows
 from common.envs import make_env
@@ -126,11 +126,13 @@ def test_td_error_of_rescaled_values(terminated, truncated, bootstraps):
     returns = n_step_return(jnp.array([2.0]), next_value, *flags, 0.5, 1)
     r = 2 + 1.5 * bootstraps
     expected = np.sqrt(r + 1) - 1 + 1e-3 * r - 0.25
-    np.testing.assert_allclose(td_error(jnp.array([0.25]), returns, 1e-3), [expected], rtol=1e-5)
+    np.testing.assert_allclose(
+        rescaled_error(jnp.array([0.25]), returns, 1e-3), [expected], rtol=1e-5
+    )
 
 
 def test_gradient_is_semi_gradient():
-    gradient = jax.grad(td_error, argnums=(0, 1))(1.0, 5.0, 1e-3)
+    gradient = jax.grad(rescaled_error, argnums=(0, 1))(1.0, 5.0, 1e-3)
     np.testing.assert_array_equal(gradient, (-1, 0))
 
 

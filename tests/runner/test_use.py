@@ -84,7 +84,7 @@ def test_an_agent_that_has_no_policy_is_refused_in_words(tmp_path):
 def test_an_agent_with_memory_is_given_what_it_returned(tmp_path):
     """None at the start of an episode. In a grid world no map of it is drawn: what it does in a
     state depends on the states before."""
-    flags = ["--env-id", "CliffWalking-tabular", "--total-timesteps", "1024", "--hidden-sizes", "8"]
+    flags = ["--env-id", "CliffWalking-tabular", "--total-timesteps", "1024", "--no-norm-obs"]
     run_here("algorithms.ppo_rnn", *flags, *SHORT, "--out", tmp_path / "a")
     agent, key = load_agent(tmp_path / "a"), jax.random.key(0)
     action, memory = agent(None, 36, key)
