@@ -12,8 +12,6 @@ four_rooms  Where the novelty is, in rooms without a reward and with 50 steps fr
 """
 
 import argparse
-import csv
-import platform
 from pathlib import Path
 
 import jax
@@ -21,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from algorithms import ppo, rnd
-from benchmarks.learning import RESULTS, commit, table
+from benchmarks.learning import RESULTS, table
+from benchmarks.speed import origin, rows_to_show, write
 from common.environments.gridworlds import FOUR_ROOMS, cells, maze
 from common.environments.tabular import TABULAR
 from common.envs import make_env
@@ -54,28 +53,20 @@ def main() -> None:
             for module in (rnd, ppo):
                 lines.append(deep_sea_line(module, size, total, arguments.seeds))
                 print(lines[-1], flush=True)
-        write(arguments.out / "deep_sea.csv", lines)
+        save(arguments.out / "deep_sea.csv", lines)
     if "four_rooms" in arguments.what:
         curves = {name: rooms(coef, arguments.seeds) for name, coef in (("bonus", 1), ("none", 0))}
         draw(curves["bonus"], arguments.out)
         lines = [
             {"bonuses": name} | line for name, curve in curves.items() for line in cells_seen(curve)
         ]
-        write(arguments.out / "four_rooms.csv", lines)
+        save(arguments.out / "four_rooms.csv", lines)
 
 
-def write(path: Path, lines: list[dict]) -> None:
+def save(path: Path, lines: list[dict]) -> None:
     """Print the lines as a table, and write them with their origin."""
-    origin = {
-        "machine": f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].platform}",
-        "versions": f"jax={jax.__version__}",
-        "commit": commit(),
-    }
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0] | origin, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(line | origin for line in lines)
-    print(table([list(lines[0]), *(list(line.values()) for line in lines)]))
+    print(table(rows_to_show(lines)))
+    write(path, [line | origin([{"versions": {"jax": jax.__version__}}]) for line in lines])
 
 
 def train(algorithm, look, num_seeds: int):

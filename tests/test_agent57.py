@@ -1,7 +1,6 @@
 """agent57.py: its bandit against brute force and UCB1, whole updates against steps one by one, and
 what it learns."""
 
-from functools import partial
 from itertools import pairwise
 
 import jax
@@ -9,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import check_q_probe, config_of, pairs, states_of
-from test_ngu import by_double_sum, q_by_loop, q_step
+from recurrence import first_update, q_by_loop, values_met
+from test_ngu import by_double_sum, q_step, value_of_policy_0
 
 from algorithms import agent57
 from algorithms.agent57 import (
@@ -24,10 +24,6 @@ from algorithms.agent57 import (
     record,
     rescale,
 )
-from common.buffers import rows
-from common.envs import make_env
-from common.memory import rollout_with_memory
-from common.prioritized import sample_rows, set_priorities
 
 
 def small(**fields):
@@ -195,6 +191,7 @@ def targets_by_loop(params, target_params, batch, config):
     def of_both(params):
         both = [
             q_by_loop(
+                q_step,
                 jax.tree.map(lambda x, i=i: x[i], params),
                 batch.memory._replace(hidden=batch.memory.hidden[:, i]),
                 steps,
@@ -228,16 +225,12 @@ def targets_by_loop(params, target_params, batch, config):
 def test_an_update_descends_the_squared_errors_of_both_networks():
     """Each by its own reward and target network, for the policies that are greedy in the sum."""
     config = small(gamma=0.75, gamma_last=0.5, intrinsic_coef=2.0)
-    algorithm = make(config)
-    init = jax.jit(algorithm.init)
-    before = init(jax.random.key(0))
-    before = before._replace(target_params=init(jax.random.key(1)).params.networks)
-    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
-    new_rows = 35 + jnp.arange(5)
-    priorities = set_priorities(before.priorities, new_rows, before.priorities.largest)
-    key_learn = jax.random.split(jax.random.fold_in(before.key, 0), 3)[2]
-    index, _ = sample_rows(priorities, jax.random.split(key_learn, 1)[0], config.batch_size)
-    batch = jax.tree.map(np.asarray, rows(after.buffer, index))
+    before, after, metrics, priorities, index, batch = first_update(
+        make(config),
+        config,
+        lambda state, other: state._replace(target_params=other.networks),
+        num_keys=3,
+    )
     steps = batch.transitions.transition
     networks = before.params.networks
     targets = targets_by_loop(networks, before.target_params, batch, config)
@@ -248,7 +241,7 @@ def test_an_update_descends_the_squared_errors_of_both_networks():
         for i in (0, 1):
             params = jax.tree.map(lambda x, i=i: x[i], networks)
             memory = batch.memory._replace(hidden=batch.memory.hidden[:, i])
-            q, _ = q_by_loop(params, memory, steps, config.burn_in)
+            q, _ = q_by_loop(q_step, params, memory, steps, config.burn_in)
             errors.append(targets[i] - q[t, b, :, steps.action.T[config.burn_in :]])
         return jnp.mean(errors[0] ** 2) + jnp.mean(errors[1] ** 2), jnp.stack(errors)
 
@@ -288,22 +281,10 @@ def test_act_follows_the_arm_of_the_largest_return():
 
 def visited_values(config, state, obs):
     """max Q^e_0 of the greedy policy at the states it meets, by observation, averaged."""
-    algorithm, env = make(config), make_env(config.env_id, 32)
-    network = agent57.make_recurrent_q_network(
-        env, config.hidden_sizes, config.memory_size, config.memory_steps, config.num_policies
-    )
-    act = jax.vmap(partial(algorithm.act, state.params), (0, 0, None))
-    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (32, *x.shape)), algorithm.init_memory())
-    _, steps, memories, _ = jax.jit(
-        lambda states: rollout_with_memory(
-            env, act, states, algorithm.init_memory(), jax.random.key(5), 64
-        )
-    )((env.reset(jax.random.key(6)), memory))
     extrinsic = jax.tree.map(lambda x: x[0], state.params.networks)
-    q, _ = network.apply(extrinsic, memories.hidden[..., 0, :], (steps.obs, memories.action))
-    values = inverse_rescale(q[..., 0, :].max(-1), config.rescale_eps).ravel()
-    which = steps.obs.reshape(-1, len(obs)).argmax(-1)
-    return np.bincount(which, values, len(obs)) / np.maximum(1, np.bincount(which, None, len(obs)))
+    of_network = value_of_policy_0(agent57, config, extrinsic)
+    value_of = lambda hidden, inputs: of_network(hidden[..., 0, :], inputs)
+    return values_met(make(config), config, state.params, value_of, len(obs))
 
 
 def test_it_learns_the_values_and_best_actions_of_the_probes():

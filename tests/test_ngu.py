@@ -1,8 +1,6 @@
 """ngu.py: its equations by hand and against NumPy, its rewards against a loop over the steps, and
 what it learns."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +13,7 @@ from helpers import (
     pairs,
     relu_mlp,
 )
+from recurrence import first_update, next_hidden, q_by_loop, values_met
 
 from algorithms import ngu
 from algorithms.ngu import (
@@ -30,10 +29,7 @@ from algorithms.ngu import (
     retrace,
     td_error,
 )
-from common.buffers import rows
 from common.envs import make_env
-from common.memory import rollout_with_memory
-from common.prioritized import sample_rows, set_priorities
 
 
 def small(**fields):
@@ -227,44 +223,22 @@ def test_rewards_are_those_of_a_loop_over_the_steps():
 
 def q_step(params, hidden, obs, action):
     """Q [B, J, A] and memories after one observation; `action` is the one before, -1 for none."""
-    [(w, b)], (w_gru, b_gru, u), [(w_head, b_head), (w_out, b_out)] = params
-    size, before = hidden.shape[-1], np.array([[1, 0], [0, 1], [0, 0]])[np.asarray(action)]
-    features = jnp.concatenate([jnp.maximum(obs @ w + b, 0), before], axis=-1)
-    x = features @ w_gru + b_gru
-    gates = jax.nn.sigmoid(x[:, : 2 * size] + hidden @ u[:, : 2 * size])
-    r, z = gates[:, :size], gates[:, size:]
-    new = jnp.tanh(x[:, 2 * size :] + (r * hidden) @ u[:, 2 * size :])
-    hidden = z * hidden + (1 - z) * new
-    q = []
+    *_, [(w_head, b_head), (w_out, b_out)] = params
+    hidden, size, q = next_hidden(params, hidden, obs, action), hidden.shape[-1], []
     for policy in w_head[size:]:  # that policy's row of the weights for j, which is one-hot
         y = jnp.maximum(hidden @ w_head[:size] + policy + b_head, 0) @ w_out + b_out
         q.append(y[:, :1] + y[:, 1:] - y[:, 1:].mean(-1, keepdims=True))
     return jnp.stack(q, axis=1), hidden
 
 
-def q_by_loop(params, memory, steps, burn_in):
-    """Q of the observations and of the next ones, [T, B, J, A] each; memories and previous actions
-    start again at every end, and nothing of the burn-in is differentiated."""
-    hidden, action, q, next_q = memory.hidden, memory.action, [], []
-    for t in range(steps.reward.shape[1]):
-        y, hidden = q_step(params, hidden, steps.obs[:, t], action)
-        if t >= burn_in:
-            q.append(y)
-            next_q.append(q_step(params, hidden, steps.next_obs[:, t], steps.action[:, t])[0])
-        else:
-            hidden = jax.lax.stop_gradient(hidden)
-        goes_on = ~(steps.terminated | steps.truncated)[:, t]
-        hidden, action = hidden * goes_on[:, None], np.where(goes_on, steps.action[:, t], -1)
-    return jnp.stack(q), jnp.stack(next_q)
-
-
 def targets_by_loop(params, target_params, batch, config):
     """y of the steps that are learned from, [num_steps, B, J]."""
     steps, intrinsic_reward = batch.transitions
     greedy, next_greedy = (
-        np.asarray(q).argmax(-1) for q in q_by_loop(params, batch.memory, steps, config.burn_in)
+        np.asarray(q).argmax(-1)
+        for q in q_by_loop(q_step, params, batch.memory, steps, config.burn_in)
     )
-    target_q = q_by_loop(target_params, batch.memory, steps, config.burn_in)
+    target_q = q_by_loop(q_step, target_params, batch.memory, steps, config.burn_in)
     value, next_value = (np.asarray(inverse_rescale(q, config.rescale_eps)) for q in target_q)
     middle = 1 - np.sqrt((1 - config.gamma) * (1 - config.gamma_last))
     gammas, t = [config.gamma, middle, config.gamma_last], np.arange(config.num_steps)
@@ -285,16 +259,9 @@ def targets_by_loop(params, target_params, batch, config):
 def test_an_update_descends_the_squared_errors_of_its_sequences():
     """Of a State whose networks differ, for all three policies."""
     config = small(gradient_steps=1, gamma=0.75, gamma_last=0.5)
-    algorithm = make(config)
-    init = jax.jit(algorithm.init)
-    before = init(jax.random.key(0))
-    before = before._replace(target_params=init(jax.random.key(1)).params)
-    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
-    new_rows = 35 + jnp.arange(5)
-    priorities = set_priorities(before.priorities, new_rows, before.priorities.largest)
-    key_learn = jax.random.split(jax.random.fold_in(before.key, 0))[1]
-    index, _ = sample_rows(priorities, jax.random.split(key_learn, 1)[0], config.batch_size)
-    batch = jax.tree.map(np.asarray, rows(after.buffer, index))
+    before, after, metrics, priorities, index, batch = first_update(
+        make(config), config, lambda state, other: state._replace(target_params=other)
+    )
     steps = batch.transitions.transition
     assert steps.terminated.any() and steps.truncated.any()
 
@@ -302,7 +269,7 @@ def test_an_update_descends_the_squared_errors_of_its_sequences():
     t, b = np.indices((config.num_steps, config.batch_size))
 
     def loss(params):
-        q, _ = q_by_loop(params, batch.memory, steps, config.burn_in)
+        q, _ = q_by_loop(q_step, params, batch.memory, steps, config.burn_in)
         errors = targets - q[t, b, :, steps.action.T[config.burn_in :]]
         return jnp.mean(errors**2), errors
 
@@ -392,21 +359,22 @@ def test_the_budget_counts_every_environment_step():
 
 def visited_values(config, state, obs):
     """max Q_0 of the greedy policy at the states it meets, by observation, averaged."""
-    algorithm, env = make(config), make_env(config.env_id, 32)
-    network = ngu.make_recurrent_q_network(
-        env, config.hidden_sizes, config.memory_size, config.memory_steps, config.num_policies
+    value_of = value_of_policy_0(ngu, config, state.params)
+    return values_met(make(config), config, state.params, value_of, len(obs))
+
+
+def value_of_policy_0(module, config, params):
+    """`hidden, inputs -> max Q_0` of a network of `module`."""
+    env, sizes = make_env(config.env_id, 1), config.hidden_sizes
+    network = module.make_recurrent_q_network(
+        env, sizes, config.memory_size, config.memory_steps, config.num_policies
     )
-    act = jax.vmap(partial(algorithm.act, state.params), (0, 0, None))
-    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (32, *x.shape)), algorithm.init_memory())
-    _, steps, memories, _ = jax.jit(
-        lambda states: rollout_with_memory(
-            env, act, states, algorithm.init_memory(), jax.random.key(5), 64
-        )
-    )((env.reset(jax.random.key(6)), memory))
-    q, _ = network.apply(state.params, memories.hidden, (steps.obs, memories.action))
-    values = inverse_rescale(q[..., 0, :].max(-1), config.rescale_eps).ravel()
-    which = steps.obs.reshape(-1, len(obs)).argmax(-1)
-    return np.bincount(which, values, len(obs)) / np.maximum(1, np.bincount(which, None, len(obs)))
+
+    def value_of(hidden, inputs):
+        q, _ = network.apply(params, hidden, inputs)
+        return inverse_rescale(q[..., 0, :].max(-1), config.rescale_eps)
+
+    return value_of
 
 
 def test_it_learns_the_values_and_best_actions_of_the_probes():

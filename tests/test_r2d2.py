@@ -1,12 +1,11 @@
 """r2d2.py: its equations by hand, whole updates against loops over steps, and what it learns."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import check_budget, check_q_probe, every_end, pairs, states_of
+from recurrence import first_update, next_hidden, q_by_loop, values_met
 
 from algorithms import n_step_dqn, r2d2
 from algorithms.r2d2 import (
@@ -21,10 +20,7 @@ from algorithms.r2d2 import (
     rescale,
     rescaled_error,
 )
-from common.buffers import rows
 from common.envs import make_env
-from common.memory import rollout_with_memory
-from common.prioritized import sample_rows, set_priorities
 
 
 def small(**fields):
@@ -161,39 +157,17 @@ def test_dueling_by_hand():
 
 def q_step(params, hidden, obs, action):
     """Q [B, A] and memories after one observation; `action` is the one before, -1 for none."""
-    [(w, b)], (w_gru, b_gru, u), [(w_head, b_head)] = params
-    size, before = hidden.shape[-1], np.array([[1, 0], [0, 1], [0, 0]])[np.asarray(action)]
-    features = jnp.concatenate([jnp.maximum(obs @ w + b, 0), before], axis=-1)
-    x = features @ w_gru + b_gru
-    gates = jax.nn.sigmoid(x[:, : 2 * size] + hidden @ u[:, : 2 * size])
-    r, z = gates[:, :size], gates[:, size:]
-    new = jnp.tanh(x[:, 2 * size :] + (r * hidden) @ u[:, 2 * size :])
-    hidden = z * hidden + (1 - z) * new
+    *_, [(w_head, b_head)] = params
+    hidden = next_hidden(params, hidden, obs, action)
     y = hidden @ w_head + b_head
     return y[:, :1] + y[:, 1:] - y[:, 1:].mean(-1, keepdims=True), hidden
 
 
-def q_by_loop(params, batch, burn_in):
-    """Q of the observations and of the next ones, [T, B, A] each; memories and previous actions
-    start again at every end, and nothing of the burn-in is differentiated."""
-    (hidden, action), steps = batch
-    q, next_q = [], []
-    for t in range(steps.reward.shape[1]):
-        y, hidden = q_step(params, hidden, steps.obs[:, t], action)
-        if t >= burn_in:
-            q.append(y)
-            next_q.append(q_step(params, hidden, steps.next_obs[:, t], steps.action[:, t])[0])
-        else:
-            hidden = jax.lax.stop_gradient(hidden)
-        goes_on = ~(steps.terminated | steps.truncated)[:, t]
-        hidden, action = hidden * goes_on[:, None], np.where(goes_on, steps.action[:, t], -1)
-    return jnp.stack(q), jnp.stack(next_q)
-
-
 def errors_by_loop(params, target_params, batch, config):
     """δ [B, num_steps] of the steps that are learned from, with the equations above."""
-    q, next_q = q_by_loop(params, batch, config.burn_in)
-    _, target_next_q = q_by_loop(target_params, batch, config.burn_in)
+    memory, steps = batch
+    q, next_q = q_by_loop(q_step, params, memory, steps, config.burn_in)
+    _, target_next_q = q_by_loop(q_step, target_params, memory, steps, config.burn_in)
     steps = jax.tree.map(lambda x: x[:, config.burn_in :].T, batch.transitions._asdict())
     t, b = np.indices(steps["reward"].shape)
     next_value = target_next_q[t, b, jnp.argmax(next_q, axis=-1)]
@@ -208,26 +182,16 @@ def errors_by_loop(params, target_params, batch, config):
     return rescale(jnp.array(returns, jnp.float32), config.rescale_eps) - q_value
 
 
-def first_update(config, change=lambda state: state):
-    """Update 0 of a State whose networks differ: the State before, the one after, the metrics, the
-    priorities and the rows by which it drew, and their sequences."""
-    algorithm = make(config)
-    init = jax.jit(algorithm.init)
-    before = init(jax.random.key(0))
-    before = change(before._replace(target_params=init(jax.random.key(1)).params))
-    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
-    warmup = -(-config.learning_starts // (config.num_envs * config.num_steps))
-    new_rows = warmup * config.num_envs + jnp.arange(config.num_envs)
-    priorities = set_priorities(before.priorities, new_rows, before.priorities.largest)
-    key_learn = jax.random.split(jax.random.fold_in(before.key, 0))[1]
-    index, _ = sample_rows(priorities, jax.random.split(key_learn, 1)[0], config.batch_size)
-    batch = jax.tree.map(np.asarray, rows(after.buffer, index))
-    return before, after, metrics, priorities, index, batch
+def of_two_networks(state, other):
+    """The State with the params of another seed as θ⁻."""
+    return state._replace(target_params=other)
 
 
 def test_an_update_descends_the_squared_td_errors_of_its_sequences():
     config = small()
-    before, after, metrics, priorities, index, batch = first_update(config)
+    before, after, metrics, priorities, index, batch = first_update(
+        make(config), config, of_two_networks
+    )
     done = batch.transitions.terminated | batch.transitions.truncated
     assert done.any(axis=0).all() and not done.all(axis=0).any()  # at every place
     assert set(batch.memory.action.tolist()) == {-1, 0, 1}
@@ -273,12 +237,12 @@ def test_without_memory_one_step_is_double_n_step_dqn(monkeypatch):
     monkeypatch.setattr(r2d2, "rescale", lambda x, eps: x)
     monkeypatch.setattr(r2d2, "inverse_rescale", lambda x, eps: x)
     config = small(burn_in=0, num_steps=1, batch_size=64)
-    forget = lambda state: state._replace(
+    forget = lambda state, other: state._replace(
         params=memoryless(state.params),
-        target_params=memoryless(state.target_params),
+        target_params=memoryless(other),
         buffer=state.buffer._replace(memory=jax.tree.map(jnp.zeros_like, state.buffer.memory)),
     )
-    before, _, metrics, *_, batch = first_update(config, forget)
+    before, _, metrics, *_, batch = first_update(make(config), config, forget)
     t = jax.vmap(n_step_dqn.n_step, (0, None))(batch.transitions, config.gamma)
     assert len(np.unique(t.discount)) == 3
     every = np.arange(64)
@@ -387,22 +351,15 @@ def test_the_budget_counts_every_environment_step():
 
 def visited_values(config, state, obs):
     """max Q of the greedy policy at the states it meets, by observation, averaged."""
-    algorithm, env = make(config), make_env(config.env_id, 32)
-    eps = config.rescale_eps
     network = r2d2.make_recurrent_q_network(
-        env, config.hidden_sizes, config.memory_size, config.memory_steps
+        make_env(config.env_id, 1), config.hidden_sizes, config.memory_size, config.memory_steps
     )
-    act = jax.vmap(partial(algorithm.act, state.params), (0, 0, None))
-    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (32, *x.shape)), algorithm.init_memory())
-    _, steps, memories, _ = jax.jit(
-        lambda states: rollout_with_memory(
-            env, act, states, algorithm.init_memory(), jax.random.key(5), 64
-        )
-    )((env.reset(jax.random.key(6)), memory))
-    q, _ = network.apply(state.params, memories.hidden, (steps.obs, memories.action))
-    values = inverse_rescale(q.max(-1), eps).ravel()
-    which = steps.obs.reshape(-1, len(obs)).argmax(-1)
-    return np.bincount(which, values, len(obs)) / np.maximum(1, np.bincount(which, None, len(obs)))
+
+    def value_of(hidden, inputs):
+        q, _ = network.apply(state.params, hidden, inputs)
+        return inverse_rescale(q.max(-1), config.rescale_eps)
+
+    return values_met(make(config), config, state.params, value_of, len(obs))
 
 
 def test_it_learns_the_values_and_best_actions_of_the_probes():

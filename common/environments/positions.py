@@ -9,20 +9,20 @@ import numpy as np
 from common.envs import Env, make_env
 
 POSITIONS = {  # which components of an observation are positions or angles
-    "CartPole-v1": [0, 2],
-    "Pendulum-v1": [0, 1],
-    "MountainCar-v0": [0],
-    "MountainCarContinuous-v0": [0],
-    "Acrobot-v1": [0, 1, 2, 3],
+    "CartPole-v1-positions": [0, 2],
+    "Pendulum-v1-positions": [0, 1],
+    "MountainCar-v0-positions": [0],
+    "MountainCarContinuous-v0-positions": [0],
+    "Acrobot-v1-positions": [0, 1, 2, 3],
 }
 
 
-def make_positions_env(env_id: str, num_envs: int) -> Env:
-    """Return `num_envs` copies of `<id>-positions`; ValueError if that is not in POSITIONS."""
-    name = env_id.removesuffix("-positions")
-    if name not in POSITIONS:
-        raise ValueError(f"{env_id}: there are -positions of {', '.join(POSITIONS)}")
-    env, index = make_env(name, num_envs), np.array(POSITIONS[name])
+def make_positions_env(env_id: str, num_envs: int, actions: str = "any") -> Env:
+    """Return `num_envs` copies of one of POSITIONS; ValueError if it is none of them."""
+    if env_id not in POSITIONS:
+        raise ValueError(f"{env_id} is none of: {', '.join(POSITIONS)}")
+    env = make_env(env_id.removesuffix("-positions"), num_envs, actions)
+    index = np.array(POSITIONS[env_id])
 
     def reset(key):
         state = env.reset(key)

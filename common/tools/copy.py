@@ -361,8 +361,7 @@ def unwanted_keys(table: ast.Dict, choice: Choice) -> list[ast.expr]:
     if any(lazy_family(value) for _, value in entries):
         return [key for key, value in entries if lazy_family(value) not in choice.families]
     ids = {x: strings(value) for key, value in entries for x in strings(key)}
-    inner = choice.env_id.removesuffix("-positions")
-    wanted = [x for x in ids if x in (choice.env_id, inner, *choice.options)]
+    wanted = [x for x in ids if x in (choice.env_id, *choice.options)]
     wanted += [other for x in wanted for other in ids[x] if other in ids]  # what it changes to
     brings_all = {x.name for x in choice.families} & set(choice.options)
     if not wanted or brings_all and any(f"-{name}" in x for name in brings_all for x in ids):

@@ -16,7 +16,7 @@ from common.tools.standalone_episode import EnvState
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """Return `num_envs` copies of a gymnax environment, or raise ValueError."""
     if env_id.endswith("-positions"):  # copied for -positions
-        return make_positions_env(env_id, num_envs)
+        return make_positions_env(env_id, num_envs, actions)
     env, params = gymnax.make(env_id)  # copied unless -bsuite
     env, params = make_sized(env_id)  # copied for -bsuite
     obs_space, action_space = env.observation_space(params), env.action_space(params)

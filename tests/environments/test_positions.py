@@ -18,7 +18,7 @@ VELOCITIES = {  # which components are not shown, by the sources of gymnax
 }
 
 
-@pytest.mark.parametrize("env_id", POSITIONS)
+@pytest.mark.parametrize("env_id", VELOCITIES)
 def test_only_velocities_are_left_out(env_id):
     """Over ends of episodes; all else is the same, and so are the bounds of what is left."""
     plain, seen = make_env(env_id, 3), make_env(f"{env_id}-positions", 3)
@@ -41,6 +41,10 @@ def test_only_velocities_are_left_out(env_id):
         np.testing.assert_array_equal(
             seen.obs_low, np.delete(plain.obs_low, VELOCITIES[env_id], axis=-1)
         )
+
+
+def test_every_one_is_tried():
+    assert [*POSITIONS] == [f"{env_id}-positions" for env_id in VELOCITIES]
 
 
 def test_a_history_of_positions_shows_both():

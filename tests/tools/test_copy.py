@@ -346,6 +346,23 @@ def test_what_is_refused_is_one_line_and_exit_code_2(small_dqn, capsys, flags, w
     assert words in captured.err
 
 
+def test_a_copy_brings_along_what_has_no_velocities_and_refuses_its_actions(
+    tmp_path, monkeypatch, capsys
+):
+    """R2D2 needs discrete actions; of a table by id, the copy has what --with names."""
+    text = standalone("r2d2", ["Pendulum-v1-positions"])
+    entries = [
+        x for x in ("CartPole-v1", "Pendulum-v1", "Acrobot-v1") if f'"{x}-positions": [' in text
+    ]
+    assert entries == ["CartPole-v1", "Pendulum-v1"]
+    assert len([x for x in standalone("r2d2", ["positions"]).split() if '-positions":' in x]) == 5
+    flags = "--env-id", "Pendulum-v1-positions", *flags_of("r2d2")[1]
+    with pytest.raises(SystemExit) as stop:
+        run_copy(text, tmp_path / "r2d2.py", *flags, monkeypatch=monkeypatch)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err == "--env-id: Pendulum-v1 has no discrete actions\n"
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
