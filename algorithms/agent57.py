@@ -49,7 +49,7 @@ from common.memory import (
 from common.networks import Network, make_network, mlp
 from common.normalization import Statistics, add_batch, no_statistics
 from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
-from common.returns import gae
+from common.returns import retrace
 from common.run import main
 
 
@@ -332,16 +332,6 @@ def mean_returns(bandits, num_arms) -> jax.Array:
     means = returns / jnp.maximum(plays, 1)
     worst = jnp.min(means, where=plays > 0, initial=jnp.inf)
     return jnp.where(plays > 0, means, jnp.where(jnp.isfinite(worst), worst, 0))
-
-
-def retrace(q_value, error, done, trace, gamma) -> jax.Array:
-    """Q_t + Σ_{s≥t} γ^(s-t) (Π_{t<i≤s} c_i) δ_s, cut where an episode is done, along the steps of
-    one environment, from Q, δ and c [T]; [T].
-
-    Retrace(λ), Munos et al. 2016, eq. 3 and 4, https://arxiv.org/abs/1606.02647.
-    """
-    next_trace = jnp.append(trace[1:], 0)
-    return q_value + gae(error, done, gamma, next_trace)
 
 
 def priority(error, eta, alpha, eps) -> jax.Array:

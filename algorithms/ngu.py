@@ -62,7 +62,7 @@ from common.memory import (
 from common.networks import Network, make_network, mlp
 from common.normalization import Statistics, add_batch, no_statistics
 from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
-from common.returns import gae
+from common.returns import retrace
 from common.run import main
 
 
@@ -280,16 +280,6 @@ def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
     """δ = r + γ (1 - d) V(s') - Q(s, a), for one transition; no gradient through the target."""
     target = reward + gamma * (1 - terminated) * next_value
     return jax.lax.stop_gradient(target) - q_value
-
-
-def retrace(q_value, error, done, trace, gamma) -> jax.Array:
-    """Q_t + Σ_{s≥t} γ^(s-t) (Π_{t<i≤s} c_i) δ_s, cut where an episode is done, along the steps of
-    one environment, from Q, δ and c [T]; [T].
-
-    Retrace(λ), Munos et al. 2016, eq. 3 and 4, https://arxiv.org/abs/1606.02647.
-    """
-    next_trace = jnp.append(trace[1:], 0)
-    return q_value + gae(error, done, gamma, next_trace)
 
 
 def priority(error, eta, alpha, eps) -> jax.Array:

@@ -89,6 +89,18 @@ MUTANTS = [
         "time_limit or two_steps or discounted_sum",
     ),
     common(
+        *("the trace of the step itself", "returns"),
+        "next_trace = jnp.append(trace[1:], 0)",
+        "next_trace = trace",
+        "retrace",
+    ),
+    common(
+        *("the trace of the step itself in V-trace's error", "returns"),
+        "return value + gae(td_error, done, gamma, trace)",
+        "return value + gae(td_error * trace, done, gamma, trace)",
+        "vtrace",
+    ),
+    common(
         *("returns run on over the end", "environments/batching"),
         "jnp.where(episode.done, 0, x)",
         "x",
@@ -256,12 +268,6 @@ MUTANTS = [
         "jnp.maximum(rate - 0.008, 0)",
         "jnp.minimum(rate - 0.008, 0)",
         "episodic_reward",
-    ),
-    algorithm(
-        *("the trace of the step itself", "ngu"),
-        "next_trace = jnp.append(trace[1:], 0)",
-        "next_trace = trace",
-        "retrace",
     ),
     algorithm(
         *("policies that are greedy in the extrinsic value alone", "agent57"),

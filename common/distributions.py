@@ -61,6 +61,17 @@ def entropy(distribution: jax.Array | Normal) -> jax.Array:
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
+def kl_divergence(old: jax.Array | Normal, new: jax.Array | Normal) -> jax.Array:
+    """KL(π_old ‖ π) = E_old[ln π_old(a) - ln π(a)], [...]."""
+    if isinstance(old, Normal) and isinstance(new, Normal):
+        log_ratio = old.log_std - new.log_std
+        z = (old.mean - new.mean) * jnp.exp(-new.log_std)
+        per_component = 0.5 * (jnp.exp(2 * log_ratio) + jnp.square(z) - 1) - log_ratio
+        return jnp.sum(per_component, axis=-1)
+    old_log_probs = jax.nn.log_softmax(old)
+    return jnp.sum(jnp.exp(old_log_probs) * (old_log_probs - jax.nn.log_softmax(new)), axis=-1)
+
+
 def mode(distribution: jax.Array | Normal) -> jax.Array:
     """argmax_a π(a), an action."""
     return distribution.mean if isinstance(distribution, Normal) else jnp.argmax(distribution, -1)

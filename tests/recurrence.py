@@ -74,3 +74,16 @@ def values_met(algorithm, config, params, value_of, num_states):
     which = steps.obs.reshape(-1, num_states).argmax(-1)
     count = np.bincount(which, None, num_states)
     return np.bincount(which, values, num_states) / np.maximum(1, count)
+
+
+def retrace_by_double_sum(q, error, done, trace, gamma):
+    """Retrace as its paper writes it."""
+    targets = []
+    for t in range(len(q)):
+        total, weight = q[t], 1.0
+        for s in range(t, len(q)):
+            if s > t:
+                weight *= 0 if done[s - 1] else gamma * trace[s]
+            total += weight * error[s]
+        targets.append(total)
+    return targets

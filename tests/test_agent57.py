@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import check_q_probe, config_of, pairs, states_of
-from recurrence import first_update, q_by_loop, values_met
-from test_ngu import by_double_sum, q_step, value_of_policy_0
+from recurrence import first_update, q_by_loop, retrace_by_double_sum, values_met
+from test_ngu import q_step, value_of_policy_0
 
 from algorithms import agent57
 from algorithms.agent57 import (
@@ -218,7 +218,7 @@ def targets_by_loop(params, target_params, batch, config):
         error = reward + gamma * ~s.terminated * next_q - q
         trace = config.retrace_lambda * (s.action == greedy[t, b, j])
         done = s.terminated | s.truncated
-        targets[i, :, b, j] = by_double_sum(q, error, done, trace, gamma)
+        targets[i, :, b, j] = retrace_by_double_sum(q, error, done, trace, gamma)
     return np.sign(targets) * (np.sqrt(abs(targets) + 1) - 1) + eps * targets
 
 

@@ -13,7 +13,7 @@ from helpers import (
     pairs,
     relu_mlp,
 )
-from recurrence import first_update, next_hidden, q_by_loop, values_met
+from recurrence import first_update, next_hidden, q_by_loop, retrace_by_double_sum, values_met
 
 from algorithms import ngu
 from algorithms.ngu import (
@@ -26,7 +26,6 @@ from algorithms.ngu import (
     modulator,
     nearest_distances,
     rescale,
-    retrace,
     td_error,
 )
 from common.envs import make_env
@@ -137,36 +136,6 @@ def test_td_error_by_hand(terminated, truncated, bootstraps):
     assert td_error(3.0, 2.0, 40.0, terminated, 0.5) == 2 + bootstraps * 0.5 * 40 - 3
 
 
-def by_double_sum(q, error, done, trace, gamma):
-    """Retrace as its paper writes it."""
-    targets = []
-    for t in range(len(q)):
-        total, weight = q[t], 1.0
-        for s in range(t, len(q)):
-            if s > t:
-                weight *= 0 if done[s - 1] else gamma * trace[s]
-            total += weight * error[s]
-        targets.append(total)
-    return targets
-
-
-@pytest.mark.parametrize("ends", [[], [0], [3], [2, 5], [6]])
-def test_retrace_is_the_double_sum(ends):
-    rng = np.random.default_rng(0)
-    q, error, trace = rng.normal(size=(3, 7))
-    done = np.isin(np.arange(7), ends)
-    got = retrace(jnp.array(q), jnp.array(error), jnp.array(done), jnp.array(abs(trace)), 0.9)
-    np.testing.assert_allclose(got, by_double_sum(q, error, done, abs(trace), 0.9), rtol=1e-5)
-
-
-def test_retrace_without_traces_is_one_step_and_with_all_of_them_the_return():
-    """With Q = 0 of everything, errors are rewards."""
-    reward = jnp.array([1.0, 2.0, 4.0])
-    done, zero, one = jnp.zeros(3, bool), jnp.zeros(3), jnp.ones(3)
-    np.testing.assert_array_equal(retrace(zero, reward, done, zero, 0.5), reward)
-    np.testing.assert_array_equal(retrace(zero, reward, done, one, 0.5), [3, 4, 4])
-
-
 # Rewards for novelty, against a loop over the steps.
 
 
@@ -252,7 +221,7 @@ def targets_by_loop(params, target_params, batch, config):
             error = s.reward + beta * bonus + gamma * ~s.terminated * next_q - q
             trace = config.retrace_lambda * (s.action == greedy[t, b, j])
             done = s.terminated | s.truncated
-            targets[:, b, j] = by_double_sum(q, error, done, trace, gamma)
+            targets[:, b, j] = retrace_by_double_sum(q, error, done, trace, gamma)
     return np.sign(targets) * (np.sqrt(abs(targets) + 1) - 1) + config.rescale_eps * targets
 
 

@@ -10,7 +10,15 @@ from helpers import config_of, each, load, trained
 from probes import Probe
 from scipy import stats
 
-from common.distributions import Normal, entropy, log_probability, make_policy, mode, sample
+from common.distributions import (
+    Normal,
+    entropy,
+    kl_divergence,
+    log_probability,
+    make_policy,
+    mode,
+    sample,
+)
 from common.envs import bound_action, make_env, map_actions
 from common.networks import mlp
 
@@ -29,6 +37,21 @@ def test_logits_are_those_of_a_softmax():
     actions = jax.vmap(sample, (0, None))(keys, OUTPUTS)
     for row in range(2):
         np.testing.assert_allclose(np.bincount(actions[:, row]) / 20_000, probs[row], atol=0.015)
+
+
+def test_kl_divergence_is_that_of_scipy_and_of_quadrature():
+    probs = np.exp(OUTPUTS) / np.exp(OUTPUTS).sum(-1, keepdims=True)
+    expected = stats.entropy(probs[0], probs[1])
+    np.testing.assert_allclose(kl_divergence(OUTPUTS[0], OUTPUTS[1]), expected, rtol=1e-5)
+    np.testing.assert_allclose(kl_divergence(OUTPUTS, OUTPUTS), 0, atol=1e-6)
+    old, new = Normal(OUTPUTS[0], LOG_STD), Normal(OUTPUTS[0] - 0.3, LOG_STD + [0.2, -0.1, 0.4])
+    x = np.linspace(-30, 30, 200_001)
+    expected = 0.0
+    for i in range(3):
+        p = stats.norm(float(old.mean[i]), np.exp(old.log_std[i]))
+        q = stats.norm(float(new.mean[i]), np.exp(new.log_std[i]))
+        expected += np.trapezoid(p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), x)
+    np.testing.assert_allclose(kl_divergence(old, new), expected, rtol=1e-4)
 
 
 def test_a_normal_has_independent_components():
