@@ -156,7 +156,6 @@ def make(config: Config) -> Algorithm:
     critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
-
     optimizer = optax.adam(config.learning_rate, eps=1e-5)
 
     def values(critic_params, obs):
