@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from helpers import (
     check_actor_critic_probe,
-    check_always_cut,
     check_gradient,
     every_end,
     float64,
@@ -103,10 +102,6 @@ def test_an_update_learns_from_observations_as_the_policy_saw_them():
 
 
 PROBE = {"num_steps": 32, "learning_rate": 5e-3, "update_epochs": 4, "num_minibatches": 4}
-
-
-def test_a_time_limit_after_every_step_is_no_end():
-    check_always_cut(natural_policy_gradient, total_timesteps=30_000, **PROBE)
 
 
 @pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
