@@ -71,7 +71,7 @@ class Config:
     cg_damping: float = 1e-3  # added to the diagonal of F
     num_backtracks: int = 10  # steps that the line search tries
     backtrack_coef: float = 0.8  # ζ
-    update_epochs: int = 10  # times that the critic learns from a rollout
+    update_epochs: int = 5  # times that the critic learns from a rollout
     num_minibatches: int = 8  # gradient steps of an epoch
     learning_rate: float = 1e-3  # of Adam, for the critic
     gamma: float = 0.99  # discount factor
