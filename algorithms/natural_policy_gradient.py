@@ -18,8 +18,8 @@ iterations of conjugate gradient, as in Schulman et al. 2015, https://arxiv.org/
 F + damping I for F everywhere, in β too; A in place of Q; a learned V(s; w) in place of the
 compatible critic; normalized advantages; policy and value share no layer; continuous actions have
 one standard deviation for all observations, and their units make finite bounds -1 and 1; truncated
-episodes bootstrap from V(s'). With norm_obs a rollout and its loss see observations scaled by the
-statistics of all rollouts before it, the first one's unscaled.
+episodes bootstrap from V(s'); δ may be annealed. With norm_obs a rollout and its loss see
+observations scaled by the statistics of all rollouts before it, the first one's unscaled.
 
 Metrics: `value`, mean V(s) of the rollout (discounted return, scaled with norm_reward);
 `value_loss`, mean ½ (V(s; w) - R)² over every minibatch; `entropy`, mean of H (nats); `kl`, mean
@@ -69,6 +69,7 @@ class Config:
     num_envs: int = 8  # environments stepped in parallel
     num_steps: int = 128  # steps of each environment in a rollout
     target_kl: float = 0.01  # δ (nats)
+    anneal_kl: bool = False  # δ falls linearly to 0
     num_cg_iterations: int = 10  # of conjugate gradient
     cg_damping: float = 1e-3  # added to the diagonal of F
     update_epochs: int = 5  # times that the critic learns from a rollout
@@ -156,7 +157,7 @@ def make(config: Config) -> Algorithm:
     def critic_loss(critic_params, batch):
         return value_loss(values(critic_params, batch.obs), batch.target).mean()
 
-    def improve(actor_params, batch):
+    def improve(actor_params, batch, target_kl):
         theta, to_params = ravel_pytree(actor_params)
         advantage = batch.advantage
         if config.norm_adv:
@@ -174,7 +175,7 @@ def make(config: Config) -> Algorithm:
         gradient = jax.grad(mean_improvement)(theta)
         product = fisher_vector_product(policy, theta, config.cg_damping)
         direction = conjugate_gradient(product, gradient, config.num_cg_iterations)
-        beta = step_size(direction @ product(direction), config.target_kl)
+        beta = step_size(direction @ product(direction), target_kl)
         theta += beta * direction
         return to_params(theta), {
             "kl": kl_divergence(old, policy(theta)).mean(),
@@ -224,7 +225,8 @@ def make(config: Config) -> Algorithm:
         )
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
-        actor_params, metrics = improve(params.actor, batch)
+        target_kl = config.target_kl * (1 - config.anneal_kl * step / num_updates)
+        actor_params, metrics = improve(params.actor, batch, target_kl)
 
         def learn(carry, index):
             critic_params, opt_state = carry

@@ -15,9 +15,9 @@ holds, and A by GAE over a rollout.
 Departs from the paper: GAE in place of single paths' or vines' Q; F + damping I for F everywhere,
 in β too; F of all states of a rollout; a learned V(s; w), trained by Adam; normalized advantages;
 policy and value share no layer; continuous actions have one standard deviation for all
-observations, and their units make finite bounds -1 and 1; truncated episodes bootstrap from V(s').
-With norm_obs a rollout and its loss see observations scaled by the statistics of all rollouts
-before it, the first one's unscaled.
+observations, and their units make finite bounds -1 and 1; truncated episodes bootstrap from V(s');
+δ may be annealed. With norm_obs a rollout and its loss see observations scaled by the statistics of
+all rollouts before it, the first one's unscaled.
 
 Metrics: `value`, mean V(s) of the rollout (discounted return, scaled with norm_reward);
 `value_loss`, mean ½ (V(s; w) - R)² over every minibatch; `entropy`, mean of H (nats); `kl`, mean
@@ -67,6 +67,7 @@ class Config:
     num_envs: int = 8  # environments stepped in parallel
     num_steps: int = 128  # steps of each environment in a rollout
     target_kl: float = 0.01  # δ (nats)
+    anneal_kl: bool = False  # δ falls linearly to 0
     num_cg_iterations: int = 10  # of conjugate gradient
     cg_damping: float = 1e-3  # added to the diagonal of F
     num_backtracks: int = 10  # steps that the line search tries
@@ -164,7 +165,7 @@ def make(config: Config) -> Algorithm:
     def critic_loss(critic_params, batch):
         return value_loss(values(critic_params, batch.obs), batch.target).mean()
 
-    def improve(actor_params, batch):
+    def improve(actor_params, batch, target_kl):
         theta, to_params = ravel_pytree(actor_params)
         advantage = batch.advantage
         if config.norm_adv:
@@ -182,7 +183,7 @@ def make(config: Config) -> Algorithm:
         gradient = jax.grad(mean_improvement)(theta)
         product = fisher_vector_product(policy, theta, config.cg_damping)
         direction = conjugate_gradient(product, gradient, config.num_cg_iterations)
-        beta = step_size(direction @ product(direction), config.target_kl)
+        beta = step_size(direction @ product(direction), target_kl)
         step_sizes = beta * config.backtrack_coef ** jnp.arange(config.num_backtracks)
 
         def outcome(step_size):
@@ -190,7 +191,7 @@ def make(config: Config) -> Algorithm:
             return mean_improvement(new), kl_divergence(old, policy(new)).mean()
 
         improvements, kls = jax.vmap(outcome)(step_sizes)
-        j, accepted = line_search(improvements, kls, config.target_kl)
+        j, accepted = line_search(improvements, kls, target_kl)
         metrics = {"kl": kls[j], "improvement": improvements[j], "step_size": step_sizes[j]}
         metrics = {name: jnp.where(accepted, x, 0) for name, x in metrics.items()}
         theta = jnp.where(accepted, theta + step_sizes[j] * direction, theta)
@@ -238,7 +239,8 @@ def make(config: Config) -> Algorithm:
         )
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
-        actor_params, metrics = improve(params.actor, batch)
+        target_kl = config.target_kl * (1 - config.anneal_kl * step / num_updates)
+        actor_params, metrics = improve(params.actor, batch, target_kl)
 
         def learn(carry, index):
             critic_params, opt_state = carry

@@ -78,10 +78,10 @@ MUTANTS = [
     ),
     algorithm(
         *("damping in F but not in the step's length", "natural_policy_gradient"),
-        "step_size(direction @ product(direction), config.target_kl)",
+        "step_size(direction @ product(direction), target_kl)",
         "step_size(\n"
         "            direction @ (product(direction) - config.cg_damping * direction),\n"
-        "            config.target_kl,\n"
+        "            target_kl,\n"
         "        )",
         "dense_matrices",
     ),

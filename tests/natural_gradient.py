@@ -21,8 +21,8 @@ SMALL = {
 }
 
 
-def bandit_update(module, monkeypatch, reward=REWARD, **fields):
-    """Update 0 where the policy has the probabilities P, and a rollout has each action as often as
+def bandit_update(module, monkeypatch, reward=REWARD, step=0, **fields):
+    """Update `step` where the policy has the probabilities P, and a rollout has each action as often as
     they say: the probabilities after it [3], and the metrics."""
     actions = jnp.array([[0, 1, 2, 0, 1, 0, 2, 0, 1, 0]])
     env = Env(reset=lambda key: None, step=None, num_envs=10, num_states=1, num_actions=3)
@@ -42,7 +42,7 @@ def bandit_update(module, monkeypatch, reward=REWARD, **fields):
         actor = [(0 * w, jnp.log(P)) for w, _ in state.params.actor]
         critic = jax.tree.map(jnp.zeros_like, state.critic_params)
         state = state._replace(params=state.params._replace(actor=actor), critic_params=critic)
-        state, metrics = jax.jit(algorithm.update)(state, jnp.int32(0))
+        state, metrics = jax.jit(algorithm.update)(state, jnp.int32(step))
         ((w, b),) = state.params.actor
         return np.asarray(jax.nn.softmax(w[0] + b)), metrics
 

@@ -55,6 +55,13 @@ def test_the_step_of_a_bandit_is_known(monkeypatch):
     np.testing.assert_allclose(metrics["improvement"], (p - P) @ REWARD, rtol=1e-9)
 
 
+def test_annealing_makes_steps_shorter(monkeypatch):
+    """In the last of four updates δ is a quarter of what it was."""
+    fields = {"target_kl": 0.01, "anneal_kl": True, "total_timesteps": 40}
+    _, metrics = bandit_update(natural_policy_gradient, monkeypatch, step=3, **fields)
+    np.testing.assert_allclose(metrics["step_size"], 0.2020305 / 2, atol=1e-7)
+
+
 @pytest.mark.parametrize("env_id", ["TogetherVector-probe", "Continuous-probe"])
 def test_an_update_is_that_of_dense_matrices(monkeypatch, env_id):
     """With damping in F and in β, for actions of both kinds and ends of all kinds."""
