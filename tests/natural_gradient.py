@@ -22,7 +22,7 @@ SMALL = {
 
 
 def bandit_update(module, monkeypatch, reward=REWARD, step=0, **fields):
-    """Update `step` where the policy has the probabilities P, and a rollout has each action as often as
+    """An update where the policy has the probabilities P, and a rollout has each action as often as
     they say: the probabilities after it [3], and the metrics."""
     actions = jnp.array([[0, 1, 2, 0, 1, 0, 2, 0, 1, 0]])
     env = Env(reset=lambda key: None, step=None, num_envs=10, num_states=1, num_actions=3)
