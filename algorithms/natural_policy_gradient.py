@@ -22,9 +22,9 @@ episodes bootstrap from V(s'); δ may be annealed. With norm_obs a rollout and i
 observations scaled by the statistics of all rollouts before it, the first one's unscaled.
 
 Metrics: `value`, mean V(s) of the rollout (discounted return, scaled with norm_reward);
-`value_loss`, mean ½ (V(s; w) - R)² over every minibatch; `entropy`, mean of H (nats); `kl`, mean
-KL(π_old ‖ π) of the step (nats); `improvement`, mean of (ρ - 1) A after it, ρ being
-π(a | s; θ) / π(a | s; θ_old); `step_size`, β.
+`value_loss`, mean ½ (V - R)² over every minibatch; `entropy`, mean of H (nats); `kl`, mean
+KL(π_old ‖ π) of the step (nats); `improvement`, mean of (ρ - 1) A after it, with the
+ratio ρ of the probabilities after and before it; `step_size`, β.
 """
 
 import math

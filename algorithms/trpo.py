@@ -20,7 +20,7 @@ observations, and their units make finite bounds -1 and 1; truncated episodes bo
 all rollouts before it, the first one's unscaled.
 
 Metrics: `value`, mean V(s) of the rollout (discounted return, scaled with norm_reward);
-`value_loss`, mean ½ (V(s; w) - R)² over every minibatch; `entropy`, mean of H (nats); `kl`, mean
+`value_loss`, mean ½ (V - R)² over every minibatch; `entropy`, mean of H (nats); `kl`, mean
 KL(π_old ‖ π) of the step (nats); `improvement`, mean of (ρ - 1) A after it; `step_size`, ζʲ β;
 `accepted`, 1 if a step was taken, else 0, and so are the other three.
 """
