@@ -72,6 +72,8 @@ FLAGS = {  # some seconds of training each
     "ppo": "--total-timesteps 400_000 --num-envs 4 --num-steps 32 --hidden-sizes 16",
     "sac": f"--total-timesteps 30_000 --num-envs 2 {REPLAY}",
     "a2c": ROLLOUT,
+    "natural_policy_gradient": ROLLOUT,
+    "trpo": ROLLOUT,
     "agent57": f"--total-timesteps 20_000 --num-envs 4 --memory-size 16 {REPLAY}",
     "c51": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
     "ddpg": CONTINUOUS,

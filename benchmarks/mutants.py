@@ -76,6 +76,40 @@ MUTANTS = [
         "next_value = values(state.critic_params, next_obs).at[-1].set(0)\n",
         "probes",
     ),
+    algorithm(
+        *("damping in F but not in the step's length", "natural_policy_gradient"),
+        "step_size(direction @ product(direction), target_kl)",
+        "step_size(\n"
+        "            direction @ (product(direction) - config.cg_damping * direction),\n"
+        "            target_kl,\n"
+        "        )",
+        "dense_matrices",
+    ),
+    algorithm(
+        *("statistics changed between rollout and natural gradient", "natural_policy_gradient"),
+        "obs = normalize(params.statistics, transitions.obs)",
+        "statistics = add_batch(params.statistics, transitions.obs)\n"
+        "        obs = normalize(statistics, transitions.obs)",
+        "policy_saw",
+    ),
+    algorithm(
+        *("a step is taken where none is accepted", "trpo"),
+        "theta = jnp.where(accepted, theta + step_sizes[j] * direction, theta)",
+        "theta += step_sizes[j] * direction",
+        "trust_region",
+    ),
+    algorithm(
+        *("a step need not improve the objective", "trpo"),
+        "is_accepted = (improvements > 0) & (kls <= target_kl)",
+        "is_accepted = kls <= target_kl",
+        "line_search",
+    ),
+    common(
+        *("conjugate gradient goes on where no residual is left", "natural_gradient"),
+        "goes_on = (old > smallest) & (curvature > 0)",
+        "goes_on = jnp.bool_(True)",
+        "residual_is_gone",
+    ),
     common(
         *("GAE uses the next step's end", "returns"),
         "decay = gamma * gae_lambda * (1 - done)",

@@ -10,7 +10,7 @@ from helpers import ALGORITHMS, ROOT
 
 CORE = [
     *("algorithm", "envs", "networks", "distributions", "buffers", "prioritized", "normalization"),
-    *("returns", "exploration", "memory", "run"),
+    *("natural_gradient", "returns", "exploration", "memory", "run"),
 ]
 # Algorithms that need more of an environment than the Env: the arrays of an MDP or of a linear
 # system, a game, or dynamics with derivatives.
