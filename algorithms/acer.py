@@ -2,7 +2,7 @@
 
 Actor and critic learn from the newest rollouts as in a2c.py, and then from older ones out of a
 replay memory, each kept with the policy μ that acted in it. The critic is Q(s, a; w); Retrace
-corrects its targets for the difference between μ and π. The policy's gradient has importance weights
+corrects its targets for the difference between μ and π. The gradient of the policy has weights
 ρ(a) = π(a | s; θ) / μ(a | s), truncated at c, and a second term for what that cuts off. A trust
 region keeps every step near to θₐ, an average of past θ.
 

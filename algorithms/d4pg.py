@@ -39,6 +39,7 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.buffers import uniform_buffer
+from common.distributions import with_orthogonal_init
 from common.envs import Env, EnvState, Transition, make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
 from common.networks import Network, as_vector, make_network, mlp
@@ -163,8 +164,9 @@ def ornstein_uhlenbeck(key, noise, theta, sigma) -> jax.Array:
 def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_envs, actions="continuous"), scale_action)
     (num_actions,) = env.action_shape
-    actor = make_network(env, config.hidden_sizes, num_actions)
+    actor = with_orthogonal_init(make_network(env, config.hidden_sizes, num_actions), 0.01)
     critic = make_categorical_q_network(env, config.hidden_sizes, config.num_atoms)
+    critic = with_orthogonal_init(critic, 0.01)
     support = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs
