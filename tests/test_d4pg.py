@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
+    LONG,
     check_budget,
     check_continuous_probe,
     check_gradient,
     every_end,
+    history,
+    keys,
     parabola,
     relu_mlp,
     small_continuous,
@@ -208,3 +211,29 @@ def values_of(config, state, obs, action):
 
 def test_it_learns_the_values_and_best_actions_of_the_probes():
     check_continuous_probe(d4pg, values_of, **PROBE)
+
+
+def test_a_critic_whose_support_is_too_small_has_its_mass_on_the_lowest_atom_and_fails():
+    """A mass on a line, whose best return is -6 on average, with returns down to -50 and to -2."""
+    fields = {"env_id": "Mass-linear", "total_timesteps": 5_000, "learning_starts": 400}
+    fields |= {"buffer_size": 5_000, "batch_size": 64, "hidden_sizes": (32,), "gamma": 0.95}
+    fields |= {"tau": 0.05, "exploration_noise": 0.2, "learning_rate": 3e-3}
+
+    def train(v_min, key):
+        algorithm = make(Config(**fields, v_min=v_min))
+        state, returns = history(algorithm, "episode_return", key)
+        p = critic_of(state.critic_params, state.buffer.obs, state.buffer.action)
+        return p[:, 0].mean(), jnp.nanmean(returns[-300:])
+
+    train = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)), compiler_options=LONG)
+    mass, returns = train(jnp.array([-50.0, -2.0]), keys(0, 1))
+    assert (mass[0] < 0.2).all() and (mass[1] > 0.7).all(), mass
+    assert (returns[0] > -10).all() and (returns[1] < -20).all(), returns
+
+
+def test_the_default_support_holds_the_returns_of_pendulum():
+    """Whose reward is at least -(π² + 0.1 8² + 0.001 2²)."""
+    config = Config()
+    lowest = -(np.pi**2 + 0.1 * 8**2 + 0.001 * 2**2)
+    assert config.env_id == "Pendulum-v1"
+    assert config.v_min <= lowest / (1 - config.gamma) and config.v_max >= 0
