@@ -15,11 +15,12 @@ https://arxiv.org/abs/1804.08617
 
 with d = 1 where the MDP terminated; a time limit does not end the MDP. Both end the sum as in
 n_step_dqn.py. Actions are in [-1, 1] and rescaled to the environment's bounds in env.step. Returns
-outside [Vmin, Vmax] are clipped, so the interval must contain them, or all mass ends on one atom and
-the actor has no gradient: rewards of Pendulum are at least -16.3, returns at least -16.3 / (1 - γ).
+outside [Vmin, Vmax] are clipped, so the interval must contain them, or all mass ends on one atom
+and the actor has no gradient: Pendulum's rewards are at least -16.3, so its returns are at least
+-16.3 / (1 - γ).
 
-Departs from the paper: one process acts and learns; replay is uniform, because of the parts that the
-paper leaves out in turn priorities mattered least; both target networks move a little at every
+Departs from the paper: one process acts and learns; replay is uniform, because priorities mattered
+least of the parts that the paper leaves out in turn; both target networks move a little at every
 gradient step; the noise of successive actions is independent unless `ou_theta` is less than 1; one
 learning rate; the action enters the critic's first layer; no layer normalisation. Weights start
 orthogonal, in the last layers near 0: atoms are far apart, so the slopes of a critic that starts
