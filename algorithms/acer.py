@@ -62,7 +62,7 @@ class Config:
     num_envs: int = 8  # environments stepped in parallel
     num_steps: int = 16  # steps of each environment in a rollout
     replay_ratio: int = 4  # gradient steps on replayed rollouts after one on the newest
-    buffer_size: int = 50_000  # environment steps, rounded up to whole updates
+    buffer_size: int = 100_000  # environment steps, rounded up to whole updates
     learning_starts: int = 1_000  # environment steps first, rounded up to whole updates
     learning_rate: float = 2e-3  # of Adam
     anneal_lr: bool = True  # the learning rate falls linearly to 0
@@ -70,7 +70,7 @@ class Config:
     importance_clip: float = 10.0  # c
     trust_region_delta: float = 1.0  # δ
     average_decay: float = 0.99  # α, at each gradient step
-    ent_coef: float = 0.001  # of the entropy in g
+    ent_coef: float = 0.01  # of the entropy in g
     vf_coef: float = 0.5  # of the critic's loss
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
