@@ -27,9 +27,9 @@ steps on as many replayed ones, where the paper draws a Poisson number with that
 not probabilities; discrete actions only, so there is no stochastic dueling network; policy and Q
 share no layer; Adam, not RMSProp; the entropy bonus is part of g.
 
-Metrics: `value`, mean Q(s, a; w) of the newest rollouts (discounted return); `value_loss`, mean of
-½ (Qʳᵉᵗ - Q)²; `entropy`, mean of that of π (nats); `kl`, mean of KL(π(s; θₐ) ‖ π(s; θ)) (nats); the
-last three over all rollouts that the update learned from.
+Metrics: `value`, mean Q(s, a) of the newest rollouts (discounted return); `value_loss`, mean of
+½ (Qʳᵉᵗ - Q)²; `entropy`, mean of that of π (nats); `kl`, mean of KL(πₐ ‖ π), where πₐ has the
+parameters θₐ (nats, and as the two before it over all rollouts that the update learned from).
 """
 
 from dataclasses import dataclass
