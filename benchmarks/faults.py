@@ -74,8 +74,11 @@ FLAGS = {  # some seconds of training each
     "a2c": ROLLOUT,
     "natural_policy_gradient": ROLLOUT,
     "trpo": ROLLOUT,
+    "acer": "--total-timesteps 100_000 --num-envs 4 --num-steps 16 --learning-starts 200 "
+    "--buffer-size 1000 --hidden-sizes 16",
     "agent57": f"--total-timesteps 20_000 --num-envs 4 --memory-size 16 {REPLAY}",
     "c51": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
+    "d4pg": CONTINUOUS,
     "ddpg": CONTINUOUS,
     "double_dqn": DISCRETE,
     "double_q_learning": TABLE,

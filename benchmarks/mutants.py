@@ -216,6 +216,18 @@ MUTANTS = [
         "def act(params, obs, key):\n        obs += jax.random.normal(key, obs.shape)\n",
         "act_is",
     ),
+    algorithm(
+        *("the actor follows the likeliest return", "d4pg"),
+        "return policy_loss(q(critic_params, obs, action))",
+        "return policy_loss(jnp.max(critic.apply(critic_params, obs, action)))",
+        "actor_ascends",
+    ),
+    algorithm(
+        *("gamma for gamma^n in the distribution", "d4pg"),
+        "reward, discount = transition.reward, transition.discount * (1 - transition.terminated)",
+        "reward, discount = transition.reward, config.gamma * (1 - transition.terminated)",
+        "critic_descends",
+    ),
     # Value distributions, n steps.
     algorithm(
         *("projection without clipping", "c51"),
@@ -419,6 +431,24 @@ MUTANTS = [
         "statistics = add_batch(params.statistics, transitions.obs)\n"
         "        obs = normalize(statistics, transitions.obs)",
         "policy_saw",
+    ),
+    algorithm(
+        *("no bias correction", "acer"),
+        "weight = truncated + correction",
+        "weight = truncated",
+        "expected_gradient or update_follows",
+    ),
+    algorithm(
+        *("the average policy's KL the other way round", "acer"),
+        "jax.grad(kl_divergence, argnums=1)(average_logits, logits)",
+        "jax.grad(kl_divergence, argnums=0)(logits, average_logits)",
+        "update_follows",
+    ),
+    algorithm(
+        *("traces that are not truncated at 1", "acer"),
+        "jnp.minimum(1, ratio), config.gamma",
+        "ratio, config.gamma",
+        "update_follows",
     ),
     # Exploration.
     algorithm(
