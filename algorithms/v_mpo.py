@@ -72,8 +72,8 @@ class Config:
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 1.0  # λ of GAE
     target_network_frequency: int = 10  # updates between copies of θ into θ_old
-    epsilon: float = 0.1  # ε, bound on KL(ψ ‖ uniform) over the better half (nats)
-    epsilon_policy: float = 0.01  # ε_π of discrete actions (nats)
+    epsilon: float = 0.3  # ε, bound on KL(ψ ‖ uniform) over the better half (nats)
+    epsilon_policy: float = 0.003  # ε_π of discrete actions (nats)
     epsilon_mean: float = 0.01  # ε_π of the means of continuous actions (nats)
     epsilon_std: float = 1e-4  # ε_π of their standard deviations (nats)
     temperature: float = 1.0  # initial η
