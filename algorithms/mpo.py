@@ -84,8 +84,11 @@ class Config:
             self,
             "buffer_size >= learning_starts",
             "total_timesteps >= learning_starts + 2 * num_envs",
-            *(f"{name} > 0" for name in ("epsilon", "epsilon_policy", "epsilon_mean")),
-            *(f"{name} > 0" for name in ("epsilon_std", "alpha")),
+            "epsilon > 0",
+            "epsilon_policy > 0",
+            "epsilon_mean > 0",
+            "epsilon_std > 0",
+            "alpha > 0",
         )
 
 
@@ -147,7 +150,7 @@ def make(config: Config) -> Algorithm:
     else:
         critic = make_q_network(env, config.hidden_sizes)
         epsilons = jnp.array([config.epsilon_mean, config.epsilon_std])
-    is_clipped = not is_discrete and is_bounded(env.action_low, env.action_high)
+    has_bounds = not is_discrete and is_bounded(env.action_low, env.action_high)
     num_outputs = env.num_actions or 2 * math.prod(env.action_shape)
     actor = with_orthogonal_init(make_network(env, config.hidden_sizes, num_outputs), 0.01)
     optimizer, dual_optimizer = map(optax.adam, (config.learning_rate, config.dual_learning_rate))
@@ -162,13 +165,13 @@ def make(config: Config) -> Algorithm:
         if is_discrete:
             return output
         mean, log_std = jnp.split(output, 2, axis=-1)
-        mean = jnp.tanh(mean) if is_clipped else mean
+        mean = jnp.tanh(mean) if has_bounds else mean
         return Normal(mean, jnp.log(config.init_std) + log_std)
 
     def q_value(critic_params, obs, action):
         if is_discrete:
             return critic.apply(critic_params, obs)[action]
-        action = jnp.clip(action, -1, 1) if is_clipped else action
+        action = jnp.clip(action, -1, 1) if has_bounds else action
         return critic.apply(critic_params, obs, action)
 
     q_values = jax.vmap(q_value, (None, None, 0))  # of actions [K]
@@ -238,8 +241,9 @@ def make(config: Config) -> Algorithm:
         )
 
     def update(state, step):
-        keys = jax.random.split(jax.random.fold_in(state.key, step), 4)
-        key_rollout, key_sample, key_next, key_actions = keys
+        keys = jax.random.split(jax.random.fold_in(state.key, step), 3)
+        key_rollout, key_sample, key_actions = keys
+        keys_next, keys_actions = jax.random.split(key_actions, (2, config.batch_size))
 
         def behaviour_policy(obs, key):
             return sample(key, policy(state.params, obs))
@@ -247,9 +251,6 @@ def make(config: Config) -> Algorithm:
         env_state, transitions, episodes = rollout(env, behaviour_policy, state.env, key_rollout, 1)
         buffer_state = buffer.add(state.buffer, transitions, warmup_updates + step)
         batch = buffer.sample(buffer_state, key_sample, warmup_updates + step + 1)
-        keys_next, keys_actions = jax.vmap(jax.random.split, (0, None))(
-            jnp.stack([key_next, key_actions]), config.batch_size
-        )
 
         loss_value, grads = jax.value_and_grad(critic_loss)(
             state.critic_params, state.target_params, batch, keys_next

@@ -90,8 +90,11 @@ class Config:
             self,
             "total_timesteps >= num_envs * num_steps",
             "num_envs * num_steps >= 2",  # one transition has no better half
-            *(f"{name} > 0" for name in ("epsilon", "epsilon_policy", "epsilon_mean")),
-            *(f"{name} > 0" for name in ("epsilon_std", "alpha")),
+            "epsilon > 0",
+            "epsilon_policy > 0",
+            "epsilon_mean > 0",
+            "epsilon_std > 0",
+            "alpha > 0",
         )
 
 

@@ -184,8 +184,8 @@ MUTANTS = [
     ),
     algorithm(
         *("values of actions beyond the bounds", "mpo"),
-        "action = jnp.clip(action, -1, 1) if is_clipped else action",
-        "action = jnp.clip(action, -9, 9) if is_clipped else action",
+        "action = jnp.clip(action, -1, 1) if has_bounds else action",
+        "action = jnp.clip(action, -9, 9) if has_bounds else action",
         "critic_learns",
     ),
     algorithm(

@@ -144,7 +144,7 @@ FIELDS = {"num_samples": 6, "init_std": 1.5, "alpha": 40.0, "target_network_freq
 
 @pytest.fixture(scope="module")
 def first_update():
-    return first_continuous_update(mpo, num_keys=4, which_samples=1, **FIELDS)
+    return first_continuous_update(mpo, num_keys=3, which_samples=1, **FIELDS)
 
 
 def normal(params, obs):
@@ -155,7 +155,7 @@ def normal(params, obs):
 def sampled(update, which, obs):
     """Actions [K, B, 1] of the target policy, and their values [K, B] by the target critic."""
     actor, critic = update.before.target_params
-    keys = jax.random.split(update.keys[which], len(obs))
+    keys = jax.random.split(update.keys[2], (2, len(obs)))[which]
     noise = jax.vmap(lambda key: jax.random.normal(key, (6, 1)), out_axes=1)(keys)
     mean, std = normal(actor, obs)
     actions = mean + std * noise
@@ -167,7 +167,7 @@ def sampled(update, which, obs):
 def test_the_critic_learns_the_mean_value_of_the_target_policy(first_update):
     """With the squared errors of their batch, for all kinds of ends."""
     config, before, after, metrics, batch, _ = first_update
-    _, values = sampled(first_update, 2, batch.next_obs)
+    _, values = sampled(first_update, 0, batch.next_obs)
     targets = batch.reward + config.gamma * ~batch.terminated * values.mean(0)
 
     def loss(params):
@@ -180,7 +180,7 @@ def test_the_critic_learns_the_mean_value_of_the_target_policy(first_update):
 
 def test_the_policy_and_its_multipliers_descend_the_lagrangian(first_update):
     config, before, after, metrics, batch, _ = first_update
-    actions, values = sampled(first_update, 3, batch.obs)
+    actions, values = sampled(first_update, 1, batch.obs)
     mean, std = normal(before.target_params[0], batch.obs)
     temperature = float(np.exp(before.duals.log_temperature))
     w = np.exp(values / temperature)
@@ -257,7 +257,7 @@ def test_discrete_actions_are_summed_over():
     buffer = before.buffer._replace(terminated=ends, truncated=~ends)
     before = before._replace(target_params=other.target_params, buffer=buffer)
     after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
-    key_sample = jax.random.split(jax.random.fold_in(before.key, 0), 4)[1]
+    key_sample = jax.random.split(jax.random.fold_in(before.key, 0), 3)[1]
     buffer = uniform_buffer(config.buffer_size, config.num_envs, config.batch_size)
     batch = buffer.sample(after.buffer, key_sample, 200 // 5 + 1)
     assert batch.terminated.any() and batch.truncated.any()
