@@ -274,7 +274,7 @@ def test_discrete_actions_are_summed_over():
     check_gradient(after.critic_opt_state, critic_loss, before.critic_params)
 
     old, values = policy(actor, batch.obs), relu_mlp(critic, batch.obs)
-    w = np.asarray(old * jnp.exp(values))  # η = 1
+    w = np.array(old * jnp.exp(values))  # η = 1
     w /= w.sum(1, keepdims=True)
     divergence = lambda params: jnp.sum(
         old * jnp.log(old / policy(params, batch.obs)), axis=1

@@ -203,7 +203,7 @@ def test_a_time_limit_after_every_step_is_no_end():
 @pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
     fields = {
-        "total_timesteps": 40_000,
+        "total_timesteps": 60_000,
         "num_steps": 16,
         "learning_rate": 1e-2,
         "max_grad_norm": 10.0,
