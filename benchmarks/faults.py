@@ -71,6 +71,8 @@ FLAGS = {  # some seconds of training each
     "dqn": f"--total-timesteps 60_000 --num-envs 4 {REPLAY}",
     "ppo": "--total-timesteps 400_000 --num-envs 4 --num-steps 32 --hidden-sizes 16",
     "sac": f"--total-timesteps 30_000 --num-envs 2 {REPLAY}",
+    "mpo": f"{CONTINUOUS} --num-samples 4",
+    "v_mpo": ROLLOUT,
     "a2c": ROLLOUT,
     "natural_policy_gradient": ROLLOUT,
     "trpo": ROLLOUT,

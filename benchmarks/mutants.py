@@ -211,6 +211,36 @@ MUTANTS = [
         "log_prob",
     ),
     algorithm(
+        *("multiplier's sign", "mpo"),
+        "(epsilon - jax.lax.stop_gradient(kl))",
+        "(jax.lax.stop_gradient(kl) - epsilon)",
+        "multiplier",
+    ),
+    algorithm(
+        *("values of actions beyond the bounds", "mpo"),
+        "action = jnp.clip(action, -1, 1) if has_bounds else action",
+        "action = jnp.clip(action, -9, 9) if has_bounds else action",
+        "critic_learns",
+    ),
+    algorithm(
+        *("weights without the policy's probabilities", "mpo"),
+        "jax.nn.softmax(log_prior + q_values / temperature)",
+        "jax.nn.softmax(q_values / temperature)",
+        "without_probability or summed_over",
+    ),
+    algorithm(
+        *("all of the batch for its better half", "v_mpo"),
+        "jnp.where(rank < half, -jnp.log(half), -jnp.inf)",
+        "jnp.where(rank < half, -jnp.log(half), -jnp.log(half))",
+        "better_half",
+    ),
+    algorithm(
+        *("the newest policy acts", "v_mpo"),
+        "actor.apply(state.target_params, normalize",
+        "actor.apply(params.actor, normalize",
+        "old_policy_acts",
+    ),
+    algorithm(
         *("noise in the evaluation policy", "ddpg"),
         "def act(params, obs, key):\n",
         "def act(params, obs, key):\n        obs += jax.random.normal(key, obs.shape)\n",
