@@ -15,7 +15,9 @@ representations using RNN encoder-decoder, https://arxiv.org/abs/1406.1078
 
 with A by GAE over a rollout, and R = A + V(h; w_old). θ includes the GRU. The memories that a
 rollout began with are kept for all of its epochs, and gradients go back to its first step. V of the
-observation that ends an episode is taken with the memory of that episode.
+observation that ends an episode is taken with the memory of that episode. The GRU takes one step
+after the other, forward and back, with a row for each environment of a minibatch: a rollout of more
+environments and fewer steps is learned from faster.
 
 Departs from the papers: a unit of the memory decays over 1 + u steps at first, u uniform from 1 to
 `memory_steps` (chrono initialization, Tallec & Ollivier 2018, https://arxiv.org/abs/1804.11188);
