@@ -75,7 +75,7 @@ class Config:
     correction: Literal["vtrace", "one_step", "none"] = "vtrace"  # for that lag
     rho_bar: float = 1.0  # ρ̄, bound of the weights of errors and of the policy's gradient
     c_bar: float = 1.0  # c̄, bound of the weights in traces
-    learning_rate: float = 2e-3  # of Adam
+    learning_rate: float = 1.5e-3  # of Adam
     anneal_lr: bool = True  # the learning rate falls linearly to 0
     gamma: float = 0.99  # discount factor
     gae_lambda: float = 1.0  # λ of the traces
