@@ -9,7 +9,7 @@ https://arxiv.org/abs/1602.01783
 
     L(θ', w') = Σ_t -ln π(a | s; θ') (R - V(s; w'))                         (algorithm S3)
                 + c₁ ½ (V(s; w') - R)² - c₂ H(π(s; θ'))
-    g ← α g + (1 - α) ∇L²,  (θ, w) ← (θ, w) - η ∇L / √(g + ε)               (eq. 8 and 9)
+    g ← α g + (1 - α) ∇L²,  (θ, w) ← (θ, w) - η ∇L / √(g + ε)               (section 4)
     (θ', w') ← (θ, w)
 
 with R of up to num_steps rewards, and one g for all workers (Shared RMSProp).

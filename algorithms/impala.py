@@ -12,22 +12,19 @@ architectures, https://arxiv.org/abs/1802.01561
               + c₁ E[½ (V(s; w) - v_s)²] - c₂ E[H(π(s; θ))]
 
 where μ = π(θ_old) acted, and v_s+1 is V(s') at the end of a rollout and where the time limit cut
-it. Without lag, and with ρ̄ and c̄ of at least 1, this is a2c.py at λ = 1. Section 5.2.2 compares
-three corrections that are here, too:
+it. Without lag, and with ρ̄ and c̄ of at least 1, this is a2c.py at λ = 1. Two weaker corrections of
+section 5.2.2 are here, too; its ε-correction, which bounds ln π, is not:
 
-    vtrace      as above
     one_step    ρ in the policy's gradient alone; v_s is the n-step return, as if ρ = c = 1
     none        both as if ρ = c = 1
-
-The paper's ρ of one_step is not truncated: a large ρ̄ gives that.
 
 Departs from the paper: actors and learner take turns in one program, so that the lag is what the
 flag says, where the paper's is that of a queue (the first updates act with the first parameters);
 Adam, not RMSProp; normalized advantages, before ρ; policy and value share no layer; continuous
 actions have one standard deviation for all observations, and their units make finite bounds -1 and
 1; truncated episodes bootstrap from V(s'). With norm_obs the learner sees observations scaled by
-the statistics of all rollouts before, the actors by those of their parameters' time, the first
-one's unscaled.
+the statistics of all rollouts before this one, the actors by those that are as old as their
+parameters.
 
 Metrics: `value`, mean V(s) of the rollout (discounted return, scaled with norm_reward);
 `policy_loss`, mean of the first term of L; `value_loss`, mean of the second, without c₁; `entropy`,
