@@ -203,7 +203,8 @@ def make(config: Config) -> Algorithm:
         params = state.params
         old_params = jax.tree.map(
             lambda old, x: jax.lax.dynamic_update_index_in_dim(old, x, step % num_old, 0),
-            *(state.old_params, params),
+            state.old_params,
+            params,
         )
         acting = jax.tree.map(  # the oldest
             lambda x: jax.lax.dynamic_index_in_dim(x, (step + 1) % num_old, keepdims=False),

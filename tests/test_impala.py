@@ -66,6 +66,7 @@ def test_without_lag_an_update_is_that_of_a2c(monkeypatch, env_id):
     for module, own in ((a2c, {}), (impala, {"policy_lag": 0, "rho_bar": 1.5})):
         monkeypatch.setattr(module, "rollout", random_rollout)
         fields = {"env_id": env_id, "num_envs": 4, "num_steps": 20, "norm_reward": True} | own
+        fields["learning_rate"] = 2e-3
         with float64():
             algorithm = module.make(small_config(module, **fields))
             state = jax.jit(algorithm.init)(jax.random.key(0))
