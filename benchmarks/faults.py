@@ -103,6 +103,8 @@ FLAGS = {  # some seconds of training each
     "--num-cem-rounds 2",
     "policy_iteration": "--num-iterations 20_000",
     "ppo_rnn": f"{ROLLOUT} --memory-size 16",
+    "a3c": "--total-timesteps 200_000 --num-workers 4 --num-steps 32 --hidden-sizes 16",
+    "impala": ROLLOUT,
     "prioritized_dqn": DISCRETE,
     "q_actor_critic": ROLLOUT,
     "qt_opt": f"{CONTINUOUS} --num-samples 16",

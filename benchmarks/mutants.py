@@ -450,6 +450,30 @@ MUTANTS = [
         "learning_rate",
     ),
     algorithm(
+        *("the round's last parameters are copied by all workers", "a3c"),
+        "return params, opt_state, copies",
+        "return params, opt_state, jax.tree.map(lambda x: 0 * x + x[-1], copies)",
+        "stale or round",
+    ),
+    algorithm(
+        *("means in place of sums", "a3c"),
+        "return config.num_steps * total, metrics",
+        "return total, metrics",
+        "round",
+    ),
+    algorithm(
+        *("the next row's target where a time limit cut", "impala"),
+        "return jnp.where(done, next_value, ",
+        "return jnp.where(done & False, next_value, ",
+        "next_targets or lag or equation",
+    ),
+    algorithm(
+        *("actors one update too fresh", "impala"),
+        "jax.lax.dynamic_index_in_dim(x, (step + 1) % num_old",
+        "jax.lax.dynamic_index_in_dim(x, (step + 2) % num_old",
+        "equation",
+    ),
+    algorithm(
         *("the same permutation in each epoch", "ppo"),
         "keys = jax.random.split(key_epochs, config.update_epochs)",
         "keys = jnp.stack([key_epochs] * config.update_epochs)",

@@ -22,7 +22,7 @@ from probes import ALL_PROBES, CONTINUOUS, CONTINUOUS_VALUES, GAMMA, best_action
 
 from common.buffers import uniform_buffer
 from common.environments.tabular import TABULAR, make_mdp
-from common.envs import make_env
+from common.envs import Transition, episode_metrics, make_env
 from common.networks import ensemble, make_network, make_q_network
 from common.run import main
 from common.runner import checkpoint
@@ -416,6 +416,31 @@ def check_loss(update, loss):
     np.testing.assert_allclose(update.metrics["loss"], expected, rtol=1e-5)
     for got, want in pairs(update.gradient, gradient):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+
+
+# A rollout to check an actor-critic's update on.
+
+
+def random_rollout(env, policy, state, key, num_steps):
+    """In place of `rollout`: transitions with random observations and rewards, with all kinds of
+    ends, and the policy's actions. `next_obs` is the next `obs` unless the episode ends."""
+    key_obs, key_action, key_reward, key_end = jax.random.split(key, 4)
+    shape = num_steps, env.num_envs
+    obs, next_obs = jax.random.normal(key_obs, (2, *shape, *env.obs_shape))
+    action = jax.vmap(policy)(obs, jax.random.split(key_action, num_steps))
+    reward = jax.random.normal(key_reward, shape)
+    terminated, truncated = jax.random.bernoulli(key_end, 0.3, (2, *shape))
+    ends = (terminated | truncated).at[-1].set(True)[..., None]
+    next_obs = jnp.where(ends, next_obs, jnp.roll(obs, -1, axis=0))
+    transitions = Transition(obs, action, reward, next_obs, terminated, truncated)
+    return state, transitions, episode_metrics(state.episode)
+
+
+def tanh_mlp(params, x):
+    """A multi-layer perceptron, without common/networks.py."""
+    for w, b in params[:-1]:
+        x = jnp.tanh(x @ w + b)
+    return x @ params[-1][0] + params[-1][1]
 
 
 # One step of a table on the random walk, against its equation.
