@@ -74,8 +74,8 @@ class Config:
     epsilon_policy: float = 0.01  # bound on KL(π(θ⁻) ‖ π(θ)) of discrete actions (nats)
     epsilon_mean: float = 0.05  # bound on the part of the means, of continuous actions (nats)
     epsilon_std: float = 1e-4  # bound on the part of the standard deviations (nats)
-    temperature: float = 1.0  # initial η
-    alpha: float = 1.0  # initial multipliers of the policy's bounds
+    init_temperature: float = 1.0  # initial η
+    init_alpha: float = 1.0  # initial multipliers of the policy's bounds
     init_std: float = 0.5  # initial standard deviation of actions whose bounds are -1 and 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer, in both networks
 
@@ -88,7 +88,8 @@ class Config:
             "epsilon_policy > 0",
             "epsilon_mean > 0",
             "epsilon_std > 0",
-            "alpha > 0",
+            "init_temperature > 0",
+            "init_alpha > 0",
         )
 
 
@@ -221,8 +222,8 @@ def make(config: Config) -> Algorithm:
         key, key_actor, key_critic, key_env, key_warmup = jax.random.split(key, 5)
         params, critic_params = actor.init(key_actor), critic.init(key_critic)
         duals = Duals(
-            log_temperature=jnp.log(jnp.asarray(config.temperature, float)),
-            log_alpha=jnp.zeros(len(epsilons)) + jnp.log(config.alpha),
+            log_temperature=jnp.log(jnp.asarray(config.init_temperature, float)),
+            log_alpha=jnp.zeros(len(epsilons)) + jnp.log(config.init_alpha),
         )
         env_state, transitions, _ = rollout(
             env, random_policy(env), env.reset(key_env), key_warmup, warmup_updates

@@ -76,8 +76,8 @@ class Config:
     epsilon_policy: float = 0.003  # ε_π of discrete actions (nats)
     epsilon_mean: float = 0.01  # ε_π of the means of continuous actions (nats)
     epsilon_std: float = 1e-4  # ε_π of their standard deviations (nats)
-    temperature: float = 1.0  # initial η
-    alpha: float = 1.0  # initial α
+    init_temperature: float = 1.0  # initial η
+    init_alpha: float = 1.0  # initial α
     vf_coef: float = 0.5  # c₁, the weight of L(w)
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     norm_obs: bool = False  # scale observations to mean 0 and standard deviation 1
@@ -94,7 +94,8 @@ class Config:
             "epsilon_policy > 0",
             "epsilon_mean > 0",
             "epsilon_std > 0",
-            "alpha > 0",
+            "init_temperature > 0",
+            "init_alpha > 0",
         )
 
 
@@ -218,8 +219,8 @@ def make(config: Config) -> Algorithm:
         key, key_actor, key_critic, key_env = jax.random.split(key, 4)
         actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
         duals = Duals(
-            log_temperature=jnp.log(jnp.asarray(config.temperature, float)),
-            log_alpha=jnp.zeros(len(epsilons)) + jnp.log(config.alpha),
+            log_temperature=jnp.log(jnp.asarray(config.init_temperature, float)),
+            log_alpha=jnp.zeros(len(epsilons)) + jnp.log(config.init_alpha),
         )
         return State(
             key=key,

@@ -139,7 +139,7 @@ def test_a_multiplier_grows_exactly_while_its_divergence_is_above_its_bound():
 
 # One update, against its losses and their gradients worked out with other formulas.
 
-FIELDS = {"num_samples": 6, "init_std": 1.5, "alpha": 40.0, "target_network_frequency": 3}
+FIELDS = {"num_samples": 6, "init_std": 1.5, "init_alpha": 40.0, "target_network_frequency": 3}
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,9 @@ def test_the_budget_counts_every_environment_step():
 
 def test_discrete_actions_are_summed_over():
     """An update on CartPole: the target, the policy's loss and the duals'."""
-    config = small_config(mpo, env_id="CartPole-v1", num_envs=5, alpha=40.0, epsilon_policy=0.02)
+    config = small_config(
+        mpo, env_id="CartPole-v1", num_envs=5, init_alpha=40.0, epsilon_policy=0.02
+    )
     algorithm = make(config)
     init = jax.jit(algorithm.init)
     before, other = init(jax.random.key(0)), init(jax.random.key(1))

@@ -125,7 +125,7 @@ def test_an_update_descends_its_losses(monkeypatch, env_id):
 
     monkeypatch.setattr(v_mpo, "rollout", with_ends)
     fields = {"num_envs": 5, "num_steps": 8, "max_grad_norm": 1e9, "gae_lambda": 0.9}
-    fields |= {"alpha": 40.0, "epsilon_std": 0.002, "env_id": env_id}
+    fields |= {"init_alpha": 40.0, "epsilon_std": 0.002, "env_id": env_id}
     config = small_config(v_mpo, **fields)
     algorithm = make(config)
     init = jax.jit(algorithm.init)
