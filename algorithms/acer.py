@@ -70,7 +70,7 @@ class Config:
     importance_clip: float = 10.0  # c
     trust_region_delta: float = 1.0  # δ
     average_decay: float = 0.99  # α, at each gradient step
-    ent_coef: float = 0.01  # of the entropy in g
+    ent_coef: float = 0.03  # of the entropy in g
     vf_coef: float = 0.5  # of the critic's loss
     max_grad_norm: float = 1.0  # global norm that gradients are clipped to
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
