@@ -68,6 +68,7 @@ def kl_divergence(old: jax.Array | Normal, new: jax.Array | Normal) -> jax.Array
         z = (old.mean - new.mean) * jnp.exp(-new.log_std)
         per_component = 0.5 * (jnp.exp(2 * log_ratio) + jnp.square(z) - 1) - log_ratio
         return jnp.sum(per_component, axis=-1)
+    assert not isinstance(old, Normal) and not isinstance(new, Normal), "both are of one kind"
     old_log_probs = jax.nn.log_softmax(old)
     return jnp.sum(jnp.exp(old_log_probs) * (old_log_probs - jax.nn.log_softmax(new)), axis=-1)
 
