@@ -19,7 +19,7 @@ from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 from common.runner.statistics import bands, summarize
 
 CACHE = ROOT / ".cache" / "kl_step"
-ALGORITHMS = ["trpo", "natural_policy_gradient", "ppo", "a2c"]
+ALGORITHMS = ["trpo", "natural_policy_gradient", "ppo", "v_mpo", "a2c"]
 SHOWN = ["environment", "algorithm", "iqm", "low", "high", "min", "training_iqm", "seconds"]
 
 
