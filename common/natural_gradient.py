@@ -28,7 +28,7 @@ def fisher_vector_product(policy: Callable, params: jax.Array, damping: float) -
 
 
 def conjugate_gradient(product: Callable, b: jax.Array, num_iterations: int) -> jax.Array:
-    """Solve A x = b [P], where `product(v)` is A v and A is symmetric and positive definite; x [P].
+    """Solve A x = b, where `product(v)` is A v and A is symmetric and positive definite; x [P].
 
     Hestenes & Stiefel 1952, https://doi.org/10.6028/jres.049.044. In exact arithmetic it takes at
     most P iterations; once the residual is rounding error, further ones leave x as it is.
