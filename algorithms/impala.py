@@ -112,11 +112,11 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    obs: jax.Array  # [B, ...] as the networks see it
+    obs: jax.Array  # [T, N, ...] as the networks see it
     action: jax.Array
-    weight: jax.Array  # [B] ρ
-    advantage: jax.Array  # [B] r + γ v_s+1 - V(s)
-    target: jax.Array  # [B] v_s
+    weight: jax.Array  # [T, N] ρ
+    advantage: jax.Array  # [T, N] r + γ v_s+1 - V(s)
+    target: jax.Array  # [T, N] v_s
 
 
 def td_error(value, reward, next_value, terminated, gamma) -> jax.Array:
@@ -243,7 +243,6 @@ def make(config: Config) -> Algorithm:
             advantage=td_error(value, reward, next_target, transitions.terminated, config.gamma),
             target=target,
         )
-        batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
         network_params = params.actor, state.critic_params
         grads, metrics = jax.grad(loss, has_aux=True)(network_params, batch)

@@ -12,7 +12,6 @@ interleaved: each runs every program once, for about as long; the median counts.
 """
 
 import argparse
-import csv
 import importlib
 import os
 import shlex
@@ -24,7 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.learning import RESULTS, commit, table
+from benchmarks.exploration import save
+from benchmarks.learning import RESULTS
 from common.runner.cli import parse
 from common.runner.program import init_run, run_updates
 
@@ -43,8 +43,6 @@ RELATIVE = {
     "mpo": "sac",
     "d4pg": "ddpg",
 }
-COLUMNS = ["algorithm", "flags", "env_id", "seeds", "steps_per_update", "step_us", "relative_to"]
-COLUMNS += ["relative", "compile_s", "load", "versions", "commit"]
 SECONDS = 0.5  # of one program in one round
 
 
@@ -64,13 +62,7 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for run in runs:
             play(run, SECONDS)
-    lines = rows({(run.name, run.seeds): run for run in runs}, load)
-    with open(RESULTS / "updates.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-    shown = [column for column in COLUMNS if column not in ("versions", "commit")]
-    print(table([shown, *([line[column] for column in shown] for line in lines)]))
+    save(RESULTS / "updates.csv", rows({(run.name, run.seeds): run for run in runs}, load))
 
 
 @dataclass
@@ -143,8 +135,6 @@ def rows(runs: dict[tuple[str, int], Run], load: float) -> list[dict]:
             "relative": round(statistics.median(ratios), 2) if ratios else "",
             "compile_s": round(run.compile_seconds, 1),
             "load": load,
-            "versions": f"jax={jax.__version__}",
-            "commit": commit(),
         }
         lines.append(line)
     return lines

@@ -22,7 +22,7 @@ from probes import ALL_PROBES, CONTINUOUS, CONTINUOUS_VALUES, GAMMA, best_action
 
 from common.buffers import uniform_buffer
 from common.environments.tabular import TABULAR, make_mdp
-from common.envs import Transition, episode_metrics, make_env
+from common.envs import Transition, episode_metrics, make_env, rollout
 from common.networks import ensemble, make_network, make_q_network
 from common.run import main
 from common.runner import checkpoint
@@ -434,6 +434,33 @@ def random_rollout(env, policy, state, key, num_steps):
     next_obs = jnp.where(ends, next_obs, jnp.roll(obs, -1, axis=0))
     transitions = Transition(obs, action, reward, next_obs, terminated, truncated)
     return state, transitions, episode_metrics(state.episode)
+
+
+def with_all_ends(monkeypatch, module, num_steps, num_envs):
+    """Let the rollouts of a module end at random in all four ways; return a list that will hold the
+    Transitions [T, N, ...] of each, as NumPy arrays."""
+    ends = jnp.array(np.random.default_rng(0).random((2, num_steps, num_envs)) < 0.3)
+    seen = []
+
+    def rollout_with_ends(*inputs):
+        state, transitions, episodes = rollout(*inputs)
+        transitions = transitions._replace(terminated=ends[0], truncated=ends[1])
+        jax.debug.callback(lambda x: seen.append(jax.tree.map(np.asarray, x)), transitions)
+        return state, transitions, episodes
+
+    monkeypatch.setattr(module, "rollout", rollout_with_ends)
+    return seen
+
+
+def gae_by_double_sum(error, done, decay):
+    """A_t = Σ_k decay^k δ_{t+k}, over the rest of the episode, from δ and done [T, ...]."""
+    advantage = np.zeros_like(error)
+    for t in range(len(error)):
+        goes_on = np.ones_like(done[t])
+        for k in range(t, len(error)):
+            advantage[t] += goes_on * decay ** (k - t) * error[k]
+            goes_on = goes_on & ~done[k]
+    return advantage
 
 
 def tanh_mlp(params, x):

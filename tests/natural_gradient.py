@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import config_of, float64
+from helpers import config_of, float64, gae_by_double_sum, tanh_mlp, with_all_ends
 from jax.flatten_util import ravel_pytree
 
 from common.envs import Env, Transition, make_env, rollout
@@ -57,26 +57,15 @@ class Update(NamedTuple):
 
 def first_update(module, monkeypatch, env_id, **fields) -> Update:
     """Update 0, in float64, of a rollout whose ends are drawn at random."""
-    rng = np.random.default_rng(0)
     config = config_of(module, SMALL | {"env_id": env_id}, **fields)
-    shape = config.num_steps, config.num_envs
-    terminated, truncated = (jnp.array(rng.random(shape) < 0.3) for _ in range(2))
-    seen = []
-
-    def with_other_ends(*inputs):
-        state, transitions, episodes = rollout(*inputs)
-        transitions = transitions._replace(terminated=terminated, truncated=truncated)
-        jax.debug.callback(lambda *leaves: seen.append(leaves), *transitions)
-        return state, transitions, episodes
-
-    monkeypatch.setattr(module, "rollout", with_other_ends)
+    seen = with_all_ends(monkeypatch, module, config.num_steps, config.num_envs)
     with float64():
         algorithm = module.make(config)
         before = jax.jit(algorithm.init)(jax.random.key(0))
         after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
         jax.effects_barrier()
     monkeypatch.setattr(module, "rollout", rollout)
-    return Update(config, before, after, metrics, Transition(*map(np.asarray, seen[0])))
+    return Update(config, before, after, metrics, seen[0])
 
 
 def step_of(update) -> np.ndarray:
@@ -89,13 +78,6 @@ def flat(tree):
     return ravel_pytree(tree)[0]
 
 
-def tanh_mlp(params, x):
-    """A multi-layer perceptron, without common/networks.py."""
-    for w, b in params[:-1]:
-        x = jnp.tanh(x @ w + b)
-    return x @ params[-1][0] + params[-1][1]
-
-
 def advantages(update) -> tuple[np.ndarray, np.ndarray]:
     """A and V of every transition [T, N], by the double sum over steps without an end between."""
     config, x = update.config, update.transitions
@@ -104,14 +86,8 @@ def advantages(update) -> tuple[np.ndarray, np.ndarray]:
         for obs in (x.obs, x.next_obs)
     )
     error = x.reward + config.gamma * ~x.terminated * next_value - value
-    done, total = x.terminated | x.truncated, np.zeros_like(error)
-    for n in range(error.shape[1]):
-        for t in range(len(error)):
-            for k in range(t, len(error)):
-                total[t, n] += (config.gamma * config.gae_lambda) ** (k - t) * error[k, n]
-                if done[k, n]:
-                    break
-    return total, value
+    done, decay = x.terminated | x.truncated, config.gamma * config.gae_lambda
+    return gae_by_double_sum(error, done, decay), value
 
 
 def dense_step(update) -> tuple[np.ndarray, float]:

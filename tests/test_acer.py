@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import check_actor_critic_probe, check_budget, every_end, pairs
+from helpers import check_actor_critic_probe, check_budget, every_end, pairs, tanh_mlp
 from probes import TOGETHER
 from scipy.optimize import minimize
 
@@ -155,11 +155,6 @@ def small(**fields):
         "max_grad_norm": 1e9,
     }
     return Config(**defaults | fields)
-
-
-def tanh_mlp(params, x):
-    (w1, b1), (w2, b2) = params
-    return jnp.tanh(x @ w1 + b1) @ w2 + b2
 
 
 def targets(config, params, average_params, critic_params, rows):

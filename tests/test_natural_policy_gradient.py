@@ -11,6 +11,7 @@ from helpers import (
     float64,
     pairs,
     small_config,
+    tanh_mlp,
 )
 from natural_gradient import (
     REWARD,
@@ -21,7 +22,6 @@ from natural_gradient import (
     dense_step,
     first_update,
     step_of,
-    tanh_mlp,
 )
 
 from algorithms import natural_policy_gradient

@@ -15,6 +15,7 @@ from helpers import (
     relu_mlp,
     small_config,
     states_of,
+    tanh_mlp,
 )
 
 from algorithms import ppo, rnd
@@ -165,12 +166,6 @@ def update_with_all_ends():
 @functools.cache
 def update_without_ends():
     return learned_from(np.zeros((2, *SHAPE), bool))
-
-
-def tanh_mlp(params, x):
-    for w, b in params[:-1]:
-        x = np.tanh(x @ w + b)
-    return x @ params[-1][0] + params[-1][1]
 
 
 def backwards(error, decay):

@@ -10,9 +10,12 @@ import pytest
 from helpers import (
     check_actor_critic_probe,
     check_always_cut,
+    gae_by_double_sum,
     pairs,
     small_config,
     states_of,
+    tanh_mlp,
+    with_all_ends,
 )
 from scipy.optimize import minimize_scalar
 
@@ -67,12 +70,6 @@ def test_temperature_and_weights_of_a_batch():
 # One update, against its losses and their gradients worked out with other formulas.
 
 
-def tanh_mlp(params, x):
-    for w, b in params[:-1]:
-        x = jnp.tanh(x @ w + b)
-    return x @ params[-1][0] + params[-1][1]
-
-
 def log_density(params, obs, action):
     """ln π(a) [B], of logits or of a normal distribution of one component."""
     if isinstance(params, tuple):
@@ -96,34 +93,11 @@ def divergences(old, params, obs):
     return jnp.stack([jnp.mean(jnp.sum(p * jnp.log(p / q), axis=1))])
 
 
-def advantages(steps, values, next_values, gamma, gae_lambda):
-    """Sums of discounted errors, each as far as its episode goes, in NumPy, [T, N]."""
-    T, N = steps.reward.shape
-    errors = steps.reward + gamma * ~steps.terminated * next_values - values
-    total = np.zeros((T, N))
-    for n in range(N):
-        for t in range(T):
-            for k in range(t, T):
-                total[t, n] += (gamma * gae_lambda) ** (k - t) * errors[k, n]
-                if steps.terminated[k, n] or steps.truncated[k, n]:
-                    break
-    return total
-
-
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_an_update_descends_its_losses(monkeypatch, env_id):
     """With an old policy that is another one, steps that end in all four ways, and gradients that
     are not clipped: Adam's first moments are a tenth of the gradients."""
-    flags = np.random.default_rng(0).random((2, 8, 5)) < 0.3
-    seen = []
-
-    def with_ends(*args):
-        env_state, steps, episodes = rollout(*args)
-        steps = steps._replace(terminated=jnp.array(flags[0]), truncated=jnp.array(flags[1]))
-        jax.debug.callback(lambda x: seen.append(jax.tree.map(np.asarray, x)), steps)
-        return env_state, steps, episodes
-
-    monkeypatch.setattr(v_mpo, "rollout", with_ends)
+    seen = with_all_ends(monkeypatch, v_mpo, 8, 5)
     fields = {"num_envs": 5, "num_steps": 8, "max_grad_norm": 1e9, "gae_lambda": 0.9}
     fields |= {"init_alpha": 40.0, "epsilon_std": 0.002, "env_id": env_id}
     config = small_config(v_mpo, **fields)
@@ -139,7 +113,8 @@ def test_an_update_descends_its_losses(monkeypatch, env_id):
     values, next_values = (
         np.asarray(value(before.critic_params, x)) for x in (steps.obs, steps.next_obs)
     )
-    A = advantages(steps, values, next_values, config.gamma, 0.9)
+    errors = steps.reward + config.gamma * ~steps.terminated * next_values - values
+    A = gae_by_double_sum(errors, steps.terminated | steps.truncated, config.gamma * 0.9)
     A, targets = A.ravel(), (A + values).ravel()
     obs, action = (x.reshape(40, *x.shape[2:]) for x in (steps.obs, steps.action))
     best = np.sort(np.argsort(A)[20:])

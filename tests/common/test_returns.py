@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import gae_by_double_sum
 from recurrence import retrace_by_double_sum
 
 from algorithms.a2c import td_error
@@ -31,15 +32,7 @@ def trajectory(length, seed, ends=0.2):
 def by_definition(reward, value, next_value, terminated, truncated, gamma, gae_lambda):
     """A_t = Σ_k (γ λ)^k δ_{t+k}, over the rest of the episode."""
     delta = reward + gamma * np.where(terminated, 0, next_value) - value
-    advantages = []
-    for t in range(len(reward)):
-        total = 0.0
-        for k in range(t, len(reward)):
-            total += (gamma * gae_lambda) ** (k - t) * delta[k]
-            if terminated[k] or truncated[k]:
-                break
-        advantages.append(total)
-    return np.array(advantages)
+    return gae_by_double_sum(delta, terminated | truncated, gamma * gae_lambda)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 64])
