@@ -50,6 +50,7 @@ SMALL = {
     "horizon": 4,
     "gradient_steps": 20,
     "num_simulations": 20,
+    "num_episodes": 2,
     "cg_damping": 1.0,  # what is nearly singular amplifies the last bits
 }
 

@@ -10,16 +10,22 @@ from helpers import ALGORITHMS, ROOT
 
 CORE = [
     *("algorithm", "envs", "networks", "distributions", "buffers", "prioritized", "normalization"),
-    *("natural_gradient", "returns", "exploration", "memory", "run"),
+    *("natural_gradient", "returns", "exploration", "memory", "datasets", "run"),
 ]
 # Algorithms that need more of an environment than the Env: the arrays of an MDP or of a linear
-# system, a game, or dynamics with derivatives.
+# system, a game, dynamics with derivatives, or an expert.
 INSIDE_ENVIRONMENTS = {
+    "behaviour_cloning": {"experts"},
+    "cql": {"experts"},
+    "dagger": {"experts"},
+    "gail": {"experts"},
     "ilqr": {"dynamics", "linear"},
+    "iql": {"experts"},
     "lqr": {"linear"},
     "mcts": {"games", "simulators"},
     "monte_carlo": {"mdp", "tabular"},
     "policy_iteration": {"mdp", "tabular"},
+    "td3_bc": {"experts"},
     "td_lambda": {"mdp", "tabular"},
     "value_iteration": {"mdp", "tabular"},
 }

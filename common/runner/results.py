@@ -306,6 +306,17 @@ def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> C
     return jax.jit(act_with_memory)
 
 
+def load_expert(folder: str) -> tuple[Callable, str]:
+    """Return the policy of the best seed, `obs, key -> action`, and the id of its environment.
+    ValueError if it has a memory or needs a planner; other errors as of `load_agent`."""
+    path = Path(folder) / "policy.npz"
+    algorithm, params, fields = load_member(path, None, {})
+    if algorithm.act is None or algorithm.init_memory is not None:
+        raise ValueError("an expert must act on one observation, without memory or planner")
+    env_id = fields.get("env_id") or checkpoint.load_header(path, "member/")[0]["config"]["env_id"]
+    return functools.partial(algorithm.act, params), env_id
+
+
 def load_member(
     path: Path, seed: int | None, setting: dict[str, Any]
 ) -> tuple[Algorithm, Any, dict]:

@@ -1,0 +1,194 @@
+"""Logged transitions to learn from: played by a policy that needs no training, or read from a file.
+
+Continuous actions are in [-1, 1], as `scale_action` takes them.
+"""
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from common.buffers import rows
+from common.envs import Env, Transition, is_bounded, rollout
+from common.exploration import random_policy
+
+
+class Data(NamedTuple):
+    """Whole episodes, one after the other."""
+
+    transitions: Transition  # [D, ...]
+    time: jax.Array  # [D] steps since the episode began
+    size: Any  # how many of the D rows hold data: the first ones
+
+
+class Dataset(NamedTuple):
+    """Its state is what one seed's policy played, or () where all seeds share a file."""
+
+    init: Callable  # key -> dataset_state
+    data: Callable  # dataset_state -> Data
+    sample: Callable  # dataset_state, key, batch_size -> transitions [B, ...]
+
+
+def sample_rows(data: Data, key: jax.Array, batch_size: int) -> Transition:
+    """Draw transitions uniformly, with replacement; [B, ...]."""
+    size = jnp.asarray(data.size).astype(jnp.uint32)
+    index = jax.random.bits(key, (batch_size,)) % size  # bias: size / 2^32
+    return rows(data.transitions, index)
+
+
+def play_dataset(env: Env, policy: Callable) -> Dataset:
+    """Play one episode of `policy(obs [N, ...], key) -> action` in each of the N environments."""
+
+    def init(key):
+        key_reset, key_play = jax.random.split(key)
+        _, played, _ = rollout(env, policy, env.reset(key_reset), key_play, env.max_steps)
+        return first_episodes(played)
+
+    def sample(data, key, batch_size):
+        return sample_rows(data, key, batch_size)
+
+    return Dataset(init, lambda data: data, sample)
+
+
+def first_episodes(transitions: Transition) -> Data:
+    """Return the first episode of each environment of a rollout [T, N, ...]."""
+    done = jnp.swapaxes(transitions.terminated | transitions.truncated, 0, 1)  # [N, T]
+    is_first = (jnp.cumsum(done, axis=1) - done == 0).ravel()
+    order = jnp.argsort(~is_first, stable=True)
+    time = jnp.broadcast_to(jnp.arange(done.shape[1], dtype=jnp.int32), done.shape).ravel()
+
+    def sort(x):
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[order]
+
+    size = jnp.sum(is_first, dtype=jnp.int32)
+    return Data(jax.tree.map(sort, transitions), time[order], size)
+
+
+def noisy_policy(env: Env, policy: Callable, epsilon: jax.Array) -> Callable:
+    """Return a policy that takes a random action with probability ε [N], else that of `policy`."""
+
+    def noisy(obs, key):
+        key_policy, key_random, key_which = jax.random.split(key, 3)
+        action, random_action = policy(obs, key_policy), random_policy(env)(obs, key_random)
+        is_random = jax.random.uniform(key_which, epsilon.shape) < epsilon
+        is_random = is_random.reshape(-1, *[1] * (action.ndim - 1))
+        return jnp.where(is_random, random_action, action)
+
+    return noisy
+
+
+def unscale_action(env: Env, action: jax.Array) -> jax.Array:
+    """Rescale a continuous action from the environment's bounds to [-1, 1], as `scale_action` does
+    the other way. A discrete action is returned as it is."""
+    if env.num_actions is not None:  # copied unless actions="continuous"
+        return action
+    return 2 * (action - env.action_low) / (env.action_high - env.action_low) - 1
+
+
+def read_dataset(path: str, env_id: str, env: Env) -> Dataset:
+    """Return the transitions of a file of `python -m common.record`, or of a Minari dataset.
+
+    ValueError if there is no such file, if it is damaged or empty, or of another environment.
+    """
+    if re.fullmatch(r".*-v\d+", path) and not Path(path).exists():  # not copied
+        return dataset_of(read_minari(path), path, env)
+    arrays, header = read_arrays(path)
+    if header["env_id"] != env_id:
+        raise ValueError(f"--dataset {path} is of {header['env_id']}: choose that with --env-id")
+    return dataset_of(arrays, path, env)
+
+
+def dataset_of(arrays: dict[str, np.ndarray], path: str, env: Env) -> Dataset:
+    """Return the Dataset of arrays [D, ...] by the names of a Transition's fields, with the number
+    of its `episode` for each row; ValueError if the environment has others."""
+    shapes = jax.eval_shape(env.reset, jax.random.key(0)).obs
+    num_rows = len(arrays["reward"])
+    if num_rows == 0:
+        raise ValueError(f"--dataset {path} holds no transitions")
+    if env.num_actions is None and not is_bounded(
+        env.action_low, env.action_high
+    ):  # copied for actions=
+        raise ValueError(f"--dataset {path}: needs finite bounds of every action")
+    wanted = {"obs": shapes.shape[1:], "next_obs": shapes.shape[1:], "action": env.action_shape}
+    for name, shape in wanted.items():
+        if arrays[name].shape[1:] != tuple(shape):
+            text = f"{list(arrays[name].shape[1:])}, not {list(shape)} as in this environment"
+            raise ValueError(f"--dataset {path}: each {name} has shape {text}")
+    if np.issubdtype(arrays["action"].dtype, np.floating) == (env.num_actions is not None):
+        raise ValueError(
+            f"--dataset {path}: its actions are of another kind than the environment's"
+        )
+    fields = {name: jnp.asarray(arrays[name]) for name in Transition._fields}
+    fields |= {name: fields[name].astype(shapes.dtype) for name in ("obs", "next_obs")}
+    fields["action"] = unscale_action(env, fields["action"])
+    fields["reward"] = fields["reward"].astype(float)
+    episode = arrays["episode"]
+    is_first = np.concatenate([[True], episode[1:] != episode[:-1]])
+    row = np.arange(num_rows)
+    time = row - np.maximum.accumulate(np.where(is_first, row, 0))
+    data = Data(Transition(**fields), jnp.asarray(time, jnp.int32), num_rows)
+
+    def sample(state, key, batch_size):
+        return sample_rows(data, key, batch_size)
+
+    return Dataset(lambda key: (), lambda state: data, sample)
+
+
+def read_arrays(path: str) -> tuple[dict[str, np.ndarray], dict]:
+    """Return the arrays and the header of a file of `python -m common.record`; ValueError if it
+    cannot be used."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        text, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes()
+        header = json.loads(text)
+    except FileNotFoundError as error:
+        raise ValueError(f"--dataset {path}: there is no such file") from error
+    except Exception as error:  # a flipped bit in an archive can raise almost anything
+        message = "damaged, or not a file that python -m common.record wrote"
+        raise ValueError(f"--dataset {path}: {message}") from error
+    if digest != checksum(arrays, text):
+        raise ValueError(f"--dataset {path}: damaged (its SHA-256 is wrong)")
+    return arrays, header
+
+
+def checksum(arrays: dict[str, np.ndarray], header: bytes) -> bytes:
+    """Return the SHA-256 of a header and of all names, shapes, dtypes and bytes."""
+    digest = hashlib.sha256(header)
+    for name, x in sorted(arrays.items()):
+        digest.update(f"{name} {x.shape} {x.dtype}".encode() + np.ascontiguousarray(x).tobytes())
+    return digest.digest()
+
+
+def read_minari(name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a Minari dataset that is on this machine; ValueError if there is none.
+
+    <https://minari.farama.org>
+    """
+    try:
+        minari = importlib.import_module("minari")
+        episodes = list(minari.load_dataset(name).iterate_episodes())
+    except ImportError as error:
+        raise ValueError(f"--dataset {name} needs minari: pip install minari[hdf5]") from error
+    except Exception as error:  # of many kinds, by version
+        message = "neither a file nor a Minari dataset on this machine"
+        raise ValueError(f"--dataset {name}: {message} (minari download {name})") from error
+    if not all(isinstance(e.observations, np.ndarray) for e in episodes):
+        raise ValueError(f"--dataset {name}: its observations are not arrays")
+    columns = {
+        "obs": [e.observations[:-1] for e in episodes],
+        "action": [e.actions for e in episodes],
+        "reward": [e.rewards for e in episodes],
+        "next_obs": [e.observations[1:] for e in episodes],
+        "terminated": [e.terminations for e in episodes],
+        "truncated": [e.truncations for e in episodes],
+        "episode": [np.full(len(e.rewards), i) for i, e in enumerate(episodes)],
+    }
+    return {name: np.concatenate(x) if x else np.zeros(0) for name, x in columns.items()}
