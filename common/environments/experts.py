@@ -84,16 +84,16 @@ def mountain_car_continuous(obs: jax.Array) -> jax.Array:
 
 
 def pendulum(obs: jax.Array) -> jax.Array:
-    """Swing up by energy, then balance: u = -12 θ - 3 θ̇ where cos θ > .9, else 2 sgn θ̇ (E* - E).
+    """Swing up by energy, u = .5 θ̇ (E* - E), and balance, u = -12 θ - 3 θ̇, where cos θ > .8.
 
     With m = l = 1 and g = 10, E = θ̇² / 2 + 15 cos θ (per unit of the moment of inertia 1/3), which
     is E* = 15 at rest above (Åström & Furuta 2000, https://doi.org/10.1016/S0005-1098(99)00140-5).
     """
     cos, sin, velocity = obs
     energy = 0.5 * velocity**2 + 15 * cos
-    swing = jnp.where(velocity * (15 - energy) >= 0, 2.0, -2.0)
+    swing = 0.5 * velocity * (15 - energy)
     balance = -12 * jnp.arctan2(sin, cos) - 3 * velocity
-    return jnp.clip(jnp.where(cos > 0.9, balance, swing), -2, 2)[None]
+    return jnp.clip(jnp.where(cos > 0.8, balance, swing), -2, 2)[None]
 
 
 def fast(obs: jax.Array) -> jax.Array:
