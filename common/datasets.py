@@ -24,7 +24,6 @@ class Data(NamedTuple):
     """Whole episodes, one after the other."""
 
     transitions: Transition  # [D, ...]
-    time: jax.Array  # [D] steps since the episode began
     size: Any  # how many of the D rows hold data: the first ones
 
 
@@ -36,13 +35,6 @@ class Dataset(NamedTuple):
     sample: Callable  # dataset_state, key, batch_size -> transitions [B, ...]
 
 
-def sample_rows(data: Data, key: jax.Array, batch_size: int) -> Transition:
-    """Draw transitions uniformly, with replacement; [B, ...]."""
-    size = jnp.asarray(data.size).astype(jnp.uint32)
-    index = jax.random.bits(key, (batch_size,)) % size  # bias: size / 2^32
-    return rows(data.transitions, index)
-
-
 def play_dataset(env: Env, policy: Callable) -> Dataset:
     """Play one episode of `policy(obs [N, ...], key) -> action` in each of the N environments."""
 
@@ -51,24 +43,24 @@ def play_dataset(env: Env, policy: Callable) -> Dataset:
         _, played, _ = rollout(env, policy, env.reset(key_reset), key_play, env.max_steps)
         return first_episodes(played)
 
-    def sample(data, key, batch_size):
-        return sample_rows(data, key, batch_size)
+    return Dataset(init, lambda data: data, sample_rows)
 
-    return Dataset(init, lambda data: data, sample)
+
+def sample_rows(data: Data, key: jax.Array, batch_size: int) -> Transition:
+    """Draw transitions uniformly, with replacement; [B, ...]."""
+    size = jnp.asarray(data.size).astype(jnp.uint32)
+    index = jax.random.bits(key, (batch_size,)) % size  # bias: size / 2^32
+    return rows(data.transitions, index)
 
 
 def first_episodes(transitions: Transition) -> Data:
     """Return the first episode of each environment of a rollout [T, N, ...]."""
-    done = jnp.swapaxes(transitions.terminated | transitions.truncated, 0, 1)  # [N, T]
+    transitions = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), transitions)  # [N, T, ...]
+    done = transitions.terminated | transitions.truncated
     is_first = (jnp.cumsum(done, axis=1) - done == 0).ravel()
     order = jnp.argsort(~is_first, stable=True)
-    time = jnp.broadcast_to(jnp.arange(done.shape[1], dtype=jnp.int32), done.shape).ravel()
-
-    def sort(x):
-        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[order]
-
-    size = jnp.sum(is_first, dtype=jnp.int32)
-    return Data(jax.tree.map(sort, transitions), time[order], size)
+    ordered = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[order], transitions)
+    return Data(ordered, jnp.sum(is_first, dtype=jnp.int32))
 
 
 def noisy_policy(env: Env, policy: Callable, epsilon: jax.Array) -> Callable:
@@ -106,39 +98,33 @@ def read_dataset(path: str, env_id: str, env: Env) -> Dataset:
 
 
 def dataset_of(arrays: dict[str, np.ndarray], path: str, env: Env) -> Dataset:
-    """Return the Dataset of arrays [D, ...] by the names of a Transition's fields, with the number
-    of its `episode` for each row; ValueError if the environment has others."""
+    """Return the Dataset of arrays [D, ...] by the names of a Transition's fields; ValueError if
+    they are not of this environment."""
     shapes = jax.eval_shape(env.reset, jax.random.key(0)).obs
-    num_rows = len(arrays["reward"])
-    if num_rows == 0:
+    is_continuous = env.num_actions is None
+    if len(arrays["reward"]) == 0:
         raise ValueError(f"--dataset {path} holds no transitions")
-    if env.num_actions is None and not is_bounded(
-        env.action_low, env.action_high
-    ):  # copied for actions=
-        raise ValueError(f"--dataset {path}: needs finite bounds of every action")
+    if is_continuous and not is_bounded(env.action_low, env.action_high):
+        raise ValueError(f"--dataset {path}: every action needs finite bounds")
     wanted = {"obs": shapes.shape[1:], "next_obs": shapes.shape[1:], "action": env.action_shape}
     for name, shape in wanted.items():
         if arrays[name].shape[1:] != tuple(shape):
             text = f"{list(arrays[name].shape[1:])}, not {list(shape)} as in this environment"
             raise ValueError(f"--dataset {path}: each {name} has shape {text}")
-    if np.issubdtype(arrays["action"].dtype, np.floating) == (env.num_actions is not None):
-        raise ValueError(
-            f"--dataset {path}: its actions are of another kind than the environment's"
-        )
+    if np.issubdtype(arrays["action"].dtype, np.floating) != is_continuous:
+        raise ValueError(f"--dataset {path}: this environment has actions of another kind")
+    data = to_data(arrays, env)
+    return Dataset(lambda key: (), lambda _: data, lambda _, *args: sample_rows(data, *args))
+
+
+def to_data(arrays: dict[str, np.ndarray], env: Env) -> Data:
+    """Return such arrays as Data of an environment that takes actions in [-1, 1]."""
+    obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
     fields = {name: jnp.asarray(arrays[name]) for name in Transition._fields}
-    fields |= {name: fields[name].astype(shapes.dtype) for name in ("obs", "next_obs")}
-    fields["action"] = unscale_action(env, fields["action"])
-    fields["reward"] = fields["reward"].astype(float)
-    episode = arrays["episode"]
-    is_first = np.concatenate([[True], episode[1:] != episode[:-1]])
-    row = np.arange(num_rows)
-    time = row - np.maximum.accumulate(np.where(is_first, row, 0))
-    data = Data(Transition(**fields), jnp.asarray(time, jnp.int32), num_rows)
-
-    def sample(state, key, batch_size):
-        return sample_rows(data, key, batch_size)
-
-    return Dataset(lambda key: (), lambda state: data, sample)
+    fields |= {name: fields[name].astype(obs.dtype) for name in ("obs", "next_obs")}
+    fields |= {"action": unscale_action(env, fields["action"])}
+    fields |= {"reward": fields["reward"].astype(float)}
+    return Data(Transition(**fields), len(fields["reward"]))
 
 
 def read_arrays(path: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -189,6 +175,5 @@ def read_minari(name: str) -> dict[str, np.ndarray]:
         "next_obs": [e.observations[1:] for e in episodes],
         "terminated": [e.terminations for e in episodes],
         "truncated": [e.truncations for e in episodes],
-        "episode": [np.full(len(e.rewards), i) for i, e in enumerate(episodes)],
     }
     return {name: np.concatenate(x) if x else np.zeros(0) for name, x in columns.items()}

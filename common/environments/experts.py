@@ -12,7 +12,6 @@ import scipy.linalg
 
 from common.datasets import unscale_action
 from common.environments.linear import make_system
-from common.environments.mdp import MDP
 from common.environments.tabular import make_mdp
 from common.envs import Env, lazy
 
@@ -24,30 +23,21 @@ def make_expert(env_id: str, env: Env, run: str = "") -> Callable:
     `run` is the folder of a trained run, whose best seed is then the expert. ValueError if there is
     no expert of this environment.
     """
-    if run:  # not copied
+    if run:
         return trained_expert(env_id, env, run)
-    control = controller(env_id)
+    control = CONTROLLERS.get(env_id)
+    if env_id.endswith("-tabular"):
+        control = tabular_controller(env_id)
+    if env_id.endswith("-linear"):
+        control = linear_controller(env_id)
+    if control is None:
+        known = f"one is known of {', '.join(CONTROLLERS)}, -tabular, -linear"
+        raise ValueError(f"--env-id {env_id} needs --expert or --dataset: no expert; {known}")
 
     def policy(obs, key):
         return unscale_action(env, jax.vmap(control)(obs))
 
     return policy
-
-
-def controller(env_id: str) -> Callable:
-    """Return the controller of an environment; ValueError if there is none."""
-    if env_id.endswith("-tabular"):  # copied for -tabular
-        actions = jnp.asarray(optimal_actions(make_mdp(env_id), 0.999))
-        return lambda obs: actions[obs]
-    if env_id.endswith("-linear"):  # copied for -linear
-        with jax.ensure_compile_time_eval():
-            gain = jnp.asarray(optimal_gain(env_id), float)
-        return lambda obs: -gain @ obs
-    if env_id not in CONTROLLERS:
-        known = ", ".join(CONTROLLERS)
-        message = f"no expert of {env_id} is known ({known}, -tabular and -linear have one)"
-        raise ValueError(f"{message}; give --dataset or --expert if this algorithm has them")
-    return CONTROLLERS[env_id]
 
 
 def trained_expert(env_id: str, env: Env, run: str) -> Callable:
@@ -110,21 +100,26 @@ CONTROLLERS = {
 }
 
 
-def optimal_actions(mdp: MDP, gamma: float) -> np.ndarray:
-    """argmax_a q*(s,a) of an MDP by value iteration, [S].
+def tabular_controller(env_id: str) -> Callable:
+    """argmax_a q*(s,a) of an MDP by value iteration.
 
     A discount factor just below 1 prefers the shortest of equally good ways.
     """
+    mdp, gamma = make_mdp(env_id), 0.999
     P, r = np.asarray(mdp.P, float), np.einsum("sat,sat->sa", mdp.P, mdp.R)
     q, change = r, np.inf
     while change > 1e-8:
         new = r + gamma * P @ q.max(-1)
         q, change = new, np.abs(new - q).max()
-    return np.argmax(q, axis=-1)
+    actions = np.argmax(q, axis=-1)
+    return lambda state: jnp.asarray(actions)[state]
 
 
-def optimal_gain(env_id: str) -> np.ndarray:
-    """K = (R + Bᵀ P B)⁻¹ Bᵀ P A of the discrete algebraic Riccati equation, [m, n]; u = -K x."""
-    A, B, Q, R, *_ = (np.asarray(x, float) for x in make_system(env_id))
+def linear_controller(env_id: str) -> Callable:
+    """u = -K x with K = (R + Bᵀ P B)⁻¹ Bᵀ P A, and P from the algebraic Riccati equation."""
+    with jax.ensure_compile_time_eval():
+        system = make_system(env_id)
+    A, B, Q, R, *_ = (np.asarray(x, float) for x in system)
     P = scipy.linalg.solve_discrete_are(A, B, Q, R)
-    return np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A)
+    gain = np.linalg.solve(R + B.T @ P @ B, B.T @ P @ A)
+    return lambda x: -jnp.asarray(gain, float) @ x

@@ -310,11 +310,18 @@ def load_expert(folder: str) -> tuple[Callable, str]:
     """Return the policy of the best seed, `obs, key -> action`, and the id of its environment.
     ValueError if it has a memory or needs a planner; other errors as of `load_agent`."""
     path = Path(folder) / "policy.npz"
+    if not path.exists():
+        raise ValueError("no trained policies there (it has no policy.npz)")
     algorithm, params, fields = load_member(path, None, {})
     if algorithm.act is None or algorithm.init_memory is not None:
         raise ValueError("an expert must act on one observation, without memory or planner")
-    env_id = fields.get("env_id") or checkpoint.load_header(path, "member/")[0]["config"]["env_id"]
-    return functools.partial(algorithm.act, params), env_id
+    return functools.partial(algorithm.act, params), env_id_of(path, fields)
+
+
+def env_id_of(path: Path, fields: dict) -> str:
+    """Return the id of the environment that a member of policy.npz was trained in, by its fields.
+    Errors as of `load_agent`."""
+    return fields.get("env_id") or checkpoint.load_header(path, "member/")[0]["config"]["env_id"]
 
 
 def load_member(

@@ -39,6 +39,7 @@ LEAN_ENVS = {  # what defines `make_env` and more in fewer lines for a single fa
 }
 LEAN_EPISODES = "common.tools.standalone_episode"  # goes with each of them
 PLAY_WITH_MEMORY = "common.tools.standalone_memory"  # goes with `init_memory`
+LEAN_DATASETS = "common.tools.standalone_datasets"  # goes with `common.datasets`
 WRAPPERS = ("history", "positions")  # families of ids that end so, around another id
 UNDECLARED = {"gymnax": ["six"]}  # what a package imports and does not require
 ORIGIN = "Copied from manyseeds: stands alone, with the packages named above."
@@ -106,6 +107,8 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
             read = with_definitions(read, load(lean))
         if module == REPLACED["common.run"] and "init_memory" in choice.code:
             read = with_definitions(read, load(PLAY_WITH_MEMORY))
+        if module in ("common.datasets", "common.environments.experts"):
+            read = with_definitions(read, load(LEAN_DATASETS))
         return read
 
     body, start = load(path).definitions
@@ -116,7 +119,7 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
     above = [x for x in reach(load, eager_definitions(load, body)) if x in definitions]
     below = [x for x in definitions if x not in above]
     modules = module_order(load, [path, *(x.module for x in definitions)])
-    replacements = *LEAN_ENVS.values(), LEAN_EPISODES, PLAY_WITH_MEMORY
+    replacements = *LEAN_ENVS.values(), LEAN_EPISODES, PLAY_WITH_MEMORY, LEAN_DATASETS
     modules = [x for x in modules if x not in replacements]
     sections = [*sections_of(load, modules, above), body.text]
     sections += [*sections_of(load, modules, below), start.text]

@@ -84,7 +84,8 @@ def test_copies_pass_ruff(tmp_path):
 def test_a_copy_is_short(name):
     source = (ROOT / "algorithms" / f"{name}.py").read_text()
     length = len(copy_of(name).splitlines())
-    assert length <= 2 * len(source.splitlines()) + 150
+    brings_data = 60 if "common.datasets" in source else 0  # an expert and what it plays
+    assert length <= 2 * len(source.splitlines()) + 150 + brings_data
 
 
 def test_two_copies_and_the_median_are_shorter_still():
