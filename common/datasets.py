@@ -131,7 +131,7 @@ def read_arrays(path: str) -> tuple[dict[str, np.ndarray], dict]:
     """Return the arrays and the header of a file of `python -m common.record`; ValueError if it
     cannot be used."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         text, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes()
         header = json.loads(text)

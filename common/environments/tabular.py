@@ -35,6 +35,7 @@ from common.environments.textbook import (
     gamblers_problem,
     garnet,
     jacks_car_rental,
+    ledge,
     maximization_bias,
     random_walk,
     taxi,
@@ -100,6 +101,8 @@ TABULAR = {
     "Gambler-tabular": Tabular(lambda key: gamblers_problem(), 10_000, gamma=1.0),
     "JacksCarRental-tabular": Tabular(lambda key: jacks_car_rental(), 100, gamma=0.9),
     "Blackjack-tabular": Tabular(lambda key: blackjack(), 100, gamma=1.0),
+    "Ledge-tabular": Tabular(lambda key: ledge(0.01), 100, gamma=0.99),
+    "SteadyLedge-tabular": Tabular(lambda key: ledge(0.0), 100, gamma=0.99),
     "MaximizationBias-tabular": Tabular(lambda key: maximization_bias(), 10, gamma=1.0),
     "Garnet-tabular": Tabular(garnet, 100, gamma=0.99, random=True),
 }

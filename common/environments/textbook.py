@@ -203,6 +203,21 @@ def maximization_bias() -> MDP:
     return MDP(P, R, np.array([1.0, 0.0, 0.0]), np.array([False, False, True]), noise)
 
 
+def ledge(slip: float) -> MDP:
+    """Walk along a ledge: after Ross & Bagnell 2010, https://proceedings.mlr.press/v9/ross10a.html.
+
+    States: 0 on the ledge (the start), 1 below it. Actions: walk, climb. To walk on the ledge and
+    to climb from below lead onto the ledge, but for a slip; all else ends below. Reward -1 for a
+    step that ends below. So who can do both loses `slip` a step, and who cannot climb
+    Σ_t (1 - (1 - slip)^t), almost T² slip / 2 over few steps T. No state is terminal.
+    """
+    P = np.zeros((2, 2, 2))
+    P[:, :, 1] = 1
+    P[0, 0] = P[1, 1] = 1 - slip, slip
+    R = np.broadcast_to([0.0, -1.0], (2, 2, 2))
+    return MDP(P, R, np.array([1.0, 0.0]), np.zeros(2, bool))
+
+
 def random_walk(num_states: int, left_reward: float) -> MDP:
     """Walk along a line: Sutton & Barto 2018, Examples 6.2 (5 states, left reward 0) and 7.1 (19
     states, left reward -1).
