@@ -67,6 +67,10 @@ REPLAY = "--learning-starts 200 --buffer-size 1000 --batch-size 16 --hidden-size
 DISCRETE = f"--total-timesteps 40_000 --num-envs 4 {REPLAY}"
 CONTINUOUS = f"--total-timesteps 20_000 --num-envs 2 {REPLAY}"
 FLAGS = {  # some seconds of training each
+    "behaviour_cloning": "--num-iterations 400 --gradient-steps 50 --batch-size 16 "
+    "--hidden-sizes 16 --num-episodes 2",
+    "dagger": "--total-timesteps 40_000 --num-steps 20 --gradient-steps 50 --batch-size 16 "
+    "--hidden-sizes 16",
     "q_learning": TABLE,
     "dqn": f"--total-timesteps 60_000 --num-envs 4 {REPLAY}",
     "ppo": "--total-timesteps 400_000 --num-envs 4 --num-steps 32 --hidden-sizes 16",

@@ -699,6 +699,43 @@ MUTANTS = [
         "blocks_of_any_size",
         "runner/test_runs",
     ),
+    # Learning from others.
+    algorithm(
+        *("logits are not normalized", "behaviour_cloning"),
+        "return -jax.nn.log_softmax(output)[action]",
+        "return -output[action]",
+        "likelihood",
+    ),
+    common(
+        *("rows without data are drawn", "datasets"),
+        "size = jnp.asarray(data.size).astype(jnp.uint32)",
+        "size = jnp.uint32(len(data.transitions.reward))",
+        "drawn_and_nothing_else",
+    ),
+    common(
+        *("the step that ends an episode is left out", "datasets"),
+        "is_first = (jnp.cumsum(done, axis=1) - done == 0).ravel()",
+        "is_first = (jnp.cumsum(done, axis=1) == 0).ravel()",
+        "first_episodes",
+    ),
+    common(
+        *("actions of a file keep their units", "datasets"),
+        'fields |= {"action": unscale_action(env, fields["action"])}',
+        'fields |= {"action": fields["action"]}',
+        "unit_box",
+    ),
+    algorithm(
+        *("DAgger's label is the action that was taken", "dagger"),
+        "visited._replace(action=labels)",
+        "visited",
+        "who_acts or experts",
+    ),
+    algorithm(
+        *("DAgger's rounds overwrite one another", "dagger"),
+        "dataset.add(state.dataset, labelled, step + 1)",
+        "dataset.add(state.dataset, labelled, step)",
+        "who_acts",
+    ),
 ]
 
 
