@@ -100,6 +100,7 @@ def test_every_flag_in_the_text_exists():
     helps = [
         run("algorithms.dqn", "--help").stdout,
         run("algorithms.mcts", "--help").stdout,
+        run("algorithms.behaviour_cloning", "--help").stdout,
         run("common.copy", "--help").stdout,
         (ROOT / "tests" / "conftest.py").read_text(),
         (ROOT / "common" / "tools" / "standalone_main.py").read_text().replace("load:", "--load"),
