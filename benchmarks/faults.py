@@ -66,6 +66,9 @@ ROLLOUT = "--total-timesteps 200_000 --num-envs 4 --num-steps 32 --hidden-sizes 
 REPLAY = "--learning-starts 200 --buffer-size 1000 --batch-size 16 --hidden-sizes 16"
 DISCRETE = f"--total-timesteps 40_000 --num-envs 4 {REPLAY}"
 CONTINUOUS = f"--total-timesteps 20_000 --num-envs 2 {REPLAY}"
+OFFLINE = (
+    "--num-episodes 4 --num-iterations 200 --gradient-steps 50 --batch-size 16 --hidden-sizes 16"
+)
 FLAGS = {  # some seconds of training each
     "behaviour_cloning": "--num-iterations 400 --gradient-steps 50 --batch-size 16 "
     "--hidden-sizes 16 --num-episodes 2",
@@ -93,6 +96,9 @@ FLAGS = {  # some seconds of training each
     "expected_sarsa": TABLE,
     "fitted_q_iteration": "--total-timesteps 2_000 --num-iterations 200 --gradient-steps 50 "
     "--batch-size 16 --hidden-sizes 16",
+    "cql": OFFLINE,
+    "iql": OFFLINE,
+    "td3_bc": OFFLINE,
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
     "mcts": "--total-timesteps 2_000 --num-envs 4 --num-simulations 20",

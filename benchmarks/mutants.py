@@ -736,6 +736,42 @@ MUTANTS = [
         "dataset.add(state.dataset, labelled, step)",
         "who_acts",
     ),
+    algorithm(
+        *("lambda with a gradient", "td3_bc"),
+        "alpha / jax.lax.stop_gradient(jnp.mean(jnp.abs(q_value)))",
+        "alpha / jnp.mean(jnp.abs(q_value))",
+        "lambda",
+    ),
+    algorithm(
+        *("rows without data in the statistics", "td3_bc"),
+        "is_data = jnp.arange(len(obs)) < data.size",
+        "is_data = jnp.arange(len(obs)) >= 0",
+        "statistics",
+    ),
+    algorithm(
+        *("the expectile of the other side", "iql"),
+        "jnp.abs(expectile - (error < 0))",
+        "jnp.abs(expectile - (error > 0))",
+        "expectile",
+    ),
+    algorithm(
+        *("V learns from the networks, not the targets", "iql"),
+        "q_values = jnp.min(critics.apply(state.target_params,",
+        "q_values = jnp.min(critics.apply(state.critic_params,",
+        "smaller_value",
+    ),
+    algorithm(
+        *("the largest Q lowered whatever was taken", "cql"),
+        "jax.nn.logsumexp(q_values) - q_values[action]",
+        "jax.nn.logsumexp(q_values) - jnp.mean(q_values)",
+        "gap or bandit",
+    ),
+    algorithm(
+        *("half of the penalty", "cql"),
+        "2 * config.alpha * jnp.mean(gap)",
+        "config.alpha * jnp.mean(gap)",
+        "update_descends",
+    ),
 ]
 
 

@@ -23,6 +23,7 @@ from probes import ALL_PROBES, CONTINUOUS, CONTINUOUS_VALUES, GAMMA, best_action
 from common.buffers import uniform_buffer
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import Transition, episode_metrics, make_env, rollout
+from common.exploration import random_policy
 from common.networks import ensemble, make_network, make_q_network
 from common.run import main
 from common.runner import checkpoint
@@ -321,9 +322,11 @@ def twin_critic_values(config, state, obs, action):
     return critics.apply(state.critic_params, obs, action)[0]
 
 
-def check_continuous_probe(module, values_of, expected=lambda state: CONTINUOUS_VALUES, **fields):
-    """Two seeds learn the values of the Continuous-probe within 0.1, and the best actions.
-    `values_of(config, state, obs, action)` gives Q [S] for actions in [-1, 1]."""
+def check_continuous_probe(
+    module, values_of, expected=lambda state: CONTINUOUS_VALUES, tolerance=0.1, **fields
+):
+    """Two seeds learn the values of the Continuous-probe within 0.1, and the best actions within
+    `tolerance`. `values_of(config, state, obs, action)` gives Q [S] for actions in [-1, 1]."""
     defaults = {
         "env_id": "Continuous-probe",
         "total_timesteps": 12_000,
@@ -348,7 +351,7 @@ def check_continuous_probe(module, values_of, expected=lambda state: CONTINUOUS_
         values = q_values(state, actions)
         np.testing.assert_allclose(values, expected(state), atol=0.1)
         for s in (4, 5):
-            np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=0.1)
+            np.testing.assert_allclose(actions[s, 0], CONTINUOUS["best"][s], atol=tolerance)
 
 
 # One update of deep Q-learning, against the loss and its gradient worked out in the test.
@@ -664,3 +667,50 @@ def check_mean(samples, exact, deviations=4.5):
     errors = samples.std(0) / np.sqrt(len(samples))
     assert np.linalg.norm(errors) < 0.05 * np.linalg.norm(exact)
     assert np.all(np.abs(samples.mean(0) - exact) <= deviations * errors + 1e-12)
+
+
+# Learning from data that are there before training.
+
+
+def play_at_random(monkeypatch, module):
+    """Let the episodes in the data be those of random actions, in any environment."""
+    monkeypatch.setattr(module, "make_expert", lambda env_id, env, run: random_policy(env))
+
+
+class OfflineUpdate(NamedTuple):
+    config: Any
+    algorithm: Any
+    before: Any  # State
+    after: Any
+    metrics: dict
+    key_step: Any  # of the gradient step
+    key_batch: Any  # of the metrics
+
+
+def first_offline_update(module, monkeypatch, **fields) -> OfflineUpdate:
+    """Update 0, one gradient step, of a State whose target networks are other ones and whose data
+    have all kinds of ends."""
+    play_at_random(monkeypatch, module)
+    defaults = {"num_episodes": 100, "num_iterations": 1, "gradient_steps": 1, "batch_size": 64}
+    defaults |= {"hidden_sizes": (16,), "gamma": GAMMA, "policy_frequency": 1}
+    config = config_of(module, defaults, **fields)
+    algorithm = module.make(config)
+    init = jax.jit(algorithm.init)
+    before = init(jax.random.key(0))
+    transitions = before.dataset.transitions
+    ends = jnp.array(np.random.default_rng(0).random((2, len(transitions.reward))) < 0.5)
+    transitions = transitions._replace(terminated=ends[0], truncated=ends[1])
+    before = before._replace(
+        target_params=init(jax.random.key(4)).target_params,
+        dataset=before.dataset._replace(transitions=transitions),
+    )
+    after, metrics = jax.jit(algorithm.update)(before, jnp.int32(0))
+    key_steps, key_batch = jax.random.split(jax.random.fold_in(before.key, 0))
+    (key_step,) = jax.random.split(key_steps, 1)
+    return OfflineUpdate(config, algorithm, before, after, metrics, key_step, key_batch)
+
+
+def all_ends(batch):
+    """The batch, which must have transitions that terminate, are truncated, both and neither."""
+    assert len(set(zip(batch.terminated.tolist(), batch.truncated.tolist(), strict=True))) == 4
+    return batch
