@@ -136,7 +136,7 @@ def make(config: Config) -> Algorithm:
         batch = dataset.sample(state.dataset, key_batch, config.batch_size)
         q_values = network.apply(params, batch.obs)
         value = jnp.take_along_axis(q_values, batch.action[..., None], axis=-1).mean()
-        agreement = jnp.mean(jnp.argmax(q_values, axis=-1) == batch.action)
+        agreement = jnp.mean(jnp.argmax(q_values, axis=-1) == batch.action, dtype=float)
         metrics = {"episode_return": jnp.full_like(value, jnp.nan), "value": value}
         metrics |= {"loss": losses.mean(), "agreement": agreement}
         return State(state.key, params, target_params, opt_state, state.dataset), metrics

@@ -20,12 +20,12 @@ episode: of different quality, therefore. Each seed has data of its own, or all 
 
 Departs from the paper: the square is a mean over the components of an action, and |Q| is of the
 policy's actions, not of those in the data, as in the authors' program; observations are clipped 10
-standard deviations from their mean.
+standard deviations from their mean; α is 4, not 2.5.
 
 Metrics: `episode_return`, NaN: an update takes no environment steps; `value`, mean of both Q(s, a)
 of data drawn at random (discounted return); `loss`, squared TD errors of both critics, added, mean
-over the batches (return²); `distance`, mean of (μ(s; θ) - a)² over those data (squared half ranges
-of the action).
+over the batches (return²); `distance`, mean of (μ(s) - a)² over those data (squared half ranges of
+the action).
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Config:
     learning_rate: float = 1e-3  # of Adam, for all networks
     gamma: float = 0.98  # discount factor
     batch_size: int = 128  # transitions
-    alpha: float = 2.5  # weight of Q against the distance to the actions in the data
+    alpha: float = 4.0  # weight of Q against the distance to the actions in the data
     tau: float = 0.02  # θ⁻ ← τ θ + (1 - τ) θ⁻ after each step of the actor, and φ⁻ likewise
     policy_noise: float = 0.2  # σ of the noise on the target's action
     noise_clip: float = 0.5  # c, the largest size of that noise
