@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.offline")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--tasks", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--data", nargs="+", default=list(QUALITIES), choices=QUALITIES)
     parser.add_argument("--gradient-steps", type=int, default=10_000)
     parser.add_argument("--points", type=int, default=10, help="of each curve")
     parser.add_argument("--seeds", type=int, default=16)
@@ -102,8 +103,8 @@ def learned(env_id: str, label: str, arguments) -> dict[str, np.ndarray]:
         return states, play(states.params, seeds_keys(1_000, arguments.seeds))
 
     curves = {}
-    for quality, epsilons in QUALITIES.items():
-        low, high = (jnp.full(arguments.seeds, epsilon) for epsilon in epsilons)
+    for quality in arguments.data:
+        low, high = (jnp.full(arguments.seeds, epsilon) for epsilon in QUALITIES[quality])
         states, points = init(seeds_keys(0, arguments.seeds), low, high), []
         for number in range(arguments.points):
             states, returns = learn(states, jnp.int32(10 * number))
@@ -140,11 +141,11 @@ def line_of(returns: np.ndarray, score: np.ndarray, arguments) -> dict:
 def draw(arguments, scores: dict) -> None:
     """Draw a row of panels for each environment, a panel for each quality of the data."""
     figure = blank_figure(height=1 + 2.6 * len(arguments.tasks))
-    grid = figure.subplots(len(arguments.tasks), len(QUALITIES), squeeze=False, sharey="row")
+    grid = figure.subplots(len(arguments.tasks), len(arguments.data), squeeze=False, sharey="row")
     size = arguments.gradient_steps // arguments.points
     steps = size * np.arange(1, arguments.points + 1)
     for env_id, row in zip(arguments.tasks, grid, strict=True):
-        for quality, axes in zip(QUALITIES, row, strict=True):
+        for quality, axes in zip(arguments.data, row, strict=True):
             for label, color in zip(CONTESTANTS[env_id], COLORS, strict=False):
                 line, low, high = bands(scores[env_id, quality, label])
                 axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
