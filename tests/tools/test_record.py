@@ -90,3 +90,7 @@ def test_what_cannot_be_recorded_is_refused_in_one_line(cloned, tmp_path):
     env = ["--env-id", "CartPole-v1", "--quiet", "--num-episodes", "2"]
     done = run_here("algorithms.behaviour_cloning", *env, "--expert", cloned, check=2)
     assert "was trained in Pendulum-v1, not in CartPole-v1" in done.stderr
+    done = run_here(
+        "algorithms.behaviour_cloning", *env, "--dataset", cloned / "policy.npz", check=2
+    )
+    assert "not a file that python -m common.record wrote" in done.stderr
