@@ -51,7 +51,7 @@ class Config:
     policy_learning_rate: float = 0.02  # α_θ, of the options' policies
     termination_learning_rate: float = 0.25  # α_ϑ, of their terminations
     temperature: float = 0.1  # T, of the softmax over actions
-    gamma: float = 0.99  # discount factor
+    gamma: float | None = 0.99  # discount factor; None: the environment's own
     epsilon: float = 0.1  # probability of a random option
     deliberation_cost: float = 0.0  # η, of stopping an option (discounted return)
 
@@ -112,6 +112,7 @@ def termination_gradient(stop, advantage, cost) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, 1, actions="discrete", observations="integer")
+    gamma = env.gamma if config.gamma is None else config.gamma
     num_updates = config.total_timesteps // config.steps_per_update
 
     def policies(params, obs):
@@ -144,7 +145,7 @@ def make(config: Config) -> Algorithm:
         next_values = option_values(params, next_obs)
         next_value = value_on_arrival(stop, next_values[option], jnp.max(next_values))
         reward, terminated = transition.reward, transition.terminated
-        error = td_error(params.q[taken], reward, next_value, terminated, config.gamma)
+        error = td_error(params.q[taken], reward, next_value, terminated, gamma)
         params = params._replace(q=params.q.at[taken].add(config.learning_rate * error))
 
         probabilities = policies(params, obs)[option]
@@ -186,13 +187,13 @@ def make(config: Config) -> Algorithm:
         carry, (episode, value, error, ended, durations, options) = jax.lax.scan(
             interact, (state.params, state.env, state.option, state.duration), keys
         )
-        used = jnp.mean(options[:, None] == jnp.arange(config.num_options), axis=0)
+        used = jax.nn.one_hot(options, config.num_options, dtype=value.dtype).mean(axis=0)
         metrics = {
             **episode_metrics(episode),
             "value": value.mean(),
             "td_error": error.mean(),
             "option_duration": jnp.mean(durations, where=ended, dtype=value.dtype),
-            "largest_share": jnp.max(used),
+            "largest_share": used.max(),
         }
         return State(state.key, *carry), metrics
 

@@ -389,18 +389,6 @@ MUTANTS = [
         "largest_priority",
     ),
     algorithm(
-        *("the gradient of an option's policy without 1 / T", "option_critic"),
-        "return (one_hot - probabilities) / temperature * advantage",
-        "return (one_hot - probabilities) * advantage",
-        "gradient",
-    ),
-    algorithm(
-        *("a termination sees Q from before its update", "option_critic"),
-        "        next_values = option_values(params, next_obs)\n        advantage =",
-        "        advantage =",
-        "algorithm_1",
-    ),
-    algorithm(
         *("priorities of new rows are 1", "prioritized_dqn"),
         "new_rows, state.priorities.largest)",
         "new_rows, jnp.ones(()))",
@@ -515,6 +503,18 @@ MUTANTS = [
         "jnp.minimum(1, ratio), config.gamma",
         "ratio, config.gamma",
         "update_follows",
+    ),
+    algorithm(
+        *("the gradient of an option's policy without 1 / T", "option_critic"),
+        "return (one_hot - probabilities) / temperature * advantage",
+        "return (one_hot - probabilities) * advantage",
+        "gradient",
+    ),
+    algorithm(
+        *("a termination sees Q from before its update", "option_critic"),
+        "        next_values = option_values(params, next_obs)\n        advantage =",
+        "        advantage =",
+        "algorithm_1",
     ),
     # Exploration.
     algorithm(
