@@ -204,16 +204,17 @@ def test_the_critic_learns_the_values_of_fixed_options():
 
 
 RATES = {"learning_rate": 0.4, "policy_learning_rate": 0.3, "termination_learning_rate": 2.0}
-WALK, EPSILON, COST, TEMPERATURE = make_mdp("RandomWalk5-tabular"), 0.3, 0.05, 0.7
+GRID, EPSILON, COST, TEMPERATURE = make_mdp("GridWorld-tabular"), 0.3, 0.05, 0.7
 
 
 @functools.cache
 def one_step_algorithm(num_options):
-    """`init` and `update` of one step, on a walk of five states with a limit of five steps."""
+    """`init` and `update` of one step, in a grid world with a limit of five steps; a step against
+    its edge leads nowhere."""
     fields = {"gamma": GAMMA, "temperature": TEMPERATURE, "epsilon": EPSILON}
     fields |= RATES | {"deliberation_cost": COST, "num_options": num_options}
     with pytest.MonkeyPatch.context() as patch:
-        cut = TABULAR["RandomWalk5-tabular"]._replace(max_steps=5)
+        cut = TABULAR["GridWorld-tabular"]._replace(max_steps=5)
         patch.setitem(TABULAR, "Cut-tabular", cut)
         algorithm = make(
             Config(env_id="Cut-tabular", total_timesteps=1, steps_per_update=1, **fields)
@@ -239,11 +240,12 @@ def one_step_updates(num_options, vartheta=None):
         (taken,) = np.argwhere(np.asarray(before.params.q != state.params.q))
         s, option, action = map(int, taken)
         assert (s, option) == (before.env.obs[0], before.option)
-        next_s = s + [-1, 1][action]
-        flags = bool(WALK.terminal[next_s]), time == 4
+        next_s = int(GRID.P[s, action].argmax())
+        flags = bool(GRID.terminal[next_s]), time == 4
         time = 0 if any(flags) else time + 1
-        steps.append((before, state, (s, option, action, next_s, WALK.R[s, action, next_s], flags)))
+        steps.append((before, state, (s, option, action, next_s, GRID.R[s, action, next_s], flags)))
     assert len({what[-1] for *_, what in steps}) == 4  # every kind of end
+    assert any(s == next_s for *_, (s, _, _, next_s, *_) in steps)
     return steps
 
 
@@ -330,7 +332,7 @@ def test_options_of_one_step_are_an_actor_critic_over_what_they_do():
         pairs = (np.eye(3)[best][:, None] * pi[t]).ravel()  # π(ω, a | s')
         target = reward + GAMMA * (not terminated) * pairs @ q[t].ravel()
         q[s, w, a] += RATES["learning_rate"] * (target - q[s, w, a])
-        score = (np.eye(2)[a] - pi[s, w]) / TEMPERATURE
+        score = (np.eye(4)[a] - pi[s, w]) / TEMPERATURE
         theta[s, w] += RATES["policy_learning_rate"] * score * (q[s, w, a] - pi[s, w] @ q[s, w])
         np.testing.assert_allclose(after.params.q, q, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(after.params.preferences, theta, rtol=1e-4, atol=1e-6)
