@@ -105,6 +105,7 @@ FLAGS = {  # some seconds of training each
     "pets": "--total-timesteps 2_000 --steps-per-fit 20 --num-networks 2 --batch-size 16 "
     "--hidden-sizes 16 --gradient-steps 20 --horizon 4 --num-samples 10 --num-elites 4 "
     "--num-cem-rounds 2",
+    "option_critic": TABLE,
     "policy_iteration": "--num-iterations 20_000",
     "ppo_rnn": f"{ROLLOUT} --memory-size 16",
     "a3c": "--total-timesteps 200_000 --num-workers 4 --num-steps 32 --hidden-sizes 16",

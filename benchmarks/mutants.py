@@ -504,6 +504,18 @@ MUTANTS = [
         "ratio, config.gamma",
         "update_follows",
     ),
+    algorithm(
+        *("the gradient of an option's policy without 1 / T", "option_critic"),
+        "return (one_hot - probabilities) / temperature * advantage",
+        "return (one_hot - probabilities) * advantage",
+        "gradient",
+    ),
+    algorithm(
+        *("a termination sees Q from before its update", "option_critic"),
+        "        next_values = option_values(params, next_obs)\n        advantage =",
+        "        advantage =",
+        "algorithm_1",
+    ),
     # Exploration.
     algorithm(
         *("bonus of s for that of s'", "rnd"),

@@ -222,10 +222,22 @@ FOUR_ROOMS = Grid(
 )
 
 
-def four_rooms() -> MDP:
+SECOND_GOAL = Grid(
+    [
+        *(row.replace("G", "S") for row in FOUR_ROOMS.layout[:10]),
+        "#SSSSSSSSSGS#",
+        *FOUR_ROOMS.layout[11:],
+    ],
+    FOUR_ROOMS.directions,
+)
+
+
+def four_rooms(grid: Grid = FOUR_ROOMS) -> MDP:
     """Walk between four rooms: Sutton, Precup & Singh 1999, <https://doi.org/10.1016/S0004-3702(99)00052-1>.
 
     A maze whose steps slip with probability 1/3, in each other direction with 1/9. Actions: up,
-    down, left, right. G is the paper's G1, the hallway in the east. Start: uniform. γ = .9.
+    down, left, right. Start: uniform. G of FOUR_ROOMS is the paper's G1, the hallway in the east, γ
+    = .9. In Bacon et al. 2017, <https://arxiv.org/abs/1609.05140>, the goal moves from there into
+    the lower right room, γ = .99: SECOND_GOAL has it in one of that room's 20 cells.
     """
-    return maze(FOUR_ROOMS, slip=1 / 3)
+    return maze(grid, slip=1 / 3)

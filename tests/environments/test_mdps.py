@@ -8,9 +8,12 @@ import pytest
 from scipy import stats
 
 from common.environments.gridworlds import (
+    FOUR_ROOMS,
     LAKE_4X4,
     LAKE_8X8,
+    SECOND_GOAL,
     cliff_walking,
+    four_rooms,
     frozen_lake,
     grid_world,
     grid_world_5x5,
@@ -308,11 +311,14 @@ def test_walls_keep_out_and_those_that_come_and_go_let_out():
 
 def test_discounts_are_those_of_the_sources():
     """Sutton & Barto 2018: .9 in Examples 3.5 and 4.2, .95 in 8.1, 1 where none is named and
-    episodes end; Sutton, Precup & Singh 1999: .9. An Env has the discount of its MDP."""
+    episodes end; Sutton, Precup & Singh 1999: .9; Bacon et al. 2017: .99. An Env has the discount
+    of its MDP."""
     discounted = {
         "GridWorld5x5-tabular": 0.9,
         "JacksCarRental-tabular": 0.9,
         "FourRooms-tabular": 0.9,
+        "FourRoomsSecondGoal-tabular": 0.99,
+        "MovingGoalMaze-tabular": 0.99,
         "DynaMaze-tabular": 0.95,
         "BlockingMaze-tabular": 0.95,
         "OpenLeftMaze-tabular": 0.95,
@@ -329,12 +335,15 @@ def test_discounts_are_those_of_the_sources():
 
 
 @pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.phases])
-def test_what_changes_in_a_maze_is_its_walls(env_id):
+def test_what_changes_in_a_maze_is_its_walls_or_its_goal(env_id):
     before, after = map(make_mdp, TABULAR[env_id].phases)
     np.testing.assert_array_equal(before.P, make_mdp(env_id).P)
-    np.testing.assert_array_equal(before.start, after.start)
-    np.testing.assert_array_equal(before.terminal, after.terminal)
     assert before.P.shape == after.P.shape and (before.P != after.P).any()
+    moves = env_id == "MovingGoalMaze-tabular"
+    first, second = [7 * 13 + 9] * moves, [10 * 13 + 10] * moves
+    for x, y in ((before.start > 0, after.start > 0), (after.terminal, before.terminal)):
+        assert np.flatnonzero(~x & y).tolist() == first
+        assert np.flatnonzero(x & ~y).tolist() == second
     assert not any(TABULAR[phase].phases for phase in TABULAR[env_id].phases)
 
 
@@ -345,6 +354,8 @@ def test_what_changes_in_a_maze_is_its_walls(env_id):
         ("BlockingMaze-tabular", 1_000, "OpenLeftMaze-tabular"),
         ("ShortcutMaze-tabular", 2_999, "OpenLeftMaze-tabular"),
         ("ShortcutMaze-tabular-history2", 3_000, "OpenBothMaze-tabular-history2"),
+        ("MovingGoalMaze-tabular", 49_999, "FourRooms-tabular"),
+        ("MovingGoalMaze-tabular", 50_000, "FourRoomsSecondGoal-tabular"),
         ("DynaMaze-tabular", 10**6, "DynaMaze-tabular"),
         ("CartPole-v1-history2", 10**6, "CartPole-v1-history2"),
     ],
@@ -369,6 +380,56 @@ def test_four_rooms_are_gymnaxs_and_steps_go_astray_a_third_of_the_time():
     corner = 1 * 13 + 1
     assert mdp.P[corner, 0, corner] == pytest.approx(2 / 3 + 1 / 9)
     assert mdp.R[6 * 13 + 9, 1, 7 * 13 + 9] == 1 and (mdp.R > 0).sum() == 2 * 4
+
+
+def fewest_steps(mdp):
+    """The mean number of steps from the start to the end under the best policy."""
+    R = np.where(mdp.terminal[:, None, None], 0.0, -1.0) + 0 * mdp.P
+    return -mdp.start @ optimal_values(mdp._replace(R=R), 1.0)
+
+
+def test_the_optima_of_four_rooms_are_the_exact_ones():
+    """By value iteration with steps that slip as in Sutton, Precup & Singh 1999. The code that goes
+    with Bacon et al. 2017 slips otherwise, and its optimum of 8.39 is no measure of these."""
+    mdp = make_mdp("FourRooms-tabular")
+    assert fewest_steps(mdp) == pytest.approx(15.0117, abs=1e-4)
+    assert mdp.start @ optimal_values(mdp, 0.99) == pytest.approx(0.872251, abs=1e-6)
+    lower_right, rows = {}, [row.replace("G", "S") for row in FOUR_ROOMS.layout]
+    for i, j in np.ndindex(4, 5):
+        row = rows[8 + i][: 7 + j] + "G" + rows[8 + i][8 + j :]
+        layout = [*rows[: 8 + i], row, *rows[9 + i :]]
+        mdp = four_rooms(FOUR_ROOMS._replace(layout=layout))
+        lower_right[8 + i, 7 + j] = fewest_steps(mdp)
+    steps = [*lower_right.values()]
+    assert np.mean(steps) == pytest.approx(17.1404, abs=1e-4)
+    assert [min(steps), max(steps)] == pytest.approx([14.88, 20.56], abs=0.005)
+    second = fewest_steps(make_mdp("FourRoomsSecondGoal-tabular"))
+    assert second == lower_right[10, 10] == pytest.approx(17.6374, abs=1e-4)
+    assert [*map(len, SECOND_GOAL.layout)] == [13] * 13
+
+
+def test_a_goal_moves_to_the_step_with_its_reward_its_end_and_the_starts():
+    """An agent steps down into a cell, at ages around the change: into the second goal, or into the
+    first. Where an episode ends another starts, in the goal of the other MDP too."""
+    env_id = "MovingGoalMaze-tabular"
+    env, change = make_tabular_env(env_id, 3_000), TABULAR[env_id].change_after
+    step = jax.jit(env.step)
+    state = jax.jit(env.reset)(jax.random.key(0))
+    goals, down = {0: 7 * 13 + 9, 1: 10 * 13 + 10}, jnp.ones(3_000, int)
+    for age, ends_at in ((change - 1, 0), (change, 1)):
+        for number, goal in goals.items():
+            above, zeros = jnp.full(3_000, goal - 13), jnp.zeros(3_000, int)
+            begin = state._replace(obs=above, inner=(above, zeros, zeros + age))
+            after, transition = step(begin, down, jax.random.key(1))
+            arrived = np.asarray(transition.next_obs) == goal
+            assert 0.6 < arrived.mean() < 0.75  # it slips otherwise
+            np.testing.assert_array_equal(transition.terminated, arrived & (number == ends_at))
+            np.testing.assert_array_equal(transition.reward, 1.0 * transition.terminated)
+            if number == ends_at:
+                starts = {int(s) for s in after.obs[arrived]}
+                assert starts == set(
+                    np.flatnonzero(make_mdp(id_after(env_id, age + 1)).start).tolist()
+                )
 
 
 def test_stakes_are_clipped_to_what_there_is_and_what_is_needed():
