@@ -99,8 +99,9 @@ class SparseMDP(NamedTuple):
 def sparse(mdp: MDP) -> SparseMDP:
     """Return the arrays of an MDP for the states that P says can follow; for all if P is traced."""
     num_states, _, _ = mdp.P.shape
-    is_traced = isinstance(mdp.P, Tracer)
-    possible = np.ones((num_states,) * 2, bool) if is_traced else np.any(mdp.P > 0, axis=1)
+    possible = np.ones((num_states, num_states), bool)
+    if not isinstance(mdp.P, Tracer):
+        possible = np.any(np.asarray(mdp.P) > 0, axis=1)
     num_successors = int(np.sum(possible, axis=-1).max())
     successor = np.argsort(~possible, axis=-1, kind="stable")[:, :num_successors]
 
