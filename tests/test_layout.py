@@ -15,8 +15,10 @@ CORE = [
 # Algorithms that need more of an environment than the Env: the arrays of an MDP or of a linear
 # system, a game, or dynamics with derivatives.
 INSIDE_ENVIRONMENTS = {
+    "apprenticeship_learning": {"mdp", "tabular"},
     "ilqr": {"dynamics", "linear"},
     "lqr": {"linear"},
+    "maximum_entropy_irl": {"mdp", "tabular"},
     "mcts": {"games", "simulators"},
     "monte_carlo": {"mdp", "tabular"},
     "policy_iteration": {"mdp", "tabular"},
