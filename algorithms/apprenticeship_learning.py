@@ -46,9 +46,7 @@ from common.run import main
 class Config:
     env_id: str = "Macrocells-tabular"  # any <name>-tabular
     num_iterations: int = 40  # plans, each for another guess at the reward
-    num_sweeps: int = (
-        1_000  # over all states, of a plan and of a policy's visits; steps of episodes
-    )
+    num_sweeps: int = 1_000  # over all states, of plans and of visits; steps of an episode
     num_episodes: int = 0  # of the expert, from which μ_E is estimated; 0: exact
     gamma: float | None = None  # discount factor; None: the MDP's own, as in its source
 

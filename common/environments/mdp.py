@@ -24,7 +24,7 @@ class MDP(NamedTuple):
     start: np.ndarray | jax.Array  # [S] start distribution
     terminal: np.ndarray | jax.Array  # [S] bool
     noise: np.ndarray | None = None  # [S, A] standard deviation of a normal reward around R
-    features: np.ndarray | None = None  # [S, K] in which the reward of a state is linear
+    features: np.ndarray | None = None  # [S, F] in which the reward of a state is linear
 
 
 def tabulate(start: np.ndarray, terminal: np.ndarray, num_actions: int, outcomes: Callable) -> MDP:
@@ -105,10 +105,10 @@ def sparse(mdp: MDP) -> SparseMDP:
     num_successors = int(np.sum(possible, axis=-1).max())
     successor = np.argsort(~possible, axis=-1, kind="stable")[:, :num_successors]
 
-    def gather(x):  # [S, A, S'] -> [S, A, K]
-        return jnp.moveaxis(
-            jnp.asarray(x[np.arange(num_states)[:, None], :, successor], float), 1, 2
-        )
+    def gather(x):
+        """Return x [S, A, K] of the successors, from x [S, A, S']."""
+        of_successors = x[np.arange(num_states)[:, None], :, successor]
+        return jnp.moveaxis(jnp.asarray(of_successors, float), 2, 1)
 
     P = gather(mdp.P)
     return SparseMDP(
