@@ -28,10 +28,10 @@ Departs from the paper of 2008: its Algorithm 1 sums exp(reward) over paths, whi
 agent's choice what is chance, and so is biased where P is random; here the agent chooses its action
 only (2010). A discount γ and a temperature τ; plain gradient ascent.
 
-Metrics: `episode_return`, NaN: there are no episodes; `value`, Σ D(s) π(a|s) r(s, a) under the true
-reward (discounted return); `value_share`, 1 - (V_E - V) / |V_E| of that value V and the expert's,
-V_E; `log_likelihood`, L (nats in an episode, discounted); `feature_gap`, ‖μ_E - Σ_s D(s) φ(s)‖
-(discounted sum of features); all of θ before the step.
+Metrics: `episode_return`, NaN: there are no episodes; `value`, Σ D(s) π(a|s) r(s, a) of the policy
+under the true reward (discounted return); `value_share`, 1 - (V_E - V) / |V_E| of that value V and
+the expert's, V_E; `log_likelihood`, L of θ before the step (nats in an episode, discounted);
+`feature_gap`, ‖μ_E - Σ_s D(s) φ(s)‖ of that θ (discounted sum of features).
 """
 
 from dataclasses import dataclass
