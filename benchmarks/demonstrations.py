@@ -45,13 +45,13 @@ def main() -> None:
             config = dataclasses.replace(module.Config(), num_episodes=num_episodes, **fields)
             states, metrics = train(config, module.make, arguments.seeds)
             lines.append(line_of(name, num_episodes, np.asarray(metrics["value_share"][:, -1])))
-            print(table([list(lines[-1]), list(lines[-1].values())]), flush=True)
     with open(arguments.out / "demonstrations.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, lines[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
     draw_shares(lines, arguments.seeds, arguments.out)
     draw_maps(jax.tree.map(np.asarray, states), arguments.out)
+    print(table([list(lines[0]), *(list(line.values()) for line in lines)]))
 
 
 def line_of(name: str, num_episodes: int, shares: np.ndarray) -> dict:

@@ -26,6 +26,8 @@ METRICS = {  # what a row of the suite scores: the final policy's return, or a m
     "first_episode_return": ", return of the first episodes",
     "rms_error": ", RMS error",
     "cost_ratio": ", cost relative to the optimum",
+    "value_share": ", share of the expert's value",
+    "margin": ", distance to the expert's feature expectations",
 }
 
 
