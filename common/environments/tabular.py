@@ -14,8 +14,10 @@ from common.environments.gridworlds import (
     FOUR_ROOMS,
     GRID_4X4,
     GRID_5X5,
+    ICY_GRID,
     LAKE_4X4,
     LAKE_8X8,
+    MACROCELLS,
     OPEN_BOTH,
     OPEN_LEFT,
     OPEN_RIGHT,
@@ -27,6 +29,8 @@ from common.environments.gridworlds import (
     frozen_lake,
     grid_world,
     grid_world_5x5,
+    icy_grid_world,
+    macrocells,
     maze,
     windy_grid_world,
 )
@@ -117,6 +121,8 @@ TABULAR = {
     "SteadyLedge-tabular": Tabular(lambda key: ledge(0.0), 100, gamma=0.99),
     "MaximizationBias-tabular": Tabular(lambda key: maximization_bias(), 10, gamma=1.0),
     "Garnet-tabular": Tabular(garnet, 100, gamma=0.99, random=True),
+    "IcyGridWorld-tabular": Tabular(lambda key: icy_grid_world(), 100, gamma=0.7, grid=ICY_GRID),
+    "Macrocells-tabular": Tabular(macrocells, 1_000, gamma=0.99, random=True, grid=MACROCELLS),
 }
 
 

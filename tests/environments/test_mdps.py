@@ -12,14 +12,17 @@ from common.environments.gridworlds import (
     LAKE_4X4,
     LAKE_8X8,
     SECOND_GOAL,
+    MACROCELLS,
     cliff_walking,
     four_rooms,
     frozen_lake,
     grid_world,
     grid_world_5x5,
+    icy_grid_world,
+    macrocells,
     windy_grid_world,
 )
-from common.environments.mdp import tabulate
+from common.environments.mdp import sparse, tabulate
 from common.environments.tabular import TABULAR, id_after, make_mdp, make_tabular_env
 from common.environments.textbook import (
     blackjack,
@@ -108,7 +111,10 @@ def test_terminal_states_are_absorbing_with_reward_zero_and_never_started_in(nam
         assert (mdp.R[state] == 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT if name != "Garnet-tabular"])
+RANDOM = ("Garnet-tabular", "Macrocells-tabular")
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT if name not in RANDOM])
 def test_fixed_mdps_are_float64_numpy_arrays(name):
     mdp = BUILT[name]
     assert all(isinstance(field, np.ndarray) for field in jax.tree.leaves(mdp))
@@ -328,6 +334,8 @@ def test_discounts_are_those_of_the_sources():
         "FrozenLake-tabular": 0.99,  # no source names one
         "FrozenLake8x8-tabular": 0.99,
         "Garnet-tabular": 0.99,
+        "IcyGridWorld-tabular": 0.7,
+        "Macrocells-tabular": 0.99,
     }
     for env_id, entry in TABULAR.items():
         assert entry.gamma == discounted.get(env_id, 1.0), env_id
@@ -610,6 +618,64 @@ def test_garnet_is_strongly_typed():
     assert not any(field.weak_type for field in jax.tree.leaves(mdp))
 
 
+def test_on_the_icy_grid_a_fifth_of_the_steps_go_anywhere():
+    mdp = icy_grid_world()
+    np.testing.assert_allclose(mdp.P[12, 1, [7, 13, 17, 11]], [0.05, 0.85, 0.05, 0.05])
+    np.testing.assert_allclose(mdp.P[0, 0, [0, 1, 5]], [0.9, 0.05, 0.05])  # two sides are edges
+    assert mdp.start[0] == 1 and np.flatnonzero(mdp.terminal).tolist() == [24]
+    arrivals = np.argwhere(mdp.R).tolist()
+    assert {ends for _, _, ends in arrivals} == {8, 24}
+    assert mdp.R[13, 0, 8] == mdp.R[9, 3, 8] == 0.65 and mdp.R[23, 1, 24] == 1
+
+
+@pytest.fixture(scope="module")
+def rewards():
+    """Those of 256 grids of macrocells, by macrocell [256, 4, 4], which are checked to be 8x8."""
+    draw = lambda key: macrocells(key).R[:, 0, 0]
+    reward = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 256)))
+    blocks = reward.reshape(256, 4, 8, 4, 8).transpose(0, 1, 3, 2, 4).reshape(256, 4, 4, 64)
+    assert (blocks == blocks[..., :1]).all()
+    return blocks[..., 0]
+
+
+def test_the_rewards_of_macrocells_are_sparse_and_add_up_to_1(rewards):
+    np.testing.assert_allclose(rewards.sum(axis=(1, 2)), 1, atol=1e-6)
+    num = (rewards > 0).sum(axis=(1, 2))
+    assert num.min() == 2
+    expected = stats.binom.pmf(np.arange(2, 5), 16, 0.1) / stats.binom.sf(1, 16, 0.1)
+    shares = np.bincount(num, minlength=5)[2:5] / 256
+    np.testing.assert_allclose(shares, expected, atol=0.12)  # four standard errors
+    assert (np.abs((rewards > 0).mean(axis=0) - num.mean() / 16) < 0.1).all()
+    assert len(np.unique(rewards.reshape(256, -1), axis=0)) == 256
+
+
+def test_macrocells_are_walked_with_three_tenths_of_the_steps_anywhere():
+    mdp = macrocells(jax.random.key(3))
+    assert len(MACROCELLS.layout) == 32 and (mdp.start == 1 / 1024).all()
+    np.testing.assert_allclose(mdp.P[33, 1, [1, 34, 65, 32]], [0.075, 0.775, 0.075, 0.075])
+    np.testing.assert_allclose(mdp.P[0, 0, [0, 1, 32]], [0.85, 0.075, 0.075])
+    assert (mdp.R[:, :1, :1] == mdp.R).all() and not mdp.terminal.any()
+    weights = mdp.features.T @ np.asarray(mdp.R)[:, 0, 0] / 64  # a state has one feature
+    np.testing.assert_allclose(mdp.features @ weights, mdp.R[:, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("env_id", ["Garnet-tabular", "Taxi-tabular", "FrozenLake-tabular"])
+def test_a_sparse_mdp_is_the_same_mdp(env_id):
+    """With all states as successors, too, where P is traced."""
+    mdp = make_mdp(env_id)
+    values = np.random.default_rng(0).normal(size=len(mdp.start))
+    for small in (sparse(mdp), jax.jit(lambda P: sparse(mdp._replace(P=P)))(jnp.asarray(mdp.P))):
+        expected = np.einsum("sak,sk->sa", small.P, values[small.successor])
+        np.testing.assert_allclose(expected, mdp.P @ values, atol=1e-5)
+        np.testing.assert_allclose(small.R, expected_reward(mdp), atol=1e-5)
+        np.testing.assert_allclose(small.start, mdp.start, rtol=1e-6)
+        np.testing.assert_array_equal(small.terminal, mdp.terminal)
+        np.testing.assert_array_equal(small.features, np.eye(len(mdp.start)))
+    num = (mdp.P.sum(axis=1) > 0).sum(axis=1).max()
+    assert sparse(mdp).successor.shape == (len(mdp.start), num)
+    assert small.successor.shape == (len(mdp.start),) * 2
+
+
 @pytest.mark.parametrize("env_id", TABULAR)
 def test_random_says_whether_the_mdp_depends_on_the_key(env_id):
     ours, default, other = (
@@ -617,7 +683,8 @@ def test_random_says_whether_the_mdp_depends_on_the_key(env_id):
     )
     np.testing.assert_array_equal(ours.P, default.P)
     np.testing.assert_array_equal(ours.R, default.R)
-    assert np.array_equal(ours.P, other.P) != TABULAR[env_id].random
+    assert np.array_equal(ours.R, other.R) != TABULAR[env_id].random
+    assert TABULAR[env_id].random == (env_id in RANDOM)
 
 
 @pytest.mark.parametrize(
