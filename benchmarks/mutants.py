@@ -747,6 +747,7 @@ MUTANTS = [
         "dataset.add(state.dataset, labelled, step + 1)",
         "dataset.add(state.dataset, labelled, step)",
         "who_acts",
+    ),
     # Inverse reinforcement learning.
     algorithm(
         *("the mixture leaves its policies", "apprenticeship_learning"),

@@ -154,7 +154,7 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
     with jax.ensure_compile_time_eval():  # a random MDP, too, is a constant
         mdp = jax.tree.map(np.asarray, make_mdp(env_id))
     num_states, num_actions, _ = mdp.P.shape
-    P, R, start, terminal, noise = mdp
+    P, R, start, terminal, noise, *_ = mdp
     start = np.cumsum(start)
     if change_after is not None:  # copied for Maze-tabular
         # The states of the changed MDP follow those of the first.

@@ -11,8 +11,8 @@ from common.environments.gridworlds import (
     FOUR_ROOMS,
     LAKE_4X4,
     LAKE_8X8,
-    SECOND_GOAL,
     MACROCELLS,
+    SECOND_GOAL,
     cliff_walking,
     four_rooms,
     frozen_lake,
@@ -325,6 +325,8 @@ def test_discounts_are_those_of_the_sources():
         "FourRooms-tabular": 0.9,
         "FourRoomsSecondGoal-tabular": 0.99,
         "MovingGoalMaze-tabular": 0.99,
+        "Ledge-tabular": 0.99,  # undiscounted in its source, whose episodes end
+        "SteadyLedge-tabular": 0.99,
         "DynaMaze-tabular": 0.95,
         "BlockingMaze-tabular": 0.95,
         "OpenLeftMaze-tabular": 0.95,
