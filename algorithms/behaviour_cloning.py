@@ -88,7 +88,8 @@ def make(config: Config) -> Algorithm:
     def loss(params, batch):
         outputs = network.apply(params, batch.obs)
         losses = jax.vmap(imitation_loss)(outputs, batch.action)
-        return jnp.mean(losses), jnp.mean(jax.vmap(is_same_action)(outputs, batch.action))
+        is_same = jax.vmap(is_same_action)(outputs, batch.action)
+        return jnp.mean(losses), jnp.mean(is_same, dtype=losses.dtype)
 
     def init(key):
         key, key_params, key_data = jax.random.split(key, 3)

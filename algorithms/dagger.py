@@ -111,7 +111,8 @@ def make(config: Config) -> Algorithm:
         keys = jax.random.split(key_label, config.num_steps)
         labels = jax.vmap(expert)(visited.obs, keys)
         outputs = network.apply(params, visited.obs)
-        agreement = jnp.mean(jax.vmap(jax.vmap(is_same_action))(outputs, labels))
+        is_same = jax.vmap(jax.vmap(is_same_action))(outputs, labels)
+        agreement = jnp.mean(is_same, dtype=outputs.dtype)
         return env_state, visited._replace(action=labels), episodes, agreement
 
     def fit(params, opt_state, data, num_rounds, key):

@@ -24,8 +24,11 @@ METRICS = {  # what a row of the suite scores: the final policy's return, or a m
     None: "",
     "episode_return": ", return during the run",
     "first_episode_return": ", return of the first episodes",
+    "episode_length": ", steps of an episode during the run",
     "rms_error": ", RMS error",
     "cost_ratio": ", cost relative to the optimum",
+    "value_share": ", share of the expert's value",
+    "margin": ", distance to the expert's feature expectations",
 }
 
 

@@ -85,6 +85,8 @@ FLAGS = {  # some seconds of training each
     "trpo": ROLLOUT,
     "acer": "--total-timesteps 100_000 --num-envs 4 --num-steps 16 --learning-starts 200 "
     "--buffer-size 1000 --hidden-sizes 16",
+    "apprenticeship_learning": "--env-id GridWorld5x5-tabular --num-iterations 20_000 "
+    "--num-sweeps 20",
     "agent57": f"--total-timesteps 20_000 --num-envs 4 --memory-size 16 {REPLAY}",
     "c51": f"--total-timesteps 20_000 --num-envs 4 {REPLAY}",
     "d4pg": CONTINUOUS,
@@ -101,6 +103,7 @@ FLAGS = {  # some seconds of training each
     "td3_bc": OFFLINE,
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
+    "maximum_entropy_irl": "--env-id GridWorld5x5-tabular --num-iterations 20_000 --num-sweeps 20",
     "mcts": "--total-timesteps 2_000 --num-envs 4 --num-simulations 20",
     "monte_carlo": TABLE,
     "mpc": "--total-timesteps 1_000 --num-envs 2 --horizon 5 --num-samples 20",
@@ -111,6 +114,7 @@ FLAGS = {  # some seconds of training each
     "pets": "--total-timesteps 2_000 --steps-per-fit 20 --num-networks 2 --batch-size 16 "
     "--hidden-sizes 16 --gradient-steps 20 --horizon 4 --num-samples 10 --num-elites 4 "
     "--num-cem-rounds 2",
+    "option_critic": TABLE,
     "policy_iteration": "--num-iterations 20_000",
     "ppo_rnn": f"{ROLLOUT} --memory-size 16",
     "a3c": "--total-timesteps 200_000 --num-workers 4 --num-steps 32 --hidden-sizes 16",

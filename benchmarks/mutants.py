@@ -504,6 +504,18 @@ MUTANTS = [
         "ratio, config.gamma",
         "update_follows",
     ),
+    algorithm(
+        *("the gradient of an option's policy without 1 / T", "option_critic"),
+        "return (one_hot - probabilities) / temperature * advantage",
+        "return (one_hot - probabilities) * advantage",
+        "gradient",
+    ),
+    algorithm(
+        *("a termination sees Q from before its update", "option_critic"),
+        "        next_values = option_values(params, next_obs)\n        advantage =",
+        "        advantage =",
+        "algorithm_1",
+    ),
     # Exploration.
     algorithm(
         *("bonus of s for that of s'", "rnd"),
@@ -735,6 +747,31 @@ MUTANTS = [
         "dataset.add(state.dataset, labelled, step + 1)",
         "dataset.add(state.dataset, labelled, step)",
         "who_acts",
+    ),
+    # Inverse reinforcement learning.
+    algorithm(
+        *("the mixture leaves its policies", "apprenticeship_learning"),
+        "jnp.clip(direction @ (expert - mixture) / length, 0, 1)",
+        "direction @ (expert - mixture) / length",
+        "nearest_to_the_expert",
+    ),
+    algorithm(
+        *("a terminal state is visited for ever", "apprenticeship_learning"),
+        'jnp.einsum("sa,sak->sk", policy, mdp.P) * ~mdp.terminal[:, None]',
+        'jnp.einsum("sa,sak->sk", policy, mdp.P)',
+        "linear_system or steps_of_an_episode",
+    ),
+    algorithm(
+        *("the soft maximum forgets the temperature", "maximum_entropy_irl"),
+        "temperature * jax.nn.logsumexp(q / temperature, axis=-1)",
+        "jax.nn.logsumexp(q / temperature, axis=-1)",
+        "by_hand or solve_their_equations",
+    ),
+    algorithm(
+        *("a terminal state has a future", "maximum_entropy_irl"),
+        "return jnp.where(mdp.terminal, reward[:, 0], soft_max), None",
+        "return soft_max, None",
+        "by_hand or solve_their_equations",
     ),
     algorithm(
         *("lambda with a gradient", "td3_bc"),

@@ -135,11 +135,14 @@ def read_arrays(path: str) -> tuple[dict[str, np.ndarray], dict]:
             arrays = {name: file[name] for name in file.files}
         text, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes()
         header = json.loads(text)
+        is_complete = "env_id" in header and set(Transition._fields) <= set(arrays)
     except FileNotFoundError as error:
         raise ValueError(f"--dataset {path}: there is no such file") from error
     except Exception as error:  # a flipped bit in an archive can raise almost anything
         message = "damaged, or not a file that python -m common.record wrote"
         raise ValueError(f"--dataset {path}: {message}") from error
+    if not is_complete:
+        raise ValueError(f"--dataset {path}: not a file that python -m common.record wrote")
     if digest != checksum(arrays, text):
         raise ValueError(f"--dataset {path}: damaged (its SHA-256 is wrong)")
     return arrays, header

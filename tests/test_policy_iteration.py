@@ -89,9 +89,10 @@ def assert_optimal(env_id, params, gamma):
     np.testing.assert_allclose((rewards + gamma * mdp.P @ exact).max(1), exact, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "env_id", sorted(TABULAR.keys() - {"Garnet-tabular", "JacksCarRental-tabular"})
-)
+FIXED = [name for name, entry in TABULAR.items() if not entry.random]
+
+
+@pytest.mark.parametrize("env_id", [x for x in FIXED if x != "JacksCarRental-tabular"])
 def test_it_agrees_with_a_linear_solve_on_every_mdp(env_id):
     with jax.enable_x64(True):
         params, _ = solved(env_id, 0.9, num_iterations=25, theta=1e-9)

@@ -6,6 +6,8 @@ numbers too; no transition leads into them, and they are terminal.
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from common.environments.mdp import MDP, tabulate
@@ -222,10 +224,74 @@ FOUR_ROOMS = Grid(
 )
 
 
-def four_rooms() -> MDP:
+SECOND_GOAL = Grid(
+    [
+        *(row.replace("G", "S") for row in FOUR_ROOMS.layout[:10]),
+        "#SSSSSSSSSGS#",
+        *FOUR_ROOMS.layout[11:],
+    ],
+    FOUR_ROOMS.directions,
+)
+
+
+def four_rooms(grid: Grid = FOUR_ROOMS) -> MDP:
     """Walk between four rooms: Sutton, Precup & Singh 1999, <https://doi.org/10.1016/S0004-3702(99)00052-1>.
 
     A maze whose steps slip with probability 1/3, in each other direction with 1/9. Actions: up,
-    down, left, right. G is the paper's G1, the hallway in the east. Start: uniform. γ = .9.
+    down, left, right. Start: uniform. G of FOUR_ROOMS is the paper's G1, the hallway in the east, γ
+    = .9. In Bacon et al. 2017, <https://arxiv.org/abs/1609.05140>, the goal moves from there into
+    the lower right room, γ = .99: SECOND_GOAL has it in one of that room's 20 cells.
     """
-    return maze(FOUR_ROOMS, slip=1 / 3)
+    return maze(grid, slip=1 / 3)
+
+
+ICY_GRID = Grid(["S....", "...J.", ".....", ".....", "....G"], [UP, RIGHT, DOWN, LEFT])
+
+
+def icy_grid_world() -> MDP:
+    """Slide on a 5x5 grid: the example of irl-maxent, <https://github.com/qzed/irl-maxent>.
+
+    Start S, goal G (terminal). Actions: up, right, down, left; with probability .2 the step goes in
+    any direction, all equally likely. A step off the grid does not move the agent. Reward 1 for
+    reaching G, .65 for each arrival at J, else 0. γ = .7.
+    """
+    layout, directions = ICY_GRID.layout, ICY_GRID.directions
+    reward = cells(layout, "G") + 0.65 * cells(layout, "J")
+
+    def outcomes(state, action):
+        steps = [move(layout, state, direction) for direction in directions]
+        probabilities = [0.05 + 0.8 * (i == action) for i in range(4)]
+        return [(p, s, reward[s]) for p, s in zip(probabilities, steps, strict=True)]
+
+    return tabulate(cells(layout, "S"), cells(layout, "G"), 4, outcomes)
+
+
+MACROCELLS = Grid(["." * 32] * 32, [UP, RIGHT, DOWN, LEFT])
+
+
+def macrocells(key: jax.Array) -> MDP:
+    """Draw the reward of a grid: Abbeel & Ng 2004, <https://doi.org/10.1145/1015330.1015430>.
+
+    32x32 cells (the paper has 128x128) make up 16 macrocells of 8x8 (64 of 16x16), whose indicators
+    are the features. Weights of the features: 0 with probability .9, else uniform over [0, 1], at
+    least two of them not 0, divided by their sum; the reward of every step from a state is the
+    weight of its macrocell. Actions: up, right, down, left; with probability .3 the step goes in
+    any direction, all equally likely. No state is terminal. Start: uniform. γ = .99.
+    """
+    layout, directions = MACROCELLS.layout, MACROCELLS.directions
+    row, column = np.divmod(np.arange(32 * 32), 32)
+    features = np.eye(16)[row // 8 * 4 + column // 8]
+
+    def outcomes(state, action):
+        probabilities = [0.075 + 0.7 * (i == action) for i in range(4)]
+        steps = [move(layout, state, direction) for direction in directions]
+        return [(p, s, 0.0) for p, s in zip(probabilities, steps, strict=True)]
+
+    key_chosen, key_weights = jax.random.split(key)
+    tries = jax.random.bernoulli(key_chosen, 0.1, (64, 16))  # about half of them have two or more
+    chosen = tries[jnp.argmax(jnp.sum(tries, axis=1) >= 2)]
+    weights = chosen * jax.random.uniform(key_weights, (16,))
+    reward = features @ (weights / jnp.sum(weights))
+
+    mdp = tabulate(np.ones(32 * 32), np.zeros(32 * 32, bool), 4, outcomes)
+    return mdp._replace(R=jnp.broadcast_to(reward[:, None, None], mdp.P.shape), features=features)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 
 class MDP(NamedTuple):
@@ -23,6 +24,7 @@ class MDP(NamedTuple):
     start: np.ndarray | jax.Array  # [S] start distribution
     terminal: np.ndarray | jax.Array  # [S] bool
     noise: np.ndarray | None = None  # [S, A] standard deviation of a normal reward around R
+    features: np.ndarray | None = None  # [S, F] in which the reward of a state is linear
 
 
 def tabulate(start: np.ndarray, terminal: np.ndarray, num_actions: int, outcomes: Callable) -> MDP:
@@ -81,3 +83,39 @@ def load_policy(policy: str, num_states: int, num_actions: int) -> np.ndarray:
     if not (np.all(table >= 0) and np.allclose(table.sum(-1), 1)):
         raise ValueError(f"--policy {policy}: each row must hold probabilities that sum to 1")
     return table
+
+
+class SparseMDP(NamedTuple):
+    """A finite MDP whose sweeps cost S A K: at most K states can follow each state."""
+
+    successor: jax.Array  # [S, K] what can follow a state
+    P: jax.Array  # [S, A, K] its probabilities
+    R: jax.Array  # [S, A] expected rewards
+    start: jax.Array  # [S] start distribution
+    terminal: jax.Array  # [S] bool
+    features: jax.Array  # [S, F]; without any in the MDP, one for each state
+
+
+def sparse(mdp: MDP) -> SparseMDP:
+    """Return the arrays of an MDP for the states that P says can follow; for all if P is traced."""
+    num_states, _, _ = mdp.P.shape
+    possible = np.ones((num_states, num_states), bool)
+    if not isinstance(mdp.P, Tracer):
+        possible = np.any(np.asarray(mdp.P) > 0, axis=1)
+    num_successors = int(np.sum(possible, axis=-1).max())
+    successor = np.argsort(~possible, axis=-1, kind="stable")[:, :num_successors]
+
+    def gather(x):
+        """Return x [S, A, K] of the successors, from x [S, A, S']."""
+        of_successors = x[np.arange(num_states)[:, None], :, successor]
+        return jnp.moveaxis(jnp.asarray(of_successors, float), 2, 1)
+
+    P = gather(mdp.P)
+    return SparseMDP(
+        successor=jnp.asarray(successor, jnp.int32),
+        P=P,
+        R=jnp.sum(P * gather(mdp.R), axis=-1),
+        start=jnp.asarray(mdp.start, float),
+        terminal=jnp.asarray(mdp.terminal),
+        features=jnp.asarray(np.eye(num_states) if mdp.features is None else mdp.features, float),
+    )

@@ -14,11 +14,14 @@ from common.environments.gridworlds import (
     FOUR_ROOMS,
     GRID_4X4,
     GRID_5X5,
+    ICY_GRID,
     LAKE_4X4,
     LAKE_8X8,
+    MACROCELLS,
     OPEN_BOTH,
     OPEN_LEFT,
     OPEN_RIGHT,
+    SECOND_GOAL,
     WINDY,
     Grid,
     cliff_walking,
@@ -26,6 +29,8 @@ from common.environments.gridworlds import (
     frozen_lake,
     grid_world,
     grid_world_5x5,
+    icy_grid_world,
+    macrocells,
     maze,
     windy_grid_world,
 )
@@ -96,6 +101,17 @@ TABULAR = {
         lambda key: maze(OPEN_BOTH), 10_000, gamma=0.95, grid=OPEN_BOTH
     ),
     "FourRooms-tabular": Tabular(lambda key: four_rooms(), 1_000, gamma=0.9, grid=FOUR_ROOMS),
+    "FourRoomsSecondGoal-tabular": Tabular(
+        lambda key: four_rooms(SECOND_GOAL), 1_000, gamma=0.99, grid=SECOND_GOAL
+    ),
+    "MovingGoalMaze-tabular": Tabular(
+        lambda key: four_rooms(),
+        1_000,
+        gamma=0.99,
+        grid=FOUR_ROOMS,
+        change_after=50_000,
+        phases=("FourRooms-tabular", "FourRoomsSecondGoal-tabular"),
+    ),
     "RandomWalk5-tabular": Tabular(lambda key: random_walk(5, 0.0), 10_000, gamma=1.0),
     "RandomWalk19-tabular": Tabular(lambda key: random_walk(19, -1.0), 10_000, gamma=1.0),
     "Gambler-tabular": Tabular(lambda key: gamblers_problem(), 10_000, gamma=1.0),
@@ -105,6 +121,8 @@ TABULAR = {
     "SteadyLedge-tabular": Tabular(lambda key: ledge(0.0), 100, gamma=0.99),
     "MaximizationBias-tabular": Tabular(lambda key: maximization_bias(), 10, gamma=1.0),
     "Garnet-tabular": Tabular(garnet, 100, gamma=0.99, random=True),
+    "IcyGridWorld-tabular": Tabular(lambda key: icy_grid_world(), 100, gamma=0.7, grid=ICY_GRID),
+    "Macrocells-tabular": Tabular(macrocells, 1_000, gamma=0.99, random=True, grid=MACROCELLS),
 }
 
 
@@ -136,12 +154,14 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
     with jax.ensure_compile_time_eval():  # a random MDP, too, is a constant
         mdp = jax.tree.map(np.asarray, make_mdp(env_id))
     num_states, num_actions, _ = mdp.P.shape
-    start, terminal, noise = np.cumsum(mdp.start), mdp.terminal, mdp.noise
-    P, R = mdp.P, mdp.R
+    P, R, start, terminal, noise, *_ = mdp
+    start = np.cumsum(start)
     if change_after is not None:  # copied for Maze-tabular
         # The states of the changed MDP follow those of the first.
         changed = make_mdp(entry.phases[1])
         P, R = np.concatenate([P, changed.P]), np.concatenate([R, changed.R])
+        start = np.stack([start, np.cumsum(changed.start)])
+        terminal = np.concatenate([terminal, changed.terminal])
 
     # At most K states can follow (s, a); tables of these [S, A, K] make a step cost K, not S.
     num_successors = int((P > 0).sum(-1).max())
@@ -154,23 +174,28 @@ def make_tabular_env(env_id: str, num_envs: int) -> Env:
         u = jax.random.uniform(key) * cumulative[-1]
         return jnp.minimum(jnp.sum(u >= cumulative), cumulative.shape[0] - 1).astype(jnp.int32)
 
+    def draw_start(key, age):
+        now = start if change_after is None else jnp.asarray(start)[1 * (age >= change_after)]
+        return draw(key, jnp.asarray(now, float))
+
     def reset(key):
-        state = draw(key, jnp.asarray(start, float))
+        state = draw_start(key, 0)
         return state, (state, jnp.int32(0), jnp.int32(0))
 
     def step(key, inner, action):
         state, time, age = inner  # time: steps of this episode; age: steps of all episodes
         key_next, key_reset, *key_noise = jax.random.split(key, 2 if noise is None else 3)
-        row = state if change_after is None else state + num_states * (age >= change_after)
+        shift = 0 if change_after is None else num_states * (age >= change_after)
+        row = state + shift
         k = draw(key_next, jnp.asarray(cumulative, float)[row, action])
         next_state = jnp.asarray(successor)[row, action, k]
         reward = jnp.asarray(reward_table, float)[row, action, k]
         if noise is not None:
             reward += jnp.asarray(noise, float)[row, action] * jax.random.normal(*key_noise)
-        terminated = jnp.asarray(terminal)[next_state]
+        terminated = jnp.asarray(terminal)[next_state + shift]
         truncated = time + 1 >= max_steps
         done = terminated | truncated
-        obs = jnp.where(done, draw(key_reset, jnp.asarray(start, float)), next_state)
+        obs = jnp.where(done, draw_start(key_reset, age + 1), next_state)
         inner = (obs, jnp.where(done, 0, time + 1), age + 1)
         return obs, inner, reward, terminated, truncated, next_state
 

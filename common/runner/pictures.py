@@ -6,6 +6,7 @@ An algorithm's `picture(state)` returns a dict of arrays, one of
     ranges    names [D], realised [T, D], low and high [T, D], the predicted 5 % and 95 % quantiles
     searches  visits [K, A] at the roots of successive searches, and in a game boards [K, C]
     values    value [S] that was learned, exact [S] or NaN, and the policy [S, A] they are of
+    maps      names [M], maps [M, S] of numbers of the states, side by side
 
 Plans and ranges may have a title, too.
 """
@@ -20,7 +21,7 @@ import numpy as np
 from common.environments.games import Game, make_game
 from common.environments.tabular import TABULAR, make_mdp
 from common.runner.plots import COLORS, tidy
-from common.runner.policy_map import has_map, plot_states
+from common.runner.policy_map import has_map, plot_heat, plot_states
 
 MAX_PANELS = 6  # more components of a plan than this would be too small to read
 
@@ -50,6 +51,8 @@ def draw_picture(figure: Any, env_id: str, picture: dict[str, Any]) -> None:
         plot_searches(figure, env_id, **arrays)
     elif keys == {"value", "exact", "policy"}:
         plot_values(figure, env_id, **arrays)
+    elif keys == {"names", "maps"}:
+        plot_maps(figure, env_id, **arrays)
     else:
         raise ValueError(f"there is no picture of {sorted(keys)}; see common/runner/pictures.py")
 
@@ -116,6 +119,28 @@ def plot_values(
     axes.set_ylabel("value", size=8, color="0.25")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8, frameon=False)
+
+
+def plot_maps(figure: Any, env_id: str, names: list[str], maps: np.ndarray) -> None:
+    """Plot numbers of the states as colours on the cells of a grid, else as lines; walls are white.
+
+    Each map has its own scale.
+    """
+    grid = TABULAR[env_id].grid if env_id in TABULAR else None
+    figure.set_size_inches(4 * len(maps), 3.8)
+    figure.suptitle(env_id, x=0.02, ha="left", size=10)
+    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axes, name, values in zip(panels, names, maps, strict=True):
+        tidy(axes, "")
+        if grid is None:
+            axes.plot(values, ".-", color=COLORS[0], linewidth=0.8)
+            axes.set(xlabel="state", ylabel=name)
+            continue
+        axes.grid(False)
+        axes.set(xticks=[], yticks=[])
+        walls = [letter in "#x" for letter in "".join(grid.layout)]
+        values = np.where(walls, np.nan, values)
+        plot_heat(axes, values.reshape(len(grid.layout), -1), name)
 
 
 def plot_searches(

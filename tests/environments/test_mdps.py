@@ -8,15 +8,21 @@ import pytest
 from scipy import stats
 
 from common.environments.gridworlds import (
+    FOUR_ROOMS,
     LAKE_4X4,
     LAKE_8X8,
+    MACROCELLS,
+    SECOND_GOAL,
     cliff_walking,
+    four_rooms,
     frozen_lake,
     grid_world,
     grid_world_5x5,
+    icy_grid_world,
+    macrocells,
     windy_grid_world,
 )
-from common.environments.mdp import tabulate
+from common.environments.mdp import sparse, tabulate
 from common.environments.tabular import TABULAR, id_after, make_mdp, make_tabular_env
 from common.environments.textbook import (
     blackjack,
@@ -105,7 +111,10 @@ def test_terminal_states_are_absorbing_with_reward_zero_and_never_started_in(nam
         assert (mdp.R[state] == 0).all()
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT if name != "Garnet-tabular"])
+RANDOM = ("Garnet-tabular", "Macrocells-tabular")
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT if name not in RANDOM])
 def test_fixed_mdps_are_float64_numpy_arrays(name):
     mdp = BUILT[name]
     assert all(isinstance(field, np.ndarray) for field in jax.tree.leaves(mdp))
@@ -308,11 +317,16 @@ def test_walls_keep_out_and_those_that_come_and_go_let_out():
 
 def test_discounts_are_those_of_the_sources():
     """Sutton & Barto 2018: .9 in Examples 3.5 and 4.2, .95 in 8.1, 1 where none is named and
-    episodes end; Sutton, Precup & Singh 1999: .9. An Env has the discount of its MDP."""
+    episodes end; Sutton, Precup & Singh 1999: .9; Bacon et al. 2017: .99. An Env has the discount
+    of its MDP."""
     discounted = {
         "GridWorld5x5-tabular": 0.9,
         "JacksCarRental-tabular": 0.9,
         "FourRooms-tabular": 0.9,
+        "FourRoomsSecondGoal-tabular": 0.99,
+        "MovingGoalMaze-tabular": 0.99,
+        "Ledge-tabular": 0.99,  # undiscounted in its source, whose episodes end
+        "SteadyLedge-tabular": 0.99,
         "DynaMaze-tabular": 0.95,
         "BlockingMaze-tabular": 0.95,
         "OpenLeftMaze-tabular": 0.95,
@@ -322,6 +336,8 @@ def test_discounts_are_those_of_the_sources():
         "FrozenLake-tabular": 0.99,  # no source names one
         "FrozenLake8x8-tabular": 0.99,
         "Garnet-tabular": 0.99,
+        "IcyGridWorld-tabular": 0.7,
+        "Macrocells-tabular": 0.99,
     }
     for env_id, entry in TABULAR.items():
         assert entry.gamma == discounted.get(env_id, 1.0), env_id
@@ -329,12 +345,15 @@ def test_discounts_are_those_of_the_sources():
 
 
 @pytest.mark.parametrize("env_id", [name for name, x in TABULAR.items() if x.phases])
-def test_what_changes_in_a_maze_is_its_walls(env_id):
+def test_what_changes_in_a_maze_is_its_walls_or_its_goal(env_id):
     before, after = map(make_mdp, TABULAR[env_id].phases)
     np.testing.assert_array_equal(before.P, make_mdp(env_id).P)
-    np.testing.assert_array_equal(before.start, after.start)
-    np.testing.assert_array_equal(before.terminal, after.terminal)
     assert before.P.shape == after.P.shape and (before.P != after.P).any()
+    moves = env_id == "MovingGoalMaze-tabular"
+    first, second = [7 * 13 + 9] * moves, [10 * 13 + 10] * moves
+    for x, y in ((before.start > 0, after.start > 0), (after.terminal, before.terminal)):
+        assert np.flatnonzero(~x & y).tolist() == first
+        assert np.flatnonzero(x & ~y).tolist() == second
     assert not any(TABULAR[phase].phases for phase in TABULAR[env_id].phases)
 
 
@@ -345,6 +364,8 @@ def test_what_changes_in_a_maze_is_its_walls(env_id):
         ("BlockingMaze-tabular", 1_000, "OpenLeftMaze-tabular"),
         ("ShortcutMaze-tabular", 2_999, "OpenLeftMaze-tabular"),
         ("ShortcutMaze-tabular-history2", 3_000, "OpenBothMaze-tabular-history2"),
+        ("MovingGoalMaze-tabular", 49_999, "FourRooms-tabular"),
+        ("MovingGoalMaze-tabular", 50_000, "FourRoomsSecondGoal-tabular"),
         ("DynaMaze-tabular", 10**6, "DynaMaze-tabular"),
         ("CartPole-v1-history2", 10**6, "CartPole-v1-history2"),
     ],
@@ -369,6 +390,56 @@ def test_four_rooms_are_gymnaxs_and_steps_go_astray_a_third_of_the_time():
     corner = 1 * 13 + 1
     assert mdp.P[corner, 0, corner] == pytest.approx(2 / 3 + 1 / 9)
     assert mdp.R[6 * 13 + 9, 1, 7 * 13 + 9] == 1 and (mdp.R > 0).sum() == 2 * 4
+
+
+def fewest_steps(mdp):
+    """The mean number of steps from the start to the end under the best policy."""
+    R = np.where(mdp.terminal[:, None, None], 0.0, -1.0) + 0 * mdp.P
+    return -mdp.start @ optimal_values(mdp._replace(R=R), 1.0)
+
+
+def test_the_optima_of_four_rooms_are_the_exact_ones():
+    """By value iteration with steps that slip as in Sutton, Precup & Singh 1999. The code that goes
+    with Bacon et al. 2017 slips otherwise, and its optimum of 8.39 is no measure of these."""
+    mdp = make_mdp("FourRooms-tabular")
+    assert fewest_steps(mdp) == pytest.approx(15.0117, abs=1e-4)
+    assert mdp.start @ optimal_values(mdp, 0.99) == pytest.approx(0.872251, abs=1e-6)
+    lower_right, rows = {}, [row.replace("G", "S") for row in FOUR_ROOMS.layout]
+    for i, j in np.ndindex(4, 5):
+        row = rows[8 + i][: 7 + j] + "G" + rows[8 + i][8 + j :]
+        layout = [*rows[: 8 + i], row, *rows[9 + i :]]
+        mdp = four_rooms(FOUR_ROOMS._replace(layout=layout))
+        lower_right[8 + i, 7 + j] = fewest_steps(mdp)
+    steps = [*lower_right.values()]
+    assert np.mean(steps) == pytest.approx(17.1404, abs=1e-4)
+    assert [min(steps), max(steps)] == pytest.approx([14.88, 20.56], abs=0.005)
+    second = fewest_steps(make_mdp("FourRoomsSecondGoal-tabular"))
+    assert second == lower_right[10, 10] == pytest.approx(17.6374, abs=1e-4)
+    assert [*map(len, SECOND_GOAL.layout)] == [13] * 13
+
+
+def test_a_goal_moves_to_the_step_with_its_reward_its_end_and_the_starts():
+    """An agent steps down into a cell, at ages around the change: into the second goal, or into the
+    first. Where an episode ends another starts, in the goal of the other MDP too."""
+    env_id = "MovingGoalMaze-tabular"
+    env, change = make_tabular_env(env_id, 3_000), TABULAR[env_id].change_after
+    step = jax.jit(env.step)
+    state = jax.jit(env.reset)(jax.random.key(0))
+    goals, down = {0: 7 * 13 + 9, 1: 10 * 13 + 10}, jnp.ones(3_000, int)
+    for age, ends_at in ((change - 1, 0), (change, 1)):
+        for number, goal in goals.items():
+            above, zeros = jnp.full(3_000, goal - 13), jnp.zeros(3_000, int)
+            begin = state._replace(obs=above, inner=(above, zeros, zeros + age))
+            after, transition = step(begin, down, jax.random.key(1))
+            arrived = np.asarray(transition.next_obs) == goal
+            assert 0.6 < arrived.mean() < 0.75  # it slips otherwise
+            np.testing.assert_array_equal(transition.terminated, arrived & (number == ends_at))
+            np.testing.assert_array_equal(transition.reward, 1.0 * transition.terminated)
+            if number == ends_at:
+                starts = {int(s) for s in after.obs[arrived]}
+                assert starts == set(
+                    np.flatnonzero(make_mdp(id_after(env_id, age + 1)).start).tolist()
+                )
 
 
 def test_stakes_are_clipped_to_what_there_is_and_what_is_needed():
@@ -549,6 +620,64 @@ def test_garnet_is_strongly_typed():
     assert not any(field.weak_type for field in jax.tree.leaves(mdp))
 
 
+def test_on_the_icy_grid_a_fifth_of_the_steps_go_anywhere():
+    mdp = icy_grid_world()
+    np.testing.assert_allclose(mdp.P[12, 1, [7, 13, 17, 11]], [0.05, 0.85, 0.05, 0.05])
+    np.testing.assert_allclose(mdp.P[0, 0, [0, 1, 5]], [0.9, 0.05, 0.05])  # two sides are edges
+    assert mdp.start[0] == 1 and np.flatnonzero(mdp.terminal).tolist() == [24]
+    arrivals = np.argwhere(mdp.R).tolist()
+    assert {ends for _, _, ends in arrivals} == {8, 24}
+    assert mdp.R[13, 0, 8] == mdp.R[9, 3, 8] == 0.65 and mdp.R[23, 1, 24] == 1
+
+
+@pytest.fixture(scope="module")
+def rewards():
+    """Those of 256 grids of macrocells, by macrocell [256, 4, 4], which are checked to be 8x8."""
+    draw = lambda key: macrocells(key).R[:, 0, 0]
+    reward = np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 256)))
+    blocks = reward.reshape(256, 4, 8, 4, 8).transpose(0, 1, 3, 2, 4).reshape(256, 4, 4, 64)
+    assert (blocks == blocks[..., :1]).all()
+    return blocks[..., 0]
+
+
+def test_the_rewards_of_macrocells_are_sparse_and_add_up_to_1(rewards):
+    np.testing.assert_allclose(rewards.sum(axis=(1, 2)), 1, atol=1e-6)
+    num = (rewards > 0).sum(axis=(1, 2))
+    assert num.min() == 2
+    expected = stats.binom.pmf(np.arange(2, 5), 16, 0.1) / stats.binom.sf(1, 16, 0.1)
+    shares = np.bincount(num, minlength=5)[2:5] / 256
+    np.testing.assert_allclose(shares, expected, atol=0.12)  # four standard errors
+    assert (np.abs((rewards > 0).mean(axis=0) - num.mean() / 16) < 0.1).all()
+    assert len(np.unique(rewards.reshape(256, -1), axis=0)) == 256
+
+
+def test_macrocells_are_walked_with_three_tenths_of_the_steps_anywhere():
+    mdp = macrocells(jax.random.key(3))
+    assert len(MACROCELLS.layout) == 32 and (mdp.start == 1 / 1024).all()
+    np.testing.assert_allclose(mdp.P[33, 1, [1, 34, 65, 32]], [0.075, 0.775, 0.075, 0.075])
+    np.testing.assert_allclose(mdp.P[0, 0, [0, 1, 32]], [0.85, 0.075, 0.075])
+    assert (mdp.R[:, :1, :1] == mdp.R).all() and not mdp.terminal.any()
+    weights = mdp.features.T @ np.asarray(mdp.R)[:, 0, 0] / 64  # a state has one feature
+    np.testing.assert_allclose(mdp.features @ weights, mdp.R[:, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("env_id", ["Garnet-tabular", "Taxi-tabular", "FrozenLake-tabular"])
+def test_a_sparse_mdp_is_the_same_mdp(env_id):
+    """With all states as successors, too, where P is traced."""
+    mdp = make_mdp(env_id)
+    values = np.random.default_rng(0).normal(size=len(mdp.start))
+    for small in (sparse(mdp), jax.jit(lambda P: sparse(mdp._replace(P=P)))(jnp.asarray(mdp.P))):
+        expected = np.einsum("sak,sk->sa", small.P, values[small.successor])
+        np.testing.assert_allclose(expected, mdp.P @ values, atol=1e-5)
+        np.testing.assert_allclose(small.R, expected_reward(mdp), atol=1e-5)
+        np.testing.assert_allclose(small.start, mdp.start, rtol=1e-6)
+        np.testing.assert_array_equal(small.terminal, mdp.terminal)
+        np.testing.assert_array_equal(small.features, np.eye(len(mdp.start)))
+    num = (mdp.P.sum(axis=1) > 0).sum(axis=1).max()
+    assert sparse(mdp).successor.shape == (len(mdp.start), num)
+    assert small.successor.shape == (len(mdp.start),) * 2
+
+
 @pytest.mark.parametrize("env_id", TABULAR)
 def test_random_says_whether_the_mdp_depends_on_the_key(env_id):
     ours, default, other = (
@@ -556,7 +685,8 @@ def test_random_says_whether_the_mdp_depends_on_the_key(env_id):
     )
     np.testing.assert_array_equal(ours.P, default.P)
     np.testing.assert_array_equal(ours.R, default.R)
-    assert np.array_equal(ours.P, other.P) != TABULAR[env_id].random
+    assert np.array_equal(ours.R, other.R) != TABULAR[env_id].random
+    assert TABULAR[env_id].random == (env_id in RANDOM)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,20 @@ def test_on_a_map_the_learned_values_are_the_colours():
     assert bar.get_ylabel() == "learned value"
 
 
+def test_maps_of_the_states_are_side_by_side_and_walls_are_left_out():
+    maps = np.arange(2 * 54.0).reshape(2, 54)
+    figure = drawn("DynaMaze-tabular", {"names": ["true", "found"], "maps": maps})
+    for axes, bar, name, values in zip(
+        figure.axes[:2], figure.axes[2:], ["true", "found"], maps, strict=True
+    ):
+        shown = axes.images[0].get_array().filled(np.nan)
+        assert shown.shape == (6, 9) and np.isnan(shown[0, 7]) and np.isnan(shown).sum() == 7
+        assert shown[2, 3] == values[2 * 9 + 3] and bar.get_ylabel() == name
+    (axes,) = drawn("Garnet-tabular", {"names": ["true"], "maps": maps[:1]}).axes
+    np.testing.assert_array_equal(axes.lines[0].get_ydata(), maps[0])
+    assert axes.get_ylabel() == "true"
+
+
 def test_only_as_many_components_are_drawn_as_can_be_read():
     names = [f"obs[{i}]" for i in range(30)]
     array = np.zeros((5, 30))
