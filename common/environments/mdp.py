@@ -24,7 +24,7 @@ class MDP(NamedTuple):
     start: np.ndarray | jax.Array  # [S] start distribution
     terminal: np.ndarray | jax.Array  # [S] bool
     noise: np.ndarray | None = None  # [S, A] standard deviation of a normal reward around R
-    features: np.ndarray | None = None  # [S, F] in which the reward of a state is linear
+    features: np.ndarray | None = None  # [S, F] of a linear reward  # copied for .features
 
 
 def tabulate(start: np.ndarray, terminal: np.ndarray, num_actions: int, outcomes: Callable) -> MDP:
