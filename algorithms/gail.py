@@ -21,8 +21,11 @@ is that cost, as a reward, of PPO, Schulman et al. 2017, https://arxiv.org/abs/1
 
 with A by GAE over a rollout, and R = A + V(s; w_old).
 
-Episodes should all have the same length. This reward is positive whatever D is, so where a failure
-ends an episode it pays to stay alive, without any demonstration; where success does, to avoid it.
+Use it where all episodes have the same length. This reward is positive whatever D says, so where
+failure ends an episode a policy that is only paid to stay alive may look like the expert: CartPole
+is solved with --discriminator-learning-rate 0, by no demonstration at all. Where success ends it,
+such a reward keeps the policy away from the goal. Ends by a time limit are bootstrapped, and do no
+harm.
 
 Departs from the paper: the policy learns by PPO, as ppo.py does, in place of TRPO, and λ is c₂; the
 discriminator is penalized for its slope between the policy's pairs and the expert's (Gulrajani et
@@ -120,6 +123,12 @@ class Params(NamedTuple):
     statistics: Statistics | None  # of observations; None if they are not normalized
 
 
+class Discriminator(NamedTuple):
+    params: Any
+    opt_state: optax.OptState
+    statistics: Statistics  # of its inputs, the policy's and the expert's
+
+
 class State(NamedTuple):
     key: jax.Array
     params: Params
@@ -127,9 +136,7 @@ class State(NamedTuple):
     opt_state: optax.OptState
     env: EnvState
     reward_scale: Any  # of discounted sums: see scale_rewards; None if rewards are not normalized
-    discriminator_params: Any
-    discriminator_opt_state: optax.OptState
-    input_statistics: Statistics  # of the discriminator's inputs, the policy's and the expert's
+    discriminator: Discriminator
     dataset: Data | tuple  # the expert's transitions, or () where they are a file
 
 
@@ -206,7 +213,7 @@ def make(config: Config) -> Algorithm:
     actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
     critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
     num_inputs = (env.num_states or math.prod(env.obs_shape)) + num_outputs
-    discriminator = mlp([num_inputs, *config.hidden_sizes, 1], jnp.tanh)
+    discriminator_network = mlp([num_inputs, *config.hidden_sizes, 1], jnp.tanh)
     discriminator_optimizer = optax.adam(config.discriminator_learning_rate)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update
@@ -228,7 +235,7 @@ def make(config: Config) -> Algorithm:
         return jnp.concatenate([as_vector(env, transitions.obs), action], axis=-1)
 
     def logits(discriminator_params, x):
-        return discriminator.apply(discriminator_params, x)[..., 0]
+        return discriminator_network.apply(discriminator_params, x)[..., 0]
 
     def loss_of_discriminator(discriminator_params, policy_x, expert_x, mixed_x):
         policy_logit = logits(discriminator_params, policy_x)
@@ -241,6 +248,26 @@ def make(config: Config) -> Algorithm:
         }
         penalty = config.penalty_coef * metrics["gradient_penalty"]
         return metrics["discriminator_loss"] + penalty, metrics
+
+    def learn_to_discriminate(discriminator, x, expert_x, key):
+        key_rows, key_mix = jax.random.split(key)
+        shape = config.discriminator_steps, config.batch_size
+        policy_x = rows(x, jax.random.randint(key_rows, shape, 0, steps_per_update))
+        expert_x = expert_x.reshape(policy_x.shape)
+        statistics = add_batch(discriminator.statistics, jnp.stack([policy_x, expert_x]))
+        policy_x, expert_x = normalize(statistics, policy_x), normalize(statistics, expert_x)
+        part = jax.random.uniform(key_mix, (*shape, 1))
+        mixed_x = part * policy_x + (1 - part) * expert_x
+
+        def learn(carry, batches):
+            params, opt_state = carry
+            grads, metrics = jax.grad(loss_of_discriminator, has_aux=True)(params, *batches)
+            updates, opt_state = discriminator_optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), metrics
+
+        carry = discriminator.params, discriminator.opt_state
+        (params, opt_state), metrics = jax.lax.scan(learn, carry, (policy_x, expert_x, mixed_x))
+        return Discriminator(params, opt_state, statistics), metrics
 
     def loss(network_params, batch):
         actor_params, critic_params = network_params
@@ -263,7 +290,7 @@ def make(config: Config) -> Algorithm:
 
     def init(key):
         key, key_actor, key_critic, key_env, key_discriminator, key_data = jax.random.split(key, 6)
-        discriminator_params = discriminator.init(key_discriminator)
+        discriminator_params = discriminator_network.init(key_discriminator)
         actor_params, critic_params = actor.init(key_actor), critic.init(key_critic)
         return State(
             key=key,
@@ -272,15 +299,17 @@ def make(config: Config) -> Algorithm:
             opt_state=optimizer(0).init((actor_params, critic_params)),
             env=env.reset(key_env),
             reward_scale=no_rewards,
-            discriminator_params=discriminator_params,
-            discriminator_opt_state=discriminator_optimizer.init(discriminator_params),
-            input_statistics=no_statistics((num_inputs,)),
+            discriminator=Discriminator(
+                params=discriminator_params,
+                opt_state=discriminator_optimizer.init(discriminator_params),
+                statistics=no_statistics((num_inputs,)),
+            ),
             dataset=dataset.init(key_data),
         )
 
     def update(state, step):
         key = jax.random.fold_in(state.key, step)
-        key_rollout, key_epochs, key_policy, key_expert, key_mix = jax.random.split(key, 5)
+        key_rollout, key_epochs, key_expert, key_pairs = jax.random.split(key, 4)
         params = state.params
 
         def behaviour_policy(obs, key):
@@ -291,29 +320,13 @@ def make(config: Config) -> Algorithm:
             env, behaviour_policy, state.env, key_rollout, config.num_steps
         )
         x = inputs(transitions)
-        shape = config.discriminator_steps, config.batch_size
-        index = jax.random.randint(key_policy, shape, 0, steps_per_update)
-        policy_x = rows(x.reshape(-1, num_inputs), index)
-        expert_x = inputs(dataset.sample(state.dataset, key_expert, math.prod(shape)))
-        expert_x = expert_x.reshape(policy_x.shape)
-        input_statistics = add_batch(state.input_statistics, jnp.stack([policy_x, expert_x]))
-        x, policy_x, expert_x = (normalize(input_statistics, y) for y in (x, policy_x, expert_x))
-        part = jax.random.uniform(key_mix, (*shape, 1))
-        mixed_x = part * policy_x + (1 - part) * expert_x
-
-        def discriminate(carry, batches):
-            params, opt_state = carry
-            grads, metrics = jax.grad(loss_of_discriminator, has_aux=True)(params, *batches)
-            updates, opt_state = discriminator_optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), metrics
-
-        discriminator_state = state.discriminator_params, state.discriminator_opt_state
-        discriminator_state, discriminator_metrics = jax.lax.scan(
-            discriminate, discriminator_state, (policy_x, expert_x, mixed_x)
+        num_pairs = config.discriminator_steps * config.batch_size
+        expert_x = inputs(dataset.sample(state.dataset, key_expert, num_pairs))
+        discriminator, discriminator_metrics = learn_to_discriminate(
+            state.discriminator, x.reshape(-1, num_inputs), expert_x, key_pairs
         )
-        transitions = transitions._replace(
-            reward=imitation_reward(logits(discriminator_state[0], x))
-        )
+        logit = logits(discriminator.params, normalize(discriminator.statistics, x))
+        transitions = transitions._replace(reward=imitation_reward(logit))
         reward_scale, reward = scale_rewards(state.reward_scale, transitions, config.gamma)
         obs = normalize(params.statistics, transitions.obs)
         next_obs = normalize(params.statistics, transitions.next_obs)
@@ -361,9 +374,7 @@ def make(config: Config) -> Algorithm:
             opt_state=opt_state,
             env=env_state,
             reward_scale=reward_scale,
-            discriminator_params=discriminator_state[0],
-            discriminator_opt_state=discriminator_state[1],
-            input_statistics=input_statistics,
+            discriminator=discriminator,
             dataset=state.dataset,
         ), metrics
 

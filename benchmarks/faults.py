@@ -93,6 +93,7 @@ FLAGS = {  # some seconds of training each
     "expected_sarsa": TABLE,
     "fitted_q_iteration": "--total-timesteps 2_000 --num-iterations 200 --gradient-steps 50 "
     "--batch-size 16 --hidden-sizes 16",
+    "gail": f"{ROLLOUT} --num-episodes 2 --discriminator-steps 2 --batch-size 32",
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
     "mcts": "--total-timesteps 2_000 --num-envs 4 --num-simulations 20",

@@ -147,16 +147,17 @@ def test_the_discriminator_descends_its_loss(updated):
     before, update = updated
     after, metrics, transitions = update(1.0)
     config = small_config(gail, **FIELDS)
-    keys = jax.random.split(jax.random.fold_in(before.key, 0), 5)
+    *_, key_expert, key_pairs = jax.random.split(jax.random.fold_in(before.key, 0), 4)
+    key_rows, key_mix = jax.random.split(key_pairs)
     env = make_env(config.env_id, config.num_episodes)
-    sampled = play_dataset(env, None).sample(before.dataset, keys[3], 8)
+    sampled = play_dataset(env, None).sample(before.dataset, key_expert, 8)
     x = np.concatenate([transitions.obs, np.clip(transitions.action, -1, 1)], -1).reshape(32, 4)
-    policy_x = x[jax.random.randint(keys[2], (8,), 0, 32)]
+    policy_x = x[jax.random.randint(key_rows, (1, 8), 0, 32)[0]]
     expert_x = np.concatenate([sampled.obs, sampled.action], -1)
     both = np.concatenate([policy_x, expert_x])
     mean, std = both.mean(0), both.std(0)
     x, policy_x, expert_x = ((y - mean) / std for y in (x, policy_x, expert_x))
-    mix = jax.random.uniform(keys[4], (8, 1))
+    mix = jax.random.uniform(key_mix, (1, 8, 1))[0]
     mixed_x = mix * policy_x + (1 - mix) * expert_x
 
     def loss(params):
@@ -165,13 +166,13 @@ def test_the_discriminator_descends_its_loss(updated):
         error = jnp.log1p(jnp.exp(-logit(policy_x))) + jnp.log1p(jnp.exp(logit(expert_x)))
         return error.mean() + config.penalty_coef * jnp.sum(slopes**2, -1).mean()
 
-    check_gradient(after.discriminator_opt_state, loss, before.discriminator_params)
+    check_gradient(after.discriminator.opt_state, loss, before.discriminator.params)
     np.testing.assert_allclose(
         metrics["discriminator_loss"] + config.penalty_coef * metrics["gradient_penalty"],
-        loss(before.discriminator_params),
+        loss(before.discriminator.params),
         rtol=1e-4,
     )
-    logit = tanh_mlp(after.discriminator_params, x)[:, 0]
+    logit = tanh_mlp(after.discriminator.params, x)[:, 0]
     reward = np.log1p(np.exp(-logit))
     np.testing.assert_allclose(transitions.reward.ravel(), reward, rtol=1e-4)
     np.testing.assert_allclose(metrics["imitation_reward"], reward.mean(), rtol=1e-4)
