@@ -89,7 +89,7 @@ class Config:
     num_minibatches: int = 4  # gradient steps of an epoch
     learning_rate: float = 1e-3  # of Adam
     anneal_lr: bool = True  # the learning rate falls linearly to 0
-    gamma: float = 0.95  # discount factor
+    gamma: float = 0.97  # discount factor
     gae_lambda: float = 0.95  # λ of GAE
     norm_adv: bool = True  # scale the advantages of a minibatch to mean 0 and standard deviation 1
     clip_coef: float = 0.2  # ε
