@@ -529,25 +529,6 @@ MUTANTS = [
         "where=is_used | True",
         "part_of_a_minibatch",
     ),
-    # Imitation.
-    algorithm(
-        *("the environment's reward beside the discriminator's", "gail"),
-        "reward=imitation_reward(logit)",
-        "reward=imitation_reward(logit) + 0 * transitions.reward",
-        "changes_nothing",
-    ),
-    algorithm(
-        *("labels of the policy and of the expert exchanged", "gail"),
-        "discriminator_loss(policy_logit, expert_logit).mean()",
-        "discriminator_loss(expert_logit, policy_logit).mean()",
-        "as_the_expert",
-    ),
-    algorithm(
-        *("rewards of the discriminator before it learned", "gail"),
-        "logits(discriminator.params, normalize",
-        "logits(state.discriminator.params, normalize",
-        "descends_its_loss",
-    ),
     # Memory.
     algorithm(
         *("value of the last observation with the memory after the reset", "ppo_rnn"),
@@ -754,6 +735,24 @@ MUTANTS = [
         "dataset.add(state.dataset, labelled, step + 1)",
         "dataset.add(state.dataset, labelled, step)",
         "who_acts",
+    ),
+    algorithm(
+        *("the environment's reward beside the discriminator's", "gail"),
+        "reward=imitation_reward(logit)",
+        "reward=imitation_reward(logit) + 0 * transitions.reward",
+        "changes_nothing",
+    ),
+    algorithm(
+        *("labels of the policy and of the expert exchanged", "gail"),
+        "discriminator_loss(policy_logit, expert_logit).mean()",
+        "discriminator_loss(expert_logit, policy_logit).mean()",
+        "as_the_expert",
+    ),
+    algorithm(
+        *("rewards of the discriminator before it learned", "gail"),
+        "logits(discriminator.params, normalize",
+        "logits(state.discriminator.params, normalize",
+        "descends_its_loss",
     ),
 ]
 
