@@ -29,8 +29,9 @@ harm.
 
 Departs from the paper: the policy learns by PPO, as ppo.py does, in place of TRPO, and λ is c₂; the
 discriminator is penalized for its slope between the policy's pairs and the expert's (Gulrajani et
-al. 2017, https://arxiv.org/abs/1704.00028), sees its inputs scaled by their running mean and
-standard deviation, and actions clipped to their bounds; rewards are normalized as PPO's are.
+al. 2017, https://arxiv.org/abs/1704.00028, but towards slope 0, not 1), sees its inputs scaled by
+their running mean and standard deviation, and actions clipped to their bounds; rewards are
+normalized as PPO's are.
 
 Metrics: `value`, mean V(s) of the rollout (discounted sum of r, scaled with norm_reward);
 `imitation_reward`, mean r of it, not scaled; `discriminator_loss`, mean of -ln D of the policy's
