@@ -809,6 +809,24 @@ MUTANTS = [
         "config.alpha * jnp.mean(gap)",
         "update_descends",
     ),
+    algorithm(
+        *("the environment's reward beside the discriminator's", "gail"),
+        "reward=imitation_reward(logit)",
+        "reward=imitation_reward(logit) + 0 * transitions.reward",
+        "changes_nothing",
+    ),
+    algorithm(
+        *("labels of the policy and of the expert exchanged", "gail"),
+        "discriminator_loss(policy_logit, expert_logit).mean()",
+        "discriminator_loss(expert_logit, policy_logit).mean()",
+        "as_the_expert",
+    ),
+    algorithm(
+        *("rewards of the discriminator before it learned", "gail"),
+        "logits(discriminator.params, normalize",
+        "logits(state.discriminator.params, normalize",
+        "descends_its_loss",
+    ),
 ]
 
 
