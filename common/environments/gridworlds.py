@@ -237,11 +237,11 @@ SECOND_GOAL = Grid(
 def four_rooms(grid: Grid = FOUR_ROOMS) -> MDP:
     """Walk between four rooms: Sutton, Precup & Singh 1999.
 
-    <https://doi.org/10.1016/S0004-3702(99)00052-1>. A maze whose steps slip with probability 1/3, in
-    each other direction with 1/9. Actions: up, down, left, right. Start: uniform. G of FOUR_ROOMS is
-    the paper's G1, the hallway in the east, γ = .9. In Bacon et al. 2017,
-    <https://arxiv.org/abs/1609.05140>, the goal moves from there into the lower right room, γ = .99:
-    SECOND_GOAL has it in one of that room's 20 cells.
+    <https://doi.org/10.1016/S0004-3702(99)00052-1>. A maze whose steps slip with probability 1/3,
+    in each other direction with 1/9. Actions: up, down, left, right. Start: uniform. G of
+    FOUR_ROOMS is the paper's G1, the hallway in the east, γ = .9. In Bacon et al. 2017,
+    <https://arxiv.org/abs/1609.05140>, the goal moves from there into the lower right room, γ =
+    .99: SECOND_GOAL has it in one of that room's 20 cells.
     """
     return maze(grid, slip=1 / 3)
 
