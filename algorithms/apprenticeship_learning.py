@@ -95,9 +95,9 @@ def episode_visits(key, mdp: SparseMDP, policy, gamma, num_steps) -> jax.Array:
     """Σ_t γ^t 1(s_t = s) along one episode of a policy [S, A]; [S]."""
     key_start, key_steps = jax.random.split(key)
 
-    def step(carry, key):
+    def step(carry, t):
         state, weight, visits = carry
-        key_action, key_next = jax.random.split(key)
+        key_action, key_next = jax.random.split(jax.random.fold_in(key_steps, t))
         visits = visits.at[state].add(weight)
         action = jax.random.categorical(key_action, jnp.log(policy[state]))
         k = jax.random.categorical(key_next, jnp.log(mdp.P[state, action]))
@@ -106,7 +106,7 @@ def episode_visits(key, mdp: SparseMDP, policy, gamma, num_steps) -> jax.Array:
 
     state = jax.random.categorical(key_start, jnp.log(mdp.start)).astype(jnp.int32)
     start = state, jnp.ones(()), jnp.zeros_like(mdp.start)
-    (_, _, visits), _ = jax.lax.scan(step, start, jax.random.split(key_steps, num_steps))
+    (_, _, visits), _ = jax.lax.scan(step, start, jnp.arange(num_steps))
     return visits
 
 
