@@ -157,7 +157,7 @@ def flags_of(name):
     """Small settings of an algorithm, as fields and as flags."""
     kinds = {field.name: field.type for field in dataclasses.fields(load(name).Config)}
     settings = {field: x for field, x in SMALL.items() if kinds.get(field) is int}  # else defaults
-    if name == "reinforce":  # whose updates are long
+    if name in ("reinforce", "gail"):  # whose updates are long
         settings["total_timesteps"] = 6_000
     if name == "pets":  # whose steps are
         settings["total_timesteps"] = 1_000
