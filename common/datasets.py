@@ -3,9 +3,7 @@
 Continuous actions are in [-1, 1], as `scale_action` takes them.
 """
 
-import hashlib
 import importlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.buffers import rows
-from common.envs import Env, Transition, is_bounded, rollout
+from common.envs import Env, Transition, is_bounded, lazy, rollout
 from common.exploration import random_policy
 
 
@@ -77,8 +75,7 @@ def noisy_policy(env: Env, policy: Callable, epsilon: jax.Array) -> Callable:
 
 
 def unscale_action(env: Env, action: jax.Array) -> jax.Array:
-    """Rescale a continuous action from the environment's bounds to [-1, 1], as `scale_action` does
-    the other way. A discrete action is returned as it is."""
+    """Rescale an action from the environment's bounds to [-1, 1]; a discrete one stays as it is."""
     if env.num_actions is not None:  # copied unless actions="continuous"
         return action
     return 2 * (action - env.action_low) / (env.action_high - env.action_low) - 1
@@ -89,71 +86,40 @@ def read_dataset(path: str, env_id: str, env: Env) -> Dataset:
 
     ValueError if there is no such file, if it is damaged or empty, or of another environment.
     """
-    if re.fullmatch(r".*-v\d+", path) and not Path(path).exists():  # not copied
-        return dataset_of(read_minari(path), path, env)
-    arrays, header = read_arrays(path)
-    if header["env_id"] != env_id:
-        raise ValueError(f"--dataset {path} is of {header['env_id']}: choose that with --env-id")
-    return dataset_of(arrays, path, env)
-
-
-def dataset_of(arrays: dict[str, np.ndarray], path: str, env: Env) -> Dataset:
-    """Return the Dataset of arrays [D, ...] by the names of a Transition's fields; ValueError if
-    they are not of this environment."""
-    shapes = jax.eval_shape(env.reset, jax.random.key(0)).obs
+    is_minari = re.fullmatch(r".*-v\d+", path) and not Path(path).exists()
+    arrays = read_minari(path) if is_minari else read_recording(path, env_id)
+    obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
     is_continuous = env.num_actions is None
     if len(arrays["reward"]) == 0:
         raise ValueError(f"--dataset {path} holds no transitions")
     if is_continuous and not is_bounded(env.action_low, env.action_high):
         raise ValueError(f"--dataset {path}: every action needs finite bounds")
-    wanted = {"obs": shapes.shape[1:], "next_obs": shapes.shape[1:], "action": env.action_shape}
+    wanted = {"obs": obs.shape[1:], "next_obs": obs.shape[1:], "action": env.action_shape}
     for name, shape in wanted.items():
         if arrays[name].shape[1:] != tuple(shape):
             text = f"{list(arrays[name].shape[1:])}, not {list(shape)} as in this environment"
             raise ValueError(f"--dataset {path}: each {name} has shape {text}")
     if np.issubdtype(arrays["action"].dtype, np.floating) != is_continuous:
         raise ValueError(f"--dataset {path}: this environment has actions of another kind")
-    data = to_data(arrays, env)
-    return Dataset(lambda key: (), lambda _: data, lambda _, *args: sample_rows(data, *args))
-
-
-def to_data(arrays: dict[str, np.ndarray], env: Env) -> Data:
-    """Return such arrays as Data of an environment that takes actions in [-1, 1]."""
-    obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
     fields = {name: jnp.asarray(arrays[name]) for name in Transition._fields}
     fields |= {name: fields[name].astype(obs.dtype) for name in ("obs", "next_obs")}
     fields |= {"action": unscale_action(env, fields["action"])}
     fields |= {"reward": fields["reward"].astype(float)}
-    return Data(Transition(**fields), len(fields["reward"]))
+    data = Data(Transition(**fields), len(fields["reward"]))
+    return Dataset(lambda key: (), lambda _: data, lambda _, *args: sample_rows(data, *args))
 
 
-def read_arrays(path: str) -> tuple[dict[str, np.ndarray], dict]:
-    """Return the arrays and the header of a file of `python -m common.record`; ValueError if it
-    cannot be used."""
+def read_recording(path: str, env_id: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a file of `python -m common.record`; ValueError if it cannot be used."""
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        text, digest = arrays.pop("header").tobytes(), arrays.pop("sha256").tobytes()
-        header = json.loads(text)
-        is_complete = "env_id" in header and set(Transition._fields) <= set(arrays)
-    except FileNotFoundError as error:
-        raise ValueError(f"--dataset {path}: there is no such file") from error
-    except Exception as error:  # a flipped bit in an archive can raise almost anything
-        message = "damaged, or not a file that python -m common.record wrote"
-        raise ValueError(f"--dataset {path}: {message}") from error
-    if not is_complete:
+        arrays, header = lazy("common.runner.checkpoint", "load")(Path(path))
+    except Exception as error:  # a CheckpointError, whose message begins with the path
+        raise ValueError(f"--dataset {error}") from error
+    if "env_id" not in header or not set(Transition._fields) <= set(arrays):
         raise ValueError(f"--dataset {path}: not a file that python -m common.record wrote")
-    if digest != checksum(arrays, text):
-        raise ValueError(f"--dataset {path}: damaged (its SHA-256 is wrong)")
-    return arrays, header
-
-
-def checksum(arrays: dict[str, np.ndarray], header: bytes) -> bytes:
-    """Return the SHA-256 of a header and of all names, shapes, dtypes and bytes."""
-    digest = hashlib.sha256(header)
-    for name, x in sorted(arrays.items()):
-        digest.update(f"{name} {x.shape} {x.dtype}".encode() + np.ascontiguousarray(x).tobytes())
-    return digest.digest()
+    if header["env_id"] != env_id:
+        raise ValueError(f"--dataset {path} is of {header['env_id']}: choose that with --env-id")
+    return arrays
 
 
 def read_minari(name: str) -> dict[str, np.ndarray]:

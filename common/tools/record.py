@@ -10,7 +10,6 @@ versions. `sha256` is of all that. Exit code 2 if the run or the file cannot be 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.algorithm import Algorithm
-from common.datasets import checksum, first_episodes
+from common.datasets import first_episodes
 from common.envs import Env, make_env
 from common.memory import rollout_with_memory
-from common.runner.checkpoint import CheckpointError, load_header, write_atomically
+from common.runner.checkpoint import CheckpointError, load_header, save
 from common.runner.cli import fail
 from common.runner.evaluation import MAX_LENGTH, without_memory
 from common.runner.results import env_id_of, load_member
@@ -45,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         arrays, header = record(Path(args.run), args.episodes, args.seed, args.key)
-        write(Path(args.out), arrays, header)
+        save(Path(args.out), arrays, header)
     except (CheckpointError, ValueError) as error:
         fail(2, str(error))
     except OSError as error:
@@ -112,17 +111,6 @@ def play(algorithm: Algorithm, params: Any, env: Env, key: jax.Array) -> tuple[A
     data, lengths = run(key)
     rows = jax.tree.map(lambda x: np.asarray(x)[: int(data.size)], data.transitions)
     return rows, np.asarray(lengths)
-
-
-def write(path: Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
-    """Write a file whole or not at all; OSError if the disk refuses."""
-    text = json.dumps(header).encode()
-    entries = {
-        **arrays,
-        "header": np.frombuffer(text, np.uint8),
-        "sha256": np.frombuffer(checksum(arrays, text), np.uint8),
-    }
-    write_atomically(path, lambda file: np.savez_compressed(file, **entries))
 
 
 if __name__ == "__main__":

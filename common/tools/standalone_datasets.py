@@ -1,24 +1,22 @@
 """For copies: `read_dataset` and `make_expert` of the repository with fewer checks and experts."""
 
-import json
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from common.datasets import Dataset, sample_rows, to_data, unscale_action
+from common.datasets import Data, Dataset, sample_rows, unscale_action
 from common.environments.experts import CONTROLLERS
-from common.envs import Env
+from common.envs import Env, Transition
 
 
 def read_dataset(path: str, env_id: str, env: Env) -> Dataset:
     """Return the transitions of a file of `python -m common.record` in manyseeds."""
     with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    header = json.loads(arrays["header"].tobytes())
-    if header["env_id"] != env_id:
-        raise ValueError(f"--dataset {path} is of {header['env_id']}, not of {env_id}")
-    data = to_data(arrays, env)
+        fields = {name: jnp.asarray(file[name]) for name in Transition._fields}
+    fields["action"] = unscale_action(env, fields["action"])
+    data = Data(Transition(**fields), len(fields["reward"]))
     return Dataset(lambda key: (), lambda _: data, lambda _, *args: sample_rows(data, *args))
 
 

@@ -1,6 +1,5 @@
 """datasets.py: episodes that a policy plays, mixtures with random actions, and files."""
 
-import json
 import subprocess
 import sys
 
@@ -11,7 +10,6 @@ import pytest
 from helpers import keys, run_here
 
 from common.datasets import (
-    checksum,
     first_episodes,
     noisy_policy,
     play_dataset,
@@ -19,6 +17,7 @@ from common.datasets import (
     unscale_action,
 )
 from common.envs import Transition, make_env, map_actions, scale_action
+from common.runner import checkpoint
 
 
 def numbered(terminated, truncated):
@@ -94,11 +93,7 @@ def pendulum():
 
 
 def write(path, env_id="Pendulum-v1", **arrays):
-    arrays = {**PENDULUM, **arrays}
-    text = json.dumps({"env_id": env_id}).encode()
-    header = {"header": np.frombuffer(text, np.uint8)}
-    header |= {"sha256": np.frombuffer(checksum(arrays, text), np.uint8)}
-    np.savez(path, **arrays, **header)
+    checkpoint.save(path, {**PENDULUM, **arrays}, {"env_id": env_id})
     return str(path)
 
 
@@ -154,9 +149,9 @@ def test_a_damaged_file_is_refused_wherever_the_damage_is(tmp_path, pendulum):
     assert refused > 40
     for content in (whole[: len(whole) // 2], b"", b"no archive"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match="damaged, or not a file"):
+        with pytest.raises(ValueError, match="x.npz is damaged and cannot be read"):
             read_dataset(str(path), "Pendulum-v1", pendulum)
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="none.npz does not exist"):
         read_dataset(str(tmp_path / "none.npz"), "Pendulum-v1", pendulum)
 
 

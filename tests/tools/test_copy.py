@@ -81,10 +81,14 @@ def test_copies_pass_ruff(tmp_path):
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+# Short files whose copies have an expert and the episodes that it plays: lines beyond the rule.
+LONGER = {"behaviour_cloning": 44, "cql": 16, "iql": 40}
+
+
 def test_a_copy_is_short(name):
     source = (ROOT / "algorithms" / f"{name}.py").read_text()
     length = len(copy_of(name).splitlines())
-    brings_data = 60 if "common.datasets" in source else 0  # an expert and what it plays
+    brings_data = 45 if "common.datasets" in source else 0  # an expert and what it plays
     assert length <= 2 * len(source.splitlines()) + 150 + brings_data
 
 

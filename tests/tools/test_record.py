@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from helpers import run_here
 
-from common.datasets import read_arrays, read_dataset
+from common.datasets import read_dataset
 from common.envs import bound_action, make_env, map_actions
+from common.runner.checkpoint import load
 from common.runner.results import load_agent
 
 SMALL = "--num-seeds 3 --eval-episodes 4 --hidden-sizes 8 --num-iterations 2 --gradient-steps 5"
@@ -26,7 +27,7 @@ def cloned(tmp_path_factory):
 def test_episodes_of_all_seeds_are_recorded_whole(cloned, tmp_path):
     path = tmp_path / "data.npz"
     done = run_here("common.record", cloned, "--episodes", "7", "--out", path)
-    arrays, header = read_arrays(str(path))
+    arrays, header = load(path)
     assert "7 episodes, 1,400 steps of Pendulum-v1" in done.stdout
     assert header["env_id"] == "Pendulum-v1" and header["seeds"] == [0, 1, 2]
     assert header["algorithm"] == "behaviour_cloning" and header["run"] == "cloned"
@@ -42,7 +43,7 @@ def test_episodes_of_all_seeds_are_recorded_whole(cloned, tmp_path):
 def test_actions_are_those_of_the_seed_in_the_units_of_the_environment(cloned, tmp_path):
     path = tmp_path / "data.npz"
     run_here("common.record", cloned, "--episodes", "1", "--seed", "1", "--out", path)
-    arrays, _ = read_arrays(str(path))
+    arrays, _ = load(path)
     act = load_agent(cloned, seed=1)
     actions = jax.vmap(act, (0, None))(arrays["obs"], jax.random.key(0))
     np.testing.assert_allclose(arrays["action"], actions, rtol=1e-5, atol=1e-6)
@@ -56,7 +57,7 @@ def test_a_policy_with_memory_is_recorded_from_its_first_memory(tmp_path):
     flags += " --hidden-sizes 4 --eval-episodes 2 --quiet --env-id CartPole-v1"
     run_here("algorithms.ppo_rnn", *flags.split(), "--out", tmp_path / "run")
     run_here("common.record", tmp_path / "run", "--episodes", "3", "--out", tmp_path / "x.npz")
-    arrays, header = read_arrays(str(tmp_path / "x.npz"))
+    arrays, header = load(tmp_path / "x.npz")
     act, memory = load_agent(tmp_path / "run"), None
     first = arrays["episode"] == 1
     for obs, action in zip(arrays["obs"][first], arrays["action"][first], strict=True):
