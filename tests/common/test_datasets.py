@@ -57,14 +57,16 @@ def test_episodes_that_end_early_are_drawn_and_nothing_else():
     assert counts.min() > 0.7 * 20_000 / size
 
 
-def test_noise_is_as_frequent_as_it_says_in_each_environment():
-    env = map_actions(make_env("Pendulum-v1", 3), scale_action)
-    noisy = noisy_policy(env, lambda obs, key: jnp.full((3, 1), 7.0), jnp.array([0.0, 0.3, 1.0]))
-    actions = jax.vmap(noisy, (None, 0))(jnp.zeros((3, 3)), keys(*range(2_000)))[..., 0]
+def test_noise_is_as_frequent_as_it_says_and_drawn_for_each_environment():
+    env = map_actions(make_env("Pendulum-v1", 4), scale_action)
+    epsilon = jnp.array([0.0, 0.3, 0.3, 1.0])
+    noisy = noisy_policy(env, lambda obs, key: jnp.full((4, 1), 7.0), epsilon)
+    actions = jax.vmap(noisy, (None, 0))(jnp.zeros((4, 3)), keys(*range(2_000)))[..., 0]
     is_random = np.asarray(actions != 7)
-    np.testing.assert_allclose(is_random.mean(0), [0, 0.3, 1], atol=0.03)
+    np.testing.assert_allclose(is_random.mean(0), epsilon, atol=0.03)
+    assert is_random[:, 1:3].all(1).mean() == pytest.approx(0.3**2, abs=0.03)
     assert np.abs(actions[is_random]).max() <= 1
-    np.testing.assert_allclose(actions[:, 2].std(), 3**-0.5, rtol=0.05)
+    np.testing.assert_allclose(actions[:, 3].std(), 3**-0.5, rtol=0.05)
 
 
 def test_unscaling_undoes_scaling():

@@ -8,6 +8,7 @@ import pytest
 from helpers import run_here
 
 from common.datasets import read_dataset
+from common.environments.experts import make_expert
 from common.envs import bound_action, make_env, map_actions
 from common.runner.checkpoint import load
 from common.runner.results import load_agent
@@ -36,6 +37,11 @@ def test_episodes_of_all_seeds_are_recorded_whole(cloned, tmp_path):
     assert not arrays["terminated"].any()
     returns = arrays["reward"].reshape(7, 200).sum(1)
     np.testing.assert_allclose(header["returns"], returns, rtol=1e-5)
+    for seed, first, last in [(0, 0, 2), (1, 2, 4), (2, 4, 7)]:  # each acts in episodes of its own
+        own = (first <= arrays["episode"]) & (arrays["episode"] < last)
+        act = jax.vmap(load_agent(cloned, seed=seed), (0, None))
+        actions = act(arrays["obs"][own], jax.random.key(0))
+        np.testing.assert_allclose(arrays["action"][own], actions, rtol=1e-5, atol=1e-6)
     same = arrays["obs"][1:] == arrays["next_obs"][:-1]
     np.testing.assert_array_equal(~same.all(1), arrays["truncated"][:-1])
 
@@ -75,6 +81,14 @@ def test_a_recorded_run_is_an_expert_and_a_dataset(cloned, tmp_path):
         run_here("algorithms.behaviour_cloning", *flags, *source, "--out", folder)
         summary = json.loads((folder / "summary.json").read_text())
         assert np.isfinite(summary["evaluation"]["iqm"])
+
+
+def test_a_trained_expert_acts_in_units_of_the_bounds(cloned):
+    env = map_actions(make_env("Pendulum-v1", 5), bound_action)
+    obs = jax.random.normal(jax.random.key(0), (5, 3))
+    actions = jax.vmap(load_agent(cloned), (0, None))(obs, jax.random.key(0))  # within ±2
+    expert = make_expert("Pendulum-v1", env, str(cloned))
+    np.testing.assert_allclose(2 * expert(obs, jax.random.key(0)), actions, rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_be_recorded_is_refused_in_one_line(cloned, tmp_path):
