@@ -7,7 +7,6 @@ has the true rewards of some seeds, and those that maximum entropy IRL finds.
 """
 
 import argparse
-import csv
 import dataclasses
 import importlib
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks.learning import RESULTS, commit, table
+from benchmarks.speed import write
 from common.run import train
 from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 from common.runner.policy_map import plot_heat
@@ -45,10 +45,7 @@ def main() -> None:
             config = dataclasses.replace(module.Config(), num_episodes=num_episodes, **fields)
             states, metrics = train(config, module.make, arguments.seeds)
             lines.append(line_of(name, num_episodes, np.asarray(metrics["value_share"][:, -1])))
-    with open(arguments.out / "demonstrations.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write(arguments.out / "demonstrations.csv", lines)
     draw_shares(lines, arguments.seeds, arguments.out)
     draw_maps(jax.tree.map(np.asarray, states), arguments.out)
     print(table([list(lines[0]), *(list(line.values()) for line in lines)]))

@@ -8,7 +8,6 @@ results/imitation.csv and ledge.csv, the picture is results/imitation.png.
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 
 from algorithms import behaviour_cloning, dagger
 from benchmarks.learning import RESULTS, commit, table
+from benchmarks.speed import write
 from common.environments.experts import make_expert
 from common.environments.tabular import make_mdp
 from common.envs import bound_action, make_env, map_actions
@@ -142,14 +142,6 @@ def ledge_lines(costs: dict[str, np.ndarray]) -> list[dict]:
         row |= {NAMES[name]: f"{x[:, t - 1].mean():.4g}" for name, x in costs.items()}
         rows.append({**row, "seeds": len(next(iter(costs.values()))), "commit": commit()})
     return rows
-
-
-def write(path: Path, lines: list[dict]) -> None:
-    """Write rows to a CSV."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
 
 
 def draw(arguments, scores: dict, costs: dict[str, np.ndarray]) -> None:

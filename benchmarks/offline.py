@@ -8,7 +8,6 @@ results/offline.png.
 """
 
 import argparse
-import csv
 import dataclasses
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from matplotlib.ticker import EngFormatter
 from algorithms import behaviour_cloning, cql, iql, td3_bc
 from benchmarks.imitation import mean_return
 from benchmarks.learning import RESULTS, commit, table
+from benchmarks.speed import write
 from common.datasets import noisy_policy, play_dataset
 from common.environments.experts import make_expert
 from common.envs import bound_action, make_env, map_actions
@@ -68,10 +68,7 @@ def main() -> None:
                 row = {"environment": env_id, "data": quality, "algorithm": label}
                 lines.append(row | line_of(returns[:, -1], score[:, -1], arguments))
                 print(*(str(x) for x in lines[-1].values()), flush=True)
-    with open(arguments.out / "offline.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
+    write(arguments.out / "offline.csv", lines)
     draw(arguments, scores)
     print(table([list(lines[0]), *(list(line.values()) for line in lines)]))
 
