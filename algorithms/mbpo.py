@@ -78,7 +78,7 @@ class Config:
     num_rollouts: int = 50  # in parallel after each environment step, M
     rollout_length: int = 1  # steps, k, at first
     final_rollout_length: int = 1  # steps, k, at last
-    model_buffer_size: int = 50_000  # transitions of the model, D_model, rounded up
+    model_buffer_size: int = 25_000  # transitions of the model, D_model, rounded up
 
     def __post_init__(self):
         require(
@@ -186,7 +186,7 @@ def sample_of_one(key, mean, log_var) -> jax.Array:
 
 
 def branched_rollouts(imagine, key, starts, length) -> Transition:
-    """Transitions [T, M] of rollouts by `imagine(obs [M, D], key) -> Transition`, `length` steps long.
+    """Transitions [T, M] of rollouts of `length` steps by `imagine(obs [M, D], key) -> Transition`.
 
     One that terminates is over, and one that is cut after `length` steps is truncated; step t + 1
     then begins another one at starts[t + 1] [M, D].

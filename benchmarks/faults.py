@@ -115,6 +115,9 @@ FLAGS = {  # some seconds of training each
     "pets": "--total-timesteps 2_000 --steps-per-fit 20 --num-networks 2 --batch-size 16 "
     "--hidden-sizes 16 --gradient-steps 20 --horizon 4 --num-samples 10 --num-elites 4 "
     "--num-cem-rounds 2",
+    "mbpo": "--total-timesteps 3_000 --steps-per-fit 20 --learning-starts 200 --buffer-size 1000 "
+    "--batch-size 16 --hidden-sizes 16 --num-networks 2 --num-elites 1 --gradient-steps 20 "
+    "--num-rollouts 5 --model-buffer-size 1000 --updates-per-step 2",
     "option_critic": TABLE,
     "policy_iteration": "--num-iterations 20_000",
     "ppo_rnn": f"{ROLLOUT} --memory-size 16",

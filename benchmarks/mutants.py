@@ -211,6 +211,45 @@ MUTANTS = [
         "log_prob",
     ),
     algorithm(
+        *("rollouts past their end", "mbpo"),
+        "age = jnp.where(transition.terminated | truncated, 0, age + 1)",
+        "age = jnp.where(truncated, 0, age + 1)",
+        "rollouts_branch",
+    ),
+    algorithm(
+        *("a rollout's length ends the MDP", "mbpo"),
+        "return (transition.next_obs, age), transition._replace(truncated=truncated)",
+        "return (transition.next_obs, age), transition._replace(\n"
+        "            truncated=truncated, terminated=transition.terminated | truncated\n"
+        "        )",
+        "rollouts_branch",
+    ),
+    algorithm(
+        *("one bootstrap sample for all networks", "mbpo"),
+        "bootstrap = jax.random.randint(key_sample, (config.num_networks, len(x)), 0, num_train)",
+        "bootstrap = jax.random.randint(key_sample, (1, len(x)), 0, num_train)\n"
+        "        bootstrap = jnp.repeat(bootstrap, config.num_networks, axis=0)",
+        "bootstrap_sample",
+    ),
+    algorithm(
+        *("the policy's mean in rollouts", "mbpo"),
+        "noise = jax.random.normal(key_policy, (len(obs), num_actions))",
+        "noise = 0 * jax.random.normal(key_policy, (len(obs), num_actions))",
+        "policys_actions",
+    ),
+    algorithm(
+        *("rollouts that never grow", "mbpo"),
+        "lengths = config.rollout_length, config.final_rollout_length",
+        "lengths = config.rollout_length, config.rollout_length",
+        "length_of_rollouts",
+    ),
+    algorithm(
+        *("the model's transitions forgotten at each fit", "mbpo"),
+        "model_buffer.add(state.model_buffer, imagined, first + t)",
+        "model_buffer.add(state.model_buffer, imagined, t)",
+        "keeps_what",
+    ),
+    algorithm(
         *("multiplier's sign", "mpo"),
         "(epsilon - jax.lax.stop_gradient(kl))",
         "(jax.lax.stop_gradient(kl) - epsilon)",

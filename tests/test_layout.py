@@ -24,6 +24,7 @@ INSIDE_ENVIRONMENTS = {
     "iql": {"experts"},
     "lqr": {"linear"},
     "maximum_entropy_irl": {"mdp", "tabular"},
+    "mbpo": {"terminations"},
     "mcts": {"games", "simulators"},
     "monte_carlo": {"mdp", "tabular"},
     "policy_iteration": {"mdp", "tabular"},
