@@ -399,9 +399,9 @@ def make(config: Config) -> Algorithm:
             keys = jax.random.split(jax.random.fold_in(key_steps, t), num_keys)
             key_noise, key_rollout = keys[:2]
             key_starts, key_imagine = keys[-2:]
+            noise = jax.random.normal(key_noise, (1, num_actions))
 
             def behaviour_policy(obs, key):
-                noise = jax.random.normal(key_noise, (1, num_actions))
                 return policy(state.params, obs, noise)[0]
 
             env_state, transitions, _ = rollout(env, behaviour_policy, state.env, key_rollout, 1)

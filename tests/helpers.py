@@ -52,6 +52,8 @@ SMALL = {
     "gradient_steps": 20,
     "num_simulations": 20,
     "num_episodes": 2,
+    "num_rollouts": 5,
+    "updates_per_step": 1,
     "cg_damping": 1.0,  # what is nearly singular amplifies the last bits
 }
 
