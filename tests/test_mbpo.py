@@ -1,7 +1,6 @@
 """mbpo.py: SAC where nothing comes from the model, what the model learns, and its rollouts."""
 
 import ast
-import functools
 import inspect
 import textwrap
 from functools import partial
@@ -102,34 +101,41 @@ def test_a_batch_begins_with_its_real_transitions():
 # The model.
 
 
-LINEAR = {
-    "env_id": "Mass-linear",
-    "hidden_sizes": (),
-    "learning_starts": 4_000,
-    "total_timesteps": 4_100,
-    "steps_per_fit": 20,
-    "learning_rate": 0.01,
-    "gradient_steps": 1_300,
-    "batch_size": 128,
-    "updates_per_step": 1,
-}
+LINEAR = Config(
+    "Mass-linear",
+    hidden_sizes=(),  # one linear layer
+    learning_starts=50,
+    total_timesteps=200,
+    buffer_size=4_000,
+    steps_per_fit=20,
+    learning_rate=0.01,
+    gradient_steps=1_000,
+    batch_size=64,
+    updates_per_step=1,
+    num_networks=10,
+)
+ALL = 4_000 // 20  # the update by which all of the replay is filled
 NOISE = np.array([0.3, 0.1, 0.5])
 
 
-@functools.lru_cache
-def programs(config):
-    algorithm = make(config)
-    return jax.jit(algorithm.init), jax.jit(algorithm.update)
+@pytest.fixture(scope="module")
+def refit():
+    """`transform, update's index, members -> ` the States before and after that update, and its
+    metrics; the whole replay and the networks are transformed first."""
+    algorithm = make(LINEAR)
+    start, update = jax.jit(algorithm.init)(jax.random.key(0)), jax.jit(algorithm.update)
 
+    def run(transform, step=0, members=lambda members: members):
+        rng, rows = np.random.default_rng(5), (LINEAR.buffer_size, 2)
+        buffer = start.buffer._replace(
+            obs=jnp.float32(rng.normal(size=rows)),
+            action=jnp.float32(rng.uniform(-1, 1, rows)[:, :1]),
+        )
+        model = start.model._replace(members=members(start.model.members))
+        before = start._replace(buffer=transform(buffer), model=model)
+        return before, *update(before, jnp.int32(step))
 
-def refit(config, transform, members=lambda members: members):
-    """The States before and after update 0, and its metrics; the replay and the networks are
-    transformed first."""
-    init, update = programs(config)
-    before = init(jax.random.key(0))
-    model = before.model._replace(members=members(before.model.members))
-    before = before._replace(buffer=transform(before.buffer), model=model)
-    return before, *update(before, jnp.int32(0))
+    return run
 
 
 def noisy(buffer, std=NOISE):
@@ -144,9 +150,9 @@ TRUE = np.array([[0.1, -0.2, 0.4], [0.0, 0.3, -1.0], [1.0, 0.5, -0.5]])
 
 
 @pytest.fixture(scope="module")
-def linear():
+def linear(refit):
     """One linear layer a network, fitted to linear-Gaussian data."""
-    return refit(Config(**LINEAR, buffer_size=4_000), noisy)
+    return refit(noisy, ALL)
 
 
 def test_linear_gaussian_data_are_learned_to_their_entropy(linear):
@@ -174,19 +180,15 @@ def test_elites_lose_least_on_rows_that_are_held_out(linear):
     np.testing.assert_allclose(metrics["model_loss"], np.sort(losses)[:3].mean(), rtol=1e-3)
 
 
-FEW = LINEAR | {"learning_starts": 50, "buffer_size": 1_000, "total_timesteps": 200}
-FEW |= {"gradient_steps": 500, "batch_size": 64, "num_networks": 20}
-
-
-def test_no_network_is_fitted_to_what_is_held_out():
+def test_no_network_is_fitted_to_what_is_held_out(refit):
     """Outcomes exchanged among held-out rows, so that their scale stays."""
 
     def exchanged(buffer):
         buffer = noisy(buffer)
-        order = jnp.arange(1_000).at[:50:5].set(jnp.arange(0, 50, 5)[::-1])
+        order = jnp.arange(4_000).at[:50:5].set(jnp.arange(0, 50, 5)[::-1])
         return buffer._replace(reward=buffer.reward[order])
 
-    results = [refit(Config(**FEW), transform) for transform in (noisy, exchanged)]
+    results = [refit(transform) for transform in (noisy, exchanged)]
     members = [after.model.members for _, after, _ in results]
     for x, y in pairs(*members):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
@@ -194,10 +196,10 @@ def test_no_network_is_fitted_to_what_is_held_out():
     assert losses[1] > losses[0] + 0.5
 
 
-def test_each_network_has_a_bootstrap_sample_of_its_own():
+def test_each_network_has_a_bootstrap_sample_of_its_own(refit):
     """Networks that begin equal end as far apart as least squares of bootstrap samples are."""
-    equal = lambda members: jax.tree.map(lambda x: jnp.repeat(x[:1], 20, axis=0), members)
-    before, after, _ = refit(Config(**FEW), noisy, equal)
+    equal = lambda members: jax.tree.map(lambda x: jnp.repeat(x[:1], 10, axis=0), members)
+    before, after, _ = refit(noisy, members=equal)
     t = jax.tree.map(lambda x: np.asarray(x[:50]), before.buffer)
     rows = np.array([i for i in range(50) if i % 5])
     x = np.concatenate([t.obs, t.action], axis=1)[rows]
