@@ -3,10 +3,11 @@
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 
-def never(obs):
+def never(obs: jax.Array) -> jax.Array:
     """No observation ends an episode."""
     return jnp.zeros((), bool)
 
@@ -28,6 +29,6 @@ def make_termination(env_id: str) -> Callable:
         if re.fullmatch(pattern, env_id):
             return terminates
     raise ValueError(
-        f"{env_id}: it is not known when its episodes terminate; this algorithm needs that, "
-        "as it is for Pendulum-v1"
+        f"{env_id}: it is not known when its episodes terminate; this algorithm needs to know, "
+        "as it does for Pendulum-v1"
     )
