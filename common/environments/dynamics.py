@@ -22,12 +22,11 @@ class Dynamics(NamedTuple):
 
 
 def make_dynamics(env_id: str) -> Dynamics:
-    """Return the dynamics of a linear system, a room with obstacles, or a gymnax environment with
-    transition gradients.
+    """Return the dynamics of a linear system or a gymnax environment with transition gradients.
 
-    ValueError for all others.
+    Those of a room with obstacles, too. ValueError for all others.
     """
-    if env_id.endswith("-obstacles"):
+    if env_id.endswith("-obstacles"):  # copied for -obstacles
         return obstacles_dynamics(env_id)
     return linear_dynamics(env_id) if env_id.endswith("-linear") else gymnax_dynamics(env_id)
 
