@@ -127,7 +127,8 @@ def select(search: Search, graph: Graph) -> jax.Array:
     """The open state with the smallest f = g + w h; among equals a goal, then the largest g."""
     f = jnp.where(search.open, search.g + graph.h, jnp.inf)
     preference = jnp.where(graph.goal, jnp.inf, search.g)
-    return jnp.argmax(jnp.where(search.open & (f == jnp.min(f)), preference, -jnp.inf))
+    preference = jnp.where(search.open & (f == jnp.min(f)), preference, -jnp.inf)
+    return jnp.argmax(preference).astype(jnp.int32)
 
 
 def is_found(search: Search, graph: Graph) -> jax.Array:
@@ -152,7 +153,7 @@ def expand(search: Search, graph: Graph) -> Search:
     improves = is_unfinished(search, graph) & (jnp.min(new_g, axis=0) < search.g)
     return Search(
         g=jnp.where(improves, jnp.min(new_g, axis=0), search.g),
-        parent=jnp.where(improves, node, search.parent).astype(jnp.int32),
+        parent=jnp.where(improves, node, search.parent),
         action=jnp.where(improves, jnp.argmin(new_g, axis=0), search.action).astype(jnp.int32),
         open=search.open & ~is_node | improves,
         order=jnp.where(is_node, jnp.max(search.order) + 1, search.order),
@@ -211,6 +212,7 @@ def make(config: Config) -> Algorithm:
         if entry.random:
             moves = moves_of(make_mdp(config.env_id, key_mdp))
         start = jax.random.choice(key_start, len(moves.start), p=jnp.asarray(moves.start))
+        start = start.astype(jnp.int32)
         return State(make_graph(moves), begin(start, len(moves.start)), start)
 
     def update(state, step):

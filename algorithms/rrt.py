@@ -23,6 +23,7 @@ there is one; `value`, return that the tree predicts for it; `success`, 1 if the
 all controls collide adds none.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ class Problem(NamedTuple):
     is_angle: tuple[bool, ...]  # [D]
 
 
-PI = 3.141592653589793
+PI = math.pi
 PROBLEMS = {
     "Pendulum-v1": Problem((-PI, -8), (PI, 8), (0, 0), (0.1, 0.5), (True, False)),
     "PointRobot-obstacles": Problem(
@@ -124,7 +125,8 @@ def random_state(problem: Problem, key, goal_bias) -> jax.Array:
 def nearest(problem: Problem, tree: Tree, target, latest) -> jax.Array:
     """argmin over the nodes x of ρ(x, target), of those no later than `latest` outside the goal."""
     is_usable = (tree.time >= 0) & (tree.time <= latest) & ~in_goal(problem, tree.x)
-    return jnp.argmin(jnp.where(is_usable, rho(problem, tree.x, target), jnp.inf))
+    distance = jnp.where(is_usable, rho(problem, tree.x, target), jnp.inf)
+    return jnp.argmin(distance).astype(jnp.int32)
 
 
 def hold(problem: Problem, dynamics: Dynamics, x, control, num_steps) -> tuple[Edge, jax.Array]:
@@ -191,7 +193,8 @@ def make(config: Config) -> Algorithm:
     def best_node(tree: Tree):
         """Return the node in the goal region with the fewest steps, and whether there is one."""
         has_arrived = (tree.time >= 0) & in_goal(problem, tree.x)
-        return jnp.argmin(jnp.where(has_arrived, tree.time, env.max_steps + 1)), has_arrived.any()
+        node = jnp.argmin(jnp.where(has_arrived, tree.time, env.max_steps + 1))  # the root if none
+        return node.astype(jnp.int32), jnp.any(has_arrived)
 
     def execute(controls, length, start: EnvState, key):
         """Return what the environment pays for the first `length` of the controls [T, m]."""
@@ -228,7 +231,7 @@ def make(config: Config) -> Algorithm:
             state.params,
         )
         node, found = best_node(tree)
-        controls = controls_to(tree, jnp.where(found, node, 0), env.max_steps)
+        controls = controls_to(tree, node, env.max_steps)
         total = execute(controls, tree.time[node], state.start, key_env)
         metrics = {
             "episode_return": jnp.where(found, total, jnp.nan),
@@ -242,7 +245,7 @@ def make(config: Config) -> Algorithm:
     def picture(state):
         """Return the edges of the tree in the first two components, and which are of the plan."""
         tree = state.params
-        node, found = best_node(tree)
+        node, _ = best_node(tree)
 
         def edge(x, control, time):
             _, states = hold(problem, dynamics, x, control, num_steps)
@@ -253,7 +256,7 @@ def make(config: Config) -> Algorithm:
         return {
             "names": ["x[0]", "x[1]"],
             "edges": jax.vmap(edge)(tree.x[tree.parent], tree.control, tree.time),
-            "path": nodes_to(tree, jnp.where(found, node, 0)),
+            "path": nodes_to(tree, node),
             "goal": jnp.array(problem.goal)[:2]
             + jnp.array([[-1], [1]]) * jnp.array(problem.tolerance)[:2],
         }
