@@ -35,7 +35,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from common.algorithm import Algorithm, require
 from common.environments.mdp import MDP
@@ -90,9 +89,10 @@ class State(NamedTuple):
 
 def moves_of(mdp: MDP) -> Moves:
     """Look up what every action of a deterministic MDP leads to."""
-    successor = jnp.argmax(jnp.asarray(mdp.P), axis=-1)
-    reward = jnp.take_along_axis(jnp.asarray(mdp.R, float), successor[..., None], axis=-1)[..., 0]
-    return Moves(successor, reward, jnp.asarray(mdp.terminal), jnp.asarray(mdp.start, float))
+    mdp = jax.tree.map(jnp.asarray, mdp)
+    successor = jnp.argmax(mdp.P, axis=-1)
+    reward = jnp.take_along_axis(mdp.R, successor[..., None], axis=-1)[..., 0]
+    return Moves(successor, reward, mdp.terminal, mdp.start)
 
 
 def goals(moves: Moves) -> jax.Array:
@@ -105,8 +105,8 @@ def goals(moves: Moves) -> jax.Array:
 
 def manhattan(goal, width) -> jax.Array:
     """|row - row of the nearest goal| + |column - ...|, for goal bool [S] on a grid; [S]."""
-    row, column = np.divmod(np.arange(len(goal)), width)
-    distance = np.abs(row[:, None] - row) + np.abs(column[:, None] - column)
+    row, column = jnp.divmod(jnp.arange(len(goal)), width)
+    distance = jnp.abs(row[:, None] - row) + jnp.abs(column[:, None] - column)
     return jnp.min(jnp.where(goal, distance, jnp.inf), axis=1)
 
 
@@ -119,8 +119,9 @@ def scale(distance, successor, cost) -> jax.Array:
 def begin(start, num_states) -> Search:
     """Only the start is open, with g = 0."""
     is_start = jnp.arange(num_states) == start
+    g = jnp.full(num_states, jnp.inf, float).at[start].set(0)
     zeros = jnp.zeros(num_states, jnp.int32)
-    return Search(jnp.where(is_start, 0.0, jnp.inf), zeros, zeros, is_start, zeros)
+    return Search(g, zeros, zeros, is_start, zeros)
 
 
 def select(search: Search, graph: Graph) -> jax.Array:
@@ -177,13 +178,13 @@ def path(search: Search, graph: Graph, start) -> jax.Array:
 def check(config: Config, mdp: MDP) -> None:
     """Raise ValueError unless all moves are deterministic, there is a goal, and costs are >= 0."""
     is_live, name = ~mdp.terminal, config.env_id
-    if np.any(np.max(mdp.P, axis=-1) < 1):
+    if jnp.any(jnp.max(mdp.P, axis=-1) < 1):
         raise ValueError(
             f"{name} has moves with several outcomes; this algorithm needs deterministic ones"
         )
-    if not np.any(mdp.P[is_live][..., mdp.terminal]):
+    if not jnp.any(mdp.P[is_live][..., mdp.terminal]):
         raise ValueError(f"{name} has no goal: no state ends an episode; choose another --env-id")
-    if config.cost == "reward" and np.any((mdp.P * mdp.R)[is_live] > 0):
+    if config.cost == "reward" and jnp.any((mdp.P * mdp.R)[is_live] > 0):
         raise ValueError(f"{name} has rewards above 0, costs below 0; choose --cost steps")
     if config.heuristic == "manhattan" and TABULAR[name].grid is None:
         raise ValueError(f"{name} is no grid world; choose --heuristic zero")
@@ -191,9 +192,9 @@ def check(config: Config, mdp: MDP) -> None:
 
 def make(config: Config) -> Algorithm:
     with jax.ensure_compile_time_eval():  # a random MDP, too: that of the default key
-        mdp = jax.tree.map(np.asarray, make_mdp(config.env_id))
+        mdp = jax.tree.map(jnp.asarray, make_mdp(config.env_id))
         check(config, mdp)
-        fixed_moves = jax.tree.map(np.asarray, moves_of(mdp))
+        fixed_moves = moves_of(mdp)
     entry = TABULAR[config.env_id]
 
     def make_graph(moves: Moves) -> Graph:
@@ -211,7 +212,7 @@ def make(config: Config) -> Algorithm:
         moves = fixed_moves
         if entry.random:
             moves = moves_of(make_mdp(config.env_id, key_mdp))
-        start = jax.random.choice(key_start, len(moves.start), p=jnp.asarray(moves.start))
+        start = jax.random.choice(key_start, len(moves.start), p=moves.start)
         start = start.astype(jnp.int32)
         return State(make_graph(moves), begin(start, len(moves.start)), start)
 

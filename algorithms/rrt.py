@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.environments.batching import lookup
 from common.environments.dynamics import Dynamics, make_dynamics
 from common.envs import EnvState, make_env
 from common.run import main
@@ -55,6 +54,7 @@ class Config:
 class Problem(NamedTuple):
     """States to sample and the goal region, in the first D components of a state."""
 
+    env_id: str
     low: tuple[float, ...]  # [D]
     high: tuple[float, ...]  # [D]
     goal: tuple[float, ...]  # [D] the middle of the goal region
@@ -63,12 +63,17 @@ class Problem(NamedTuple):
 
 
 PI = math.pi
-PROBLEMS = {
-    "Pendulum-v1": Problem((-PI, -8), (PI, 8), (0, 0), (0.1, 0.5), (True, False)),
-    "PointRobot-obstacles": Problem(
-        (0, 0, -2, -2), (10, 10, 2, 2), (9, 9, 0, 0), (0.5,) * 4, (False,) * 4
+PROBLEMS = [
+    Problem("Pendulum-v1", (-PI, -8), (PI, 8), (0, 0), (0.1, 0.5), (True, False)),
+    Problem(
+        "PointRobot-obstacles",
+        low=(0, 0, -2, -2),
+        high=(10, 10, 2, 2),
+        goal=(9, 9, 0, 0),
+        tolerance=(0.5, 0.5, 0.5, 0.5),
+        is_angle=(False, False, False, False),
     ),
-}
+]
 
 
 class Tree(NamedTuple):
@@ -94,6 +99,15 @@ class State(NamedTuple):
     key: jax.Array
     params: Tree
     start: EnvState  # [1]
+
+
+def find_problem(env_id: str) -> Problem:
+    """Return the problem of an environment, or raise ValueError."""
+    for problem in PROBLEMS:
+        if problem.env_id == env_id:
+            return problem
+    known = ", ".join(problem.env_id for problem in PROBLEMS)
+    raise ValueError(f"{env_id} has no goal region here; choose with --env-id, one of: {known}")
 
 
 def difference(problem: Problem, x, y) -> jax.Array:
@@ -169,7 +183,7 @@ def controls_to(tree: Tree, node, num_steps) -> jax.Array:
 
 
 def make(config: Config) -> Algorithm:
-    problem = lookup(PROBLEMS, config.env_id, "problem for this algorithm")
+    problem = find_problem(config.env_id)
     env = make_env(config.env_id, 1, actions="continuous")
     dynamics = make_dynamics(config.env_id)
     num_steps = min(config.steps_per_edge, env.max_steps)

@@ -297,12 +297,11 @@ def test_the_policy_arrives_by_a_shortest_path_from_whatever_start():
     act = jax.jit(jax.vmap(algorithm.act, (None, 0, None)))
     states = np.flatnonzero(mdp.start)[::20]
     exact, total = 21 - exact_distances(graph_of("Taxi-tabular"))[states], np.zeros(len(states))
-    while not mdp.terminal[states].all():
+    for _ in range(20):
         action = np.asarray(act(params, states, jax.random.key(0)))
         next_states = mdp.P[states, action].argmax(-1)
         total += mdp.R[states, action, next_states]
         states = next_states
-        assert total.min() > -10
     np.testing.assert_array_equal(total, exact)
     assert np.ptp(exact) > 5
 
