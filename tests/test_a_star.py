@@ -156,7 +156,7 @@ def exact_distances(graph):
 def graph_of(env_id, **fields):
     fields = {"heuristic": "zero"} | fields if env_id in NO_MAPS else fields
     algorithm = make(Config(env_id, **fields))
-    return jax.tree.map(np.asarray, jax.jit(algorithm.init)(jax.random.key(0)).params)
+    return jax.tree.map(np.asarray, algorithm.init(jax.random.key(0)).params)
 
 
 @jax.jit
@@ -303,7 +303,7 @@ def test_the_policy_arrives_by_a_shortest_path_from_whatever_start():
         total += mdp.R[states, action, next_states]
         states = next_states
     np.testing.assert_array_equal(total, exact)
-    assert np.ptp(exact) > 5
+    assert len(np.unique(exact)) > 3
 
 
 def test_act_knows_the_cheapest_way_where_it_is_not_the_shortest(monkeypatch):
