@@ -3,7 +3,8 @@
 results/a_star.csv: the mean length of the paths and the mean number of states expanded, without a
 heuristic (Dijkstra), with it (A*), and with w = 4 (greedy), on grid worlds, over seeds: each has a
 maze of its own, or a start. results/rrt.csv and graph-search.png: the share of the seeds that have
-a plan after so many samples, and the median steps of their plans.
+a plan after so many samples, and the median steps of their plans. results/a-star-maze.png and
+rrt-tree.png: what one seed has searched.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import numpy as np
 from algorithms import a_star, rrt
 from benchmarks.learning import RESULTS, table
 from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
+from common.runner.pictures import draw_picture
 from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 
 MAZES = [
@@ -47,6 +49,8 @@ def main() -> None:
     print(table(rows_to_show(lines)))
     write(arguments.out / "rrt.csv", [line | versions for line in lines])
     draw(arguments.out / "graph-search.png", grown)
+    show(arguments.out / "a-star-maze.png", a_star, a_star.Config(), seed=3)
+    show(arguments.out / "rrt-tree.png", rrt, rrt.Config("PointRobot-obstacles", 1_200), seed=0)
 
 
 def keys(num_seeds: int) -> jax.Array:
@@ -110,6 +114,17 @@ def draw(path, grown: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     num_seeds = len(next(iter(grown.values()))[0])
     write_picture(path, figure, f"{num_seeds} seeds · python -m benchmarks.graph_search")
+
+
+def show(path, module, config, seed: int) -> None:
+    """Draw what one seed has searched in a run of an algorithm's file."""
+    algorithm = module.make(config)
+    init = algorithm.init(jax.random.key(seed))
+    steps = jnp.arange(algorithm.num_updates)
+    state, _ = jax.jit(lambda state: jax.lax.scan(algorithm.update, state, steps))(init)
+    figure = blank_figure(height=5)
+    draw_picture(figure, config.env_id, algorithm.picture(state))
+    write_picture(path, figure, f"seed {seed} · python -m benchmarks.graph_search")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from algorithms import rrt
 from benchmarks import graph_search
 
 
@@ -12,6 +13,9 @@ def test_lines_and_picture_of_few_seeds(tmp_path):
     grown = graph_search.grow("Pendulum-v1", 100, 3)
     assert grown[0].shape == grown[1].shape == (3, 2)
     graph_search.draw(tmp_path / "picture.png", {"Pendulum-v1": grown})
+    config = rrt.Config("PointRobot-obstacles", num_nodes=50)
+    graph_search.show(tmp_path / "tree.png", rrt, config, seed=0)
+    assert (tmp_path / "tree.png").stat().st_size > 10_000
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
