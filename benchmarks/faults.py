@@ -134,6 +134,8 @@ FLAGS = {  # some seconds of training each
     "td3": CONTINUOUS,
     "td_lambda": TABLE,
     "value_iteration": "--num-sweeps 200_000",
+    "a_star": "--num-expansions 20_000",
+    "rrt": "--num-nodes 20_000 --nodes-per-update 10",
 }
 LONGER = {"dqn": "--total-timesteps 300_000", "ppo": "--total-timesteps 600_000"}  # runs to time
 WHOLE = ["q_learning", "dqn", "ppo", "sac"]  # these meet every fault

@@ -787,6 +787,31 @@ MUTANTS = [
         "dataset.add(state.dataset, labelled, step)",
         "who_acts",
     ),
+    # Search with a known model.
+    algorithm(
+        *("among equals the smallest g is expanded first", "a_star"),
+        "jnp.where(graph.goal, jnp.inf, search.g)",
+        "jnp.where(graph.goal, jnp.inf, -search.g)",
+        "is_selected",
+    ),
+    algorithm(
+        *("a closed state is never opened again", "a_star"),
+        "improves = is_unfinished(search, graph) &",
+        "improves = is_unfinished(search, graph) & (search.order == 0) &",
+        "opened_again",
+    ),
+    algorithm(
+        *("angles differ the long way round", "rrt"),
+        "(raw + PI) % (2 * PI) - PI, raw)",
+        "raw, raw)",
+        "short_way_round",
+    ),
+    algorithm(
+        *("an edge goes on after a collision", "rrt"),
+        "is_free = edge.is_free & (~terminated",
+        "is_free = (~terminated",
+        "edge_holds",
+    ),
     # Inverse reinforcement learning.
     algorithm(
         *("the mixture leaves its policies", "apprenticeship_learning"),

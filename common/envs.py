@@ -70,6 +70,7 @@ def find_family(env_id: str) -> Callable:
         ".+-positions": lazy("common.environments.positions", "make_positions_env"),
         ".+-tabular": lazy("common.environments.tabular", "make_tabular_env"),
         ".+-linear": lazy("common.environments.linear", "make_linear_env"),
+        ".+-obstacles": lazy("common.environments.obstacles", "make_obstacles_env"),
         ".+-brax(-.*)?": lazy("common.environments.brax_envs", "make_brax_env"),
         ".*": lazy("common.environments.gymnax_envs", "make_gymnax_env"),
     }

@@ -75,6 +75,8 @@ def random_env(module) -> str:
     config = small_config(module)
     if hasattr(config, "total_timesteps"):
         return config.env_id
+    if config.env_id == "RandomMaze-tabular":  # random already
+        return config.env_id
     kind = config.env_id.rpartition("-")[2]
     return {"tabular": "Garnet-tabular", "linear": "Random-linear"}.get(kind, config.env_id)
 

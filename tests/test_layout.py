@@ -15,6 +15,7 @@ CORE = [
 # Algorithms that need more of an environment than the Env: the arrays of an MDP or of a linear
 # system, a game, dynamics with derivatives, or an expert.
 INSIDE_ENVIRONMENTS = {
+    "a_star": {"mdp", "tabular"},
     "behaviour_cloning": {"experts"},
     "cql": {"experts"},
     "dagger": {"experts"},
@@ -28,6 +29,7 @@ INSIDE_ENVIRONMENTS = {
     "mcts": {"games", "simulators"},
     "monte_carlo": {"mdp", "tabular"},
     "policy_iteration": {"mdp", "tabular"},
+    "rrt": {"dynamics"},
     "td3_bc": {"experts"},
     "td_lambda": {"mdp", "tabular"},
     "value_iteration": {"mdp", "tabular"},

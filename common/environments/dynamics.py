@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from common.environments.batching import lookup
 from common.environments.linear import make_system, mean_state, stage_cost
+from common.environments.obstacles import OBSTACLES, step_robot
 
 
 class Dynamics(NamedTuple):
@@ -22,8 +24,10 @@ class Dynamics(NamedTuple):
 def make_dynamics(env_id: str) -> Dynamics:
     """Return the dynamics of a linear system or a gymnax environment with transition gradients.
 
-    ValueError for all others.
+    Those of a room with obstacles, too. ValueError for all others.
     """
+    if env_id.endswith("-obstacles"):  # copied for -obstacles
+        return obstacles_dynamics(env_id)
     return linear_dynamics(env_id) if env_id.endswith("-linear") else gymnax_dynamics(env_id)
 
 
@@ -40,6 +44,12 @@ def linear_dynamics(env_id: str) -> Dynamics:
         return next_x, -stage_cost(system, x, action), jnp.bool_(False)
 
     return Dynamics(numbers, step)
+
+
+def obstacles_dynamics(env_id: str) -> Dynamics:
+    """Return the dynamics of a robot among obstacles; `inner` is (x, time)."""
+    room = lookup(OBSTACLES, env_id, "room with obstacles")
+    return Dynamics(lambda inner: inner[0], lambda x, action: step_robot(room, x, action))
 
 
 def gymnax_dynamics(env_id: str) -> Dynamics:

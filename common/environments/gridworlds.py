@@ -296,3 +296,46 @@ def macrocells(key: jax.Array) -> MDP:
 
     mdp = tabulate(np.ones(32 * 32), np.zeros(32 * 32, bool), 4, outcomes)
     return mdp._replace(R=jnp.broadcast_to(reward[:, None, None], mdp.P.shape), features=features)
+
+
+RANDOM_MAZE = Grid(["." * 21] * 21, [UP, RIGHT, DOWN, LEFT])  # its walls depend on the key
+
+
+@jax.jit  # compiled once, and faster than step by step
+def random_maze(key: jax.Array) -> MDP:
+    """Draw a maze: a minimum spanning tree of 10x10 rooms with random weights (Prim 1957,
+    <https://doi.org/10.1002/j.1538-7305.1957.tb01515.x>), and each other door with probability .2.
+
+    Rooms are the cells with odd row and column, doors are between two of them, all other cells are
+    walls. Actions: up, right, down, left; a step into a wall does not move the agent. Reward -1 a
+    step. Start and goal (terminal) are two rooms, drawn uniformly.
+    """
+    key_weights, key_doors, key_ends = jax.random.split(key, 3)
+    layout, directions = RANDOM_MAZE.layout, RANDOM_MAZE.directions
+    rooms = np.arange(100).reshape(10, 10)
+    room_cells = (21 * (2 * (rooms // 10) + 1) + 2 * (rooms % 10) + 1).ravel()
+    pairs = [rooms[1:], rooms[:-1]], [rooms[:, 1:], rooms[:, :-1]]
+    doors = jnp.concatenate([jnp.reshape(jnp.array(pair), (2, -1)) for pair in pairs], axis=1)
+    weights = jax.random.uniform(key_weights, doors.shape[1:])
+
+    def join(_, carry):
+        """Open the lightest of the doors that lead out of the tree."""
+        in_tree, is_open = carry
+        leads_out = in_tree[doors[0]] != in_tree[doors[1]]
+        door = jnp.argmin(jnp.where(leads_out, weights, jnp.inf))
+        return in_tree.at[doors[:, door]].set(True), is_open.at[door].set(True)
+
+    start = jnp.arange(100) == 0, jax.random.bernoulli(key_doors, 0.2, weights.shape)
+    _, is_open = jax.lax.fori_loop(0, 99, join, start)
+    is_wall = jnp.ones(21 * 21, bool).at[room_cells].set(False)
+    is_wall = is_wall.at[jnp.sum(jnp.array(room_cells)[doors], axis=0) // 2].set(~is_open)
+
+    states = np.arange(21 * 21)
+    ends = jax.random.choice(key_ends, room_cells, (2,), replace=False)
+    is_start, is_goal = ends[:, None] == states
+    terminal = is_wall | is_goal
+    steps = np.array([[move(layout, state, x) for x in directions] for state in states])
+    stays = is_wall[steps] | terminal[:, None]
+    P = jax.nn.one_hot(jnp.where(stays, states[:, None], steps), len(states), dtype=float)
+    R = jnp.broadcast_to(jnp.where(terminal, 0, -1).astype(float)[:, None, None], P.shape)
+    return MDP(P, R, is_start.astype(float), terminal)

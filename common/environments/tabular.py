@@ -21,6 +21,7 @@ from common.environments.gridworlds import (
     OPEN_BOTH,
     OPEN_LEFT,
     OPEN_RIGHT,
+    RANDOM_MAZE,
     SECOND_GOAL,
     WINDY,
     Grid,
@@ -32,6 +33,7 @@ from common.environments.gridworlds import (
     icy_grid_world,
     macrocells,
     maze,
+    random_maze,
     windy_grid_world,
 )
 from common.environments.mdp import MDP
@@ -123,6 +125,7 @@ TABULAR = {
     "Garnet-tabular": Tabular(garnet, 100, gamma=0.99, random=True),
     "IcyGridWorld-tabular": Tabular(lambda key: icy_grid_world(), 100, gamma=0.7, grid=ICY_GRID),
     "Macrocells-tabular": Tabular(macrocells, 1_000, gamma=0.99, random=True, grid=MACROCELLS),
+    "RandomMaze-tabular": Tabular(random_maze, 1_000, gamma=1.0, random=True, grid=RANDOM_MAZE),
 }
 
 

@@ -7,6 +7,9 @@ An algorithm's `picture(state)` returns a dict of arrays, one of
     searches  visits [K, A] at the roots of successive searches, and in a game boards [K, C]
     values    value [S] that was learned, exact [S] or NaN, and the policy [S, A] they are of
     maps      names [M], maps [M, S] of numbers of the states, side by side
+    grid      order [S] in which a search expanded the cells, 0 for never; frontier, wall, goal and
+              path bool [S]; parent [S] the cell before, on the path
+    tree      names [2] of the axes, edges [E, K, 2], path bool [E], goal [2, 2] its low and high
 
 Plans and ranges may have a title, too.
 """
@@ -19,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.environments.games import Game, make_game
+from common.environments.obstacles import OBSTACLES
 from common.environments.tabular import TABULAR, make_mdp
 from common.runner.plots import COLORS, tidy
 from common.runner.policy_map import has_map, plot_heat, plot_states
@@ -32,6 +36,7 @@ NAMES = {  # of observations, of a dynamics' state and of controls, where "obs[0
     "MountainCar-v0": {"obs": ["position", "velocity"]},
     "MountainCarContinuous-v0": {"obs": ["position", "velocity"]},
     "Acrobot-v1": {"obs": ["cos θ₁", "sin θ₁", "cos θ₂", "sin θ₂", "θ₁′", "θ₂′"]},
+    "PointRobot-obstacles": {"x": ["x", "y"]},
     "DoubleIntegrator-linear": {
         "obs": ["position", "velocity"],
         "x": ["position", "velocity"],
@@ -53,6 +58,10 @@ def draw_picture(figure: Any, env_id: str, picture: dict[str, Any]) -> None:
         plot_values(figure, env_id, **arrays)
     elif keys == {"names", "maps"}:
         plot_maps(figure, env_id, **arrays)
+    elif keys == {"order", "frontier", "wall", "goal", "path", "parent"}:
+        plot_grid_search(figure, env_id, **arrays)
+    elif keys == {"names", "edges", "path", "goal"}:
+        plot_tree(figure, env_id, **arrays)
     else:
         raise ValueError(f"there is no picture of {sorted(keys)}; see common/runner/pictures.py")
 
@@ -141,6 +150,67 @@ def plot_maps(figure: Any, env_id: str, names: list[str], maps: np.ndarray) -> N
         walls = [letter in "#x" for letter in "".join(grid.layout)]
         values = np.where(walls, np.nan, values)
         plot_heat(axes, values.reshape(len(grid.layout), -1), name)
+
+
+def plot_grid_search(
+    figure: Any,
+    env_id: str,
+    order: np.ndarray,
+    frontier: np.ndarray,
+    wall: np.ndarray,
+    goal: np.ndarray,
+    path: np.ndarray,
+    parent: np.ndarray,
+) -> None:
+    """Plot a search on the cells of a grid: when each was expanded, the frontier, and the path."""
+    grid = TABULAR[env_id].grid
+    assert grid is not None
+    height, width = len(grid.layout), len(grid.layout[0])
+    figure.set_size_inches(1.6 + 0.3 * max(width, 14), 1.3 + 0.3 * height)
+    axes = figure.add_subplot()
+    tidy(axes, f"{env_id}: {order.max()} states expanded")
+    axes.grid(False)
+    axes.set(xticks=[], yticks=[])
+    axes.imshow(np.where(wall, 0.25, 1.0).reshape(height, width), cmap="gray", vmin=0, vmax=1)
+    plot_heat(axes, np.where(order > 0, order, np.nan).reshape(height, width), "expanded as number")
+    y, x = np.divmod(np.arange(len(order)), width)
+    axes.plot(x[frontier], y[frontier], "s", color=COLORS[1], markersize=6, label="frontier")
+    ends = path & (order != 1)
+    lines = np.stack([[x, x[parent]], [y, y[parent]]])[:, :, ends]
+    axes.plot(*lines, color=COLORS[3], linewidth=2.5)
+    axes.plot([], [], color=COLORS[3], linewidth=2.5, label="path")
+    for letter, states in (("S", order == 1), ("G", goal)):
+        for i in np.flatnonzero(states):
+            axes.text(x[i], y[i], letter, ha="center", va="center", size=10, weight="bold")
+    figure.legend(loc="outside lower right", ncols=2, fontsize=8, frameon=False)
+
+
+def plot_tree(
+    figure: Any,
+    env_id: str,
+    names: list[str],
+    edges: np.ndarray,
+    path: np.ndarray,
+    goal: np.ndarray,
+) -> None:
+    """Plot the edges of a tree in two components of the state, the plan, goal and obstacles."""
+    figure.set_size_inches(6.5, 5.5)
+    axes = figure.add_subplot()
+    tidy(axes, f"{env_id}: {np.isfinite(edges[:, 0, 0]).sum():,} edges")
+    axes.set(xlabel=full_name(env_id, names[0]), ylabel=full_name(env_id, names[1]))
+    for is_plan, color, width in ((False, COLORS[0], 0.5), (True, COLORS[1], 2.5)):
+        lines = np.moveaxis(edges[path == is_plan], 0, -1)  # [K, 2, E]
+        axes.plot(lines[:, 0], lines[:, 1], color=color, linewidth=width)
+        label = "plan" if is_plan else "tree"
+        axes.plot([], [], color=color, linewidth=max(width, 1), label=label)
+    low, high = goal
+    boxes = OBSTACLES[env_id].boxes if env_id in OBSTACLES else np.zeros((0, 4))
+    for left, bottom, right, top in boxes:
+        axes.fill_between([left, right], bottom, top, color="0.25", linewidth=0)
+    axes.fill_between(
+        [low[0], high[0]], low[1], high[1], color=COLORS[2], alpha=0.8, zorder=3, label="goal"
+    )
+    figure.legend(loc="outside lower right", ncols=3, fontsize=8, frameon=False)
 
 
 def plot_searches(

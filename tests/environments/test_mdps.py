@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
 from common.environments.gridworlds import (
     FOUR_ROOMS,
@@ -20,6 +20,7 @@ from common.environments.gridworlds import (
     grid_world_5x5,
     icy_grid_world,
     macrocells,
+    random_maze,
     windy_grid_world,
 )
 from common.environments.mdp import sparse, tabulate
@@ -111,7 +112,7 @@ def test_terminal_states_are_absorbing_with_reward_zero_and_never_started_in(nam
         assert (mdp.R[state] == 0).all()
 
 
-RANDOM = ("Garnet-tabular", "Macrocells-tabular")
+RANDOM = ("Garnet-tabular", "Macrocells-tabular", "RandomMaze-tabular")
 
 
 @pytest.mark.parametrize("name", [name for name in BUILT if name not in RANDOM])
@@ -577,6 +578,35 @@ def test_garnets_state_action_pairs_have_exactly_branching_successors(garnets):
     assert garnets.P.shape == (256, 30, 4, 30)
     assert ((garnets.P > 0).sum(axis=-1) == 5).all()
     np.testing.assert_allclose(garnets.P.sum(axis=-1), 1.0, atol=1e-6)
+
+
+def test_random_mazes_are_spanning_trees_of_rooms_with_more_doors():
+    """32 of them: every room can be reached by the 99 doors of a tree and a fifth of the other 81.
+    Rooms are never walls, corners between four rooms always are."""
+    mazes = jax.tree.map(
+        np.asarray, jax.jit(jax.vmap(random_maze))(jax.random.split(jax.random.key(0), 32))
+    )
+    moves = (mazes.P > 0).argmax(-1)
+    num_doors = []
+    for maze, successor in zip(range(32), moves, strict=True):
+        terminal, start = mazes.terminal[maze], mazes.start[maze] > 0
+        goal = terminal & np.isin(np.arange(441), successor[~terminal])
+        assert start.sum() == goal.sum() == 1
+        free = (~terminal | goal).reshape(21, 21)
+        assert free[1::2, 1::2].all() and not free[::2, ::2].any()
+        assert not free[[0, -1]].any() and not free[:, [0, -1]].any()
+        num_doors.append(free.sum() - 100)
+        inside = free.copy().ravel()
+        assert start.reshape(21, 21)[1::2, 1::2].any() and goal.reshape(21, 21)[1::2, 1::2].any()
+        for state in np.flatnonzero(~terminal):
+            for action, step in enumerate([-21, 1, 21, -1]):
+                assert successor[state, action] == state + step * inside[state + step]
+        labels, count = ndimage.label(free)
+        assert count == 1 and labels.max() == 1
+        rewards = mazes.R[maze].reshape(441, -1)
+        assert np.all(rewards == -1.0 * ~terminal[:, None])
+    assert min(num_doors) > 99 and abs(np.mean(num_doors) - (99 + 0.2 * 81)) < 5 * 3.6 / 32**0.5
+    assert len(np.unique(moves, axis=0)) == 32
 
 
 @pytest.mark.parametrize("branching", [1, 2, 7])

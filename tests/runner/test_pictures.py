@@ -94,6 +94,41 @@ def test_maps_of_the_states_are_side_by_side_and_walls_are_left_out():
     assert axes.get_ylabel() == "true"
 
 
+def test_a_search_is_drawn_on_the_grid():
+    """Cells 0 and 1 were expanded, 2 and 4 are open, 3 is a wall, the path is 0, 1, 2."""
+    order, parent, at = np.zeros(16, int), np.zeros(16, int), np.arange(16)
+    order[:2], parent[1:3] = [1, 2], [0, 1]
+    picture = {"order": order, "parent": parent, "frontier": (at == 2) | (at == 4)}
+    picture |= {"wall": at == 3, "goal": at == 2, "path": at < 3}
+    figure = drawn("GridWorld-tabular", picture)
+    axes, bar = figure.axes
+    walls, heat = (image.get_array() for image in axes.images)
+    assert walls[0, 3] == 0.25 and np.sum(walls == 1) == 15
+    assert heat[0, :2].tolist() == [1, 2] and heat.mask.sum() == 14
+    frontier, first, second, _ = axes.lines
+    assert frontier.get_xydata().tolist() == [[2, 0], [0, 1]]
+    assert first.get_xydata().tolist() == [[1, 0], [0, 0]]
+    assert second.get_xydata().tolist() == [[2, 0], [1, 0]]
+    assert texts(axes) == {(0, 0): "S", (0, 2): "G"} and bar.get_ylabel() == "expanded as number"
+    assert legend(figure) == ["frontier", "path"]
+
+
+@pytest.mark.parametrize("env_id, num_boxes", [("PointRobot-obstacles", 2), ("Pendulum-v1", 0)])
+def test_a_tree_is_drawn_with_its_plan_and_the_obstacles(env_id, num_boxes):
+    edges = np.arange(18.0).reshape(3, 3, 2)
+    edges[0] = np.nan  # no edge
+    picture = {"names": ["x[0]", "x[1]"], "edges": edges, "path": np.array([False, False, True])}
+    figure = drawn(env_id, picture | {"goal": np.array([[1.0, 2], [3, 4]])})
+    (axes,) = figure.axes
+    blue = [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 0.5]
+    thick = [line.get_xydata().tolist() for line in axes.lines if line.get_linewidth() == 2.5]
+    assert blue[1] == edges[1].tolist() and thick[0] == edges[2].tolist()
+    assert len(axes.collections) == num_boxes + 1
+    names = {"Pendulum-v1": ("θ", "θ′"), "PointRobot-obstacles": ("x", "y")}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == names[env_id]
+    assert legend(figure) == ["tree", "plan", "goal"] and "2 edges" in axes.get_title(loc="left")
+
+
 def test_only_as_many_components_are_drawn_as_can_be_read():
     names = [f"obs[{i}]" for i in range(30)]
     array = np.zeros((5, 30))
