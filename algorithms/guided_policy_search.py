@@ -65,8 +65,8 @@ class Config:
     min_std: float = 0.05  # the least σ
     ridge: float = 1e-6  # penalty on squared coefficients in the regressions
     kl_step: float = 0.3  # ε of the first update, for each step of an episode (nat)
-    min_kl_step: float = 0.01  # bounds of ε, likewise
-    max_kl_step: float = 10.0
+    min_kl_step: float = 0.01  # the least that ε may become, likewise
+    max_kl_step: float = 10.0  # the most
     num_bisections: int = 25  # in the search for η
     learning_rate: float = 1e-3  # of Adam
     gradient_steps: int = 500  # in each update
@@ -118,12 +118,12 @@ class Cost(NamedTuple):
 
 
 class Controller(NamedTuple):
-    """p(u|x) = N(u + K (x - x̄), precision⁻¹)."""
+    """p(u|x) = N(u + K (x - x̄), C)."""
 
     x: jax.Array  # [n] x̄
     u: jax.Array  # [m]
     K: jax.Array  # [m, n]
-    precision: jax.Array  # [m, m]
+    C: jax.Array  # [m, m]
 
 
 class State(NamedTuple):
@@ -154,8 +154,8 @@ def linearize(samples: Samples, std, ridge) -> Controller:
     n, m = samples.x.shape[-1], len(std)
     fit = jax.vmap(regress, (1, 1, None, None))
     K, _ = fit(samples.x, samples.mean, jnp.zeros((m, n)), ridge)
-    precision = jnp.broadcast_to(jnp.diag(std**-2), (len(K), m, m))
-    return Controller(samples.x.mean(0), samples.mean.mean(0), K, precision)
+    C = jnp.broadcast_to(jnp.diag(std**2), (len(K), m, m))
+    return Controller(samples.x.mean(0), samples.mean.mean(0), K, C)
 
 
 def fit_model(samples: Samples, u, ridge) -> Model:
@@ -189,6 +189,11 @@ def pivots(H) -> jax.Array:
     return jnp.array(found)
 
 
+def invert(H) -> jax.Array:
+    """H⁻¹, of a positive definite H [m, m]."""
+    return solve(H, jnp.eye(len(H)))
+
+
 def backward(model: Model, cost: Cost, prior: Controller, eta):
     """argmin_p E_p[Σ l/η - ln p̂] - H(p), with p̂: prior; all [T, ...].
 
@@ -199,16 +204,16 @@ def backward(model: Model, cost: Cost, prior: Controller, eta):
         Vx, Vxx = value
         f, d, p = inputs
         Vx += Vxx @ f.fc
-        PK = p.precision @ p.K
+        P = invert(p.C)
         Qx, Qu = d.lx / eta + f.fx.T @ Vx, d.lu / eta + f.fu.T @ Vx
-        Qxx = d.lxx / eta + p.K.T @ PK + f.fx.T @ Vxx @ f.fx
-        Qux = d.lux / eta - PK + f.fu.T @ Vxx @ f.fx
-        Quu = d.luu / eta + p.precision + f.fu.T @ Vxx @ f.fu
+        Qxx = d.lxx / eta + p.K.T @ P @ p.K + f.fx.T @ Vxx @ f.fx
+        Qux = d.lux / eta - P @ p.K + f.fu.T @ Vxx @ f.fx
+        Quu = d.luu / eta + P + f.fu.T @ Vxx @ f.fu
         Quu = (Quu + Quu.T) / 2
         k, K = -solve(Quu, Qu[:, None])[:, 0], -solve(Quu, Qux)
         Vx, Vxx = Qx + Qux.T @ k, Qxx + Qux.T @ K
         is_definite = jnp.all(pivots(Quu) > 0)
-        return (Vx, (Vxx + Vxx.T) / 2), (Controller(p.x, p.u + k, K, Quu), is_definite)
+        return (Vx, (Vxx + Vxx.T) / 2), (Controller(p.x, p.u + k, K, invert(Quu)), is_definite)
 
     end_value = jnp.zeros(cost.lx.shape[1:]), jnp.zeros(cost.lxx.shape[1:])
     inputs = model, cost, prior
@@ -222,19 +227,18 @@ def expect(model: Model, cost: Cost, prior: Controller, controller: Controller):
     def step(state, inputs):
         x, xx = state  # E[x - x̄] and E[(x - x̄) (x - x̄)ᵀ]
         f, d, prior, p = inputs
-        k, precision = p.u - prior.u, p.precision
-        C = solve(precision, jnp.eye(len(k)))
+        k = p.u - prior.u
         u = k + p.K @ x  # E[u - û], and so on
         ux = jnp.outer(k, x) + p.K @ xx
-        uu = jnp.outer(u, k) + ux @ p.K.T + C
+        uu = jnp.outer(u, k) + ux @ p.K.T + p.C
         step_cost = d.lx @ x + d.lu @ u + jnp.sum(d.lux * ux)
         step_cost += (jnp.sum(d.lxx * xx) + jnp.sum(d.luu * uu)) / 2
 
         dK = p.K - prior.K
         kx = jnp.outer(k, dK @ x)
-        spread = C + jnp.outer(k, k) + kx + kx.T + dK @ xx @ dK.T
-        log_ratio = jnp.sum(jnp.log(pivots(precision)) - jnp.log(pivots(prior.precision)))
-        kl = (jnp.sum(prior.precision * spread) - len(k) + log_ratio) / 2
+        spread = p.C + jnp.outer(k, k) + kx + kx.T + dK @ xx @ dK.T
+        log_ratio = jnp.sum(jnp.log(pivots(prior.C)) - jnp.log(pivots(p.C)))
+        kl = (jnp.sum(invert(prior.C) * spread) - len(k) + log_ratio) / 2
 
         shift = f.fx @ x + f.fu @ u
         cross = f.fx @ ux.T @ f.fu.T + jnp.outer(f.fc, shift)
@@ -266,9 +270,10 @@ def constrained(model: Model, cost: Cost, prior: Controller, epsilon, num_bisect
         best = jax.tree.map(lambda new, old: jnp.where(is_allowed, new, old), found, best)
         return jnp.where(is_allowed, low, middle), jnp.where(is_allowed, middle, high), best
 
-    low, high = jnp.asarray(math.log(1e-6)), jnp.asarray(math.log(1e9))
-    nothing = prior, jnp.zeros_like(low), jnp.exp(high), jnp.zeros_like(low)
-    return jax.lax.fori_loop(0, num_bisections, halve, (low, high, nothing))[-1]
+    zero = jnp.zeros(())
+    low, high = zero + math.log(1e-6), zero + math.log(1e9)
+    start = low, high, (prior, zero, jnp.exp(high), zero)
+    return jax.lax.fori_loop(0, num_bisections, halve, start)[-1]
 
 
 def adapt(epsilon, predicted, actual) -> jax.Array:
@@ -313,13 +318,13 @@ def make(config: Config) -> Algorithm:
         def episodes(noise, is_local, key):
             def step(carry, inputs):
                 env_state, last_x, active = carry
-                controller, noise, key = inputs
+                controller, noise, t = inputs
                 x = jax.vmap(dynamics.numbers)(env_state.inner)
                 x = jnp.where(active[:, None] > 0, x, last_x)
                 mean = network.apply(state.params.network, env_state.obs)
                 u = mean + state.params.std * noise
                 u = jnp.where(is_local, jax.vmap(target)(x, controller), u)
-                next_state, transition = env.step(env_state, u, key)
+                next_state, transition = env.step(env_state, u, jax.random.fold_in(key, t))
                 cost = -active * transition.reward
                 samples = Samples(x, env_state.obs, mean, u, cost, active)
                 ended = transition.terminated | transition.truncated
@@ -327,8 +332,8 @@ def make(config: Config) -> Algorithm:
 
             first_x = jax.vmap(dynamics.numbers)(state.starts.inner)
             carry = state.starts, first_x, jnp.ones(config.num_starts)
-            keys = jax.random.split(key, env.max_steps)
-            return jax.lax.scan(step, carry, (state.controllers, noise, keys))[1]
+            inputs = state.controllers, noise, jnp.arange(env.max_steps)
+            return jax.lax.scan(step, carry, inputs)[1]
 
         return jax.vmap(episodes)(noise, is_local, jax.random.split(key_env, num_runs))
 
@@ -364,7 +369,7 @@ def make(config: Config) -> Algorithm:
         key, key_params, key_env = jax.random.split(key, 3)
         layers = network.init(key_params)
         layers[-1] = jax.tree.map(lambda w: 0.01 * w, layers[-1])  # μ_θ is nearly 0
-        params = Params(layers, jnp.full(action_size, config.init_std))
+        params = Params(layers, jnp.zeros(action_size) + config.init_std)
         starts, zeros = env.reset(key_env), jnp.zeros(config.num_starts)
         size = jax.vmap(dynamics.numbers)(starts.inner).shape[1]
         num = env.max_steps, config.num_starts
@@ -372,7 +377,7 @@ def make(config: Config) -> Algorithm:
             x=jnp.zeros((*num, size)),
             u=jnp.zeros((*num, action_size)),
             K=jnp.zeros((*num, action_size, size)),
-            precision=jnp.zeros((*num, action_size, action_size)),
+            C=jnp.zeros((*num, action_size, action_size)),
         )
         epsilon = zeros + config.kl_step * env.max_steps
         opt_state = optimizer.init(layers)
@@ -392,8 +397,9 @@ def make(config: Config) -> Algorithm:
         controllers, predicted, eta, kl = control_all(samples, state.params.std, epsilon)
 
         targets = jax.vmap(jax.vmap(jax.vmap(target)), (0, None))(samples.x, controllers)
-        mean_precision = jnp.diag(controllers.precision.mean((0, 1)))
-        scaled_precision = controllers.precision / mean_precision.mean()
+        precision = jax.vmap(jax.vmap(invert))(controllers.C)
+        mean_precision = jnp.diag(precision.mean((0, 1)))
+        scaled_precision = precision / mean_precision.mean()
         weights = samples.active[..., None, None] * scaled_precision
         data = samples.obs, targets, weights
         data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), data)

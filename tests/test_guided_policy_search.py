@@ -111,7 +111,7 @@ def test_the_fit_finds_the_noise_and_the_policys_slope():
     np.testing.assert_allclose(model.F[2], np.diag([0.01, 0.09]), atol=0.005)
     np.testing.assert_allclose(prior.K[1:, 0], [[2, -1]] * 3, atol=1e-6)
     np.testing.assert_allclose(prior.u, np.asarray(policy.mean).mean(0))
-    np.testing.assert_allclose(prior.precision, np.full((4, 1, 1), 4.0))
+    np.testing.assert_allclose(prior.C, np.full((4, 1, 1), 0.25))
 
 
 def test_derivatives_of_the_cost_by_hand():
@@ -146,7 +146,7 @@ def joint(model, prior, p) -> Joint:
     offset, coefficients = np.zeros(N), np.zeros((N, size))  # the start is known
     for t in range(T):
         new = np.zeros((M, size))
-        new[:, t * (N + M) : t * (N + M) + M] = np.linalg.cholesky(np.linalg.inv(p.precision[t]))
+        new[:, t * (N + M) : t * (N + M) + M] = np.linalg.cholesky(p.C[t])
         u = p.u[t] - prior.u[t] + p.K[t] @ offset, p.K[t] @ coefficients + new
         rows += [(offset, coefficients), u]
         new = np.zeros((N, size))
@@ -194,9 +194,9 @@ def test_the_backward_pass_finds_the_minimum_of_cost_and_kl(problem):
         (value, slopes), (other_value, before) = value_and_slope(best), value_and_slope(other)
         assert value < min(other_value, value_and_slope(prior)[0])
     assert is_definite
-    for name in ("u", "K", "precision"):
+    for name in ("u", "K", "C"):
         left, there = (np.asarray(getattr(x, name)) for x in (slopes, before))
-        if name == "precision":  # symmetric, and only such changes count
+        if name == "C":  # symmetric, and only such changes count
             left = left + left.swapaxes(1, 2)
         np.testing.assert_allclose(left, 0, atol=1e-10)
         assert np.abs(there).max() > 0.1
@@ -206,14 +206,14 @@ def test_one_step_back_by_hand():
     """Twice l = x² + u² + 3 u at η = 2, with x' = x + u + .5 and p̂ = N(.1 x, 1/4)."""
     one, two = jnp.ones((2, 1, 1)), jnp.ones((2, 1))
     cost = Cost(0 * two, 3 * two, 2 * one, 0 * one, 2 * one)
-    prior = Controller(0 * two, 0 * two, 0.1 * one, 4 * one)
+    prior = Controller(0 * two, 0 * two, 0.1 * one, one / 4)
     p, _ = jax.jit(backward)(Model(0.5 * two, one, one, 0 * one), cost, prior, 2.0)
     Quu, Qux, Qu = 1 + 4, -0.4, 1.5
     np.testing.assert_allclose([p.u[1, 0], p.K[1, 0, 0]], [-Qu / Quu, -Qux / Quu], rtol=1e-6)
-    assert p.precision[1, 0, 0] == Quu
+    np.testing.assert_allclose(p.C[1, 0, 0], 1 / Quu, rtol=1e-6)
     Vx, Vxx = Qux * -Qu / Quu, 1 + 0.04 - Qux**2 / Quu
     Vx += 0.5 * Vxx
-    np.testing.assert_allclose(p.precision[0, 0, 0], 5 + Vxx, rtol=1e-6)
+    np.testing.assert_allclose(p.C[0, 0, 0], 1 / (5 + Vxx), rtol=1e-6)
     np.testing.assert_allclose(p.u[0, 0], -(1.5 + Vx) / (5 + Vxx), rtol=1e-6)
     np.testing.assert_allclose(p.K[0, 0, 0], -(Vxx - 0.4) / (5 + Vxx), rtol=1e-6)
 
@@ -327,7 +327,7 @@ def test_an_update_adapts_the_step_and_keeps_to_it(mass):
 def test_the_noise_of_the_policy_is_the_mean_precision(mass):
     _, states, _ = mass
     for state in states[1:]:
-        mean_precision = state.controllers.precision.mean((0, 1))[0, 0]
+        mean_precision = (1 / state.controllers.C).mean()
         np.testing.assert_allclose(state.params.std, max(mean_precision**-0.5, 0.05), rtol=1e-5)
 
 
