@@ -5,37 +5,38 @@ dynamics, https://proceedings.neurips.cc/paper/2014/hash/6766aa2750c19aad2fa1b32
 Montgomery & Levine 2016, Guided policy search via approximate mirror descent, Algorithm 2,
 https://arxiv.org/abs/1607.04614
 
-Each start state has a local controller p(u|x) = N(û + k + K (x - x̄), Q_uu⁻¹), a Gaussian at each
-time step. An update runs the policy π(u|o) = N(μ_θ(o), σ²) several times from every start, and
+Each start state has a local controller, p(u|x) = N(û + k + K (x - x̄), C) at each time step. In an
+update, the policy π(u|o) = N(μ_θ(o), σ²), a network, plays several episodes from every start; then
 
-    fits  p(x'|x,u) = N(f_x x + f_u u + f_c, F)  and  p̂(u|x), π made linear in x, to the samples,
-          by regression at each time step
-    C-step:  p ← argmin E_p[Σ l] with KL(p ‖ p̂) ≤ ε: the minimum of E_p[Σ l/η - ln p̂] - H(p), with
-          η by bisection, is LQR with the cost l/η - ln p̂ and the covariance Q_uu⁻¹:
-              Q_x = l_x/η + f_xᵀ V'_x,   Q_xx = l_xx/η + K̂ᵀ P̂ K̂ + f_xᵀ V'_xx f_x
-              Q_u = l_u/η + f_uᵀ V'_x,   Q_ux = l_ux/η - P̂ K̂ + f_uᵀ V'_xx f_x
-              Q_uu = l_uu/η + P̂ + f_uᵀ V'_xx f_u,   k = -Q_uu⁻¹ Q_u,   K = -Q_uu⁻¹ Q_ux
-    S-step:  θ ← argmin Σ ½ (μ_θ(o) - μ_p(x))ᵀ Q_uu (μ_θ(o) - μ_p(x)) over the samples, and
-          σ⁻² = mean Q_uu
-    ε ← ε Δ_predicted / (2 (Δ_predicted - Δ_actual))
+    p(x'|x,u) = N(f_x x + f_u u + f_c, F), and p̂(u|x) = N(û + K̂ (x - x̄), Ĉ), π made linear in x,
+    are fitted to the samples of each time step by regression; Ĉ is σ² and what K̂ leaves
+    C-step: p ← argmin E_p[Σ l] with KL(p ‖ p̂) ≤ ε. It minimizes E_p[Σ l/η - ln p̂] - H(p), by LQR:
+        Q_x = l_x/η + f_xᵀ V'_x,   Q_xx = l_xx/η + K̂ᵀ Ĉ⁻¹ K̂ + f_xᵀ V'_xx f_x
+        Q_u = l_u/η + f_uᵀ V'_x,   Q_ux = l_ux/η - Ĉ⁻¹ K̂ + f_uᵀ V'_xx f_x
+        Q_uu = l_uu/η + Ĉ⁻¹ + f_uᵀ V'_xx f_u
+        k = -Q_uu⁻¹ Q_u,   K = -Q_uu⁻¹ Q_ux,   C = Q_uu⁻¹,   and η by bisection
+    S-step: θ ← argmin Σ ½ (μ_θ(o) - μ_p(x))ᵀ C⁻¹ (μ_θ(o) - μ_p(x)) over the samples,
+        μ_p(x) = û + k + K (x - x̄), and σ⁻² ← mean C⁻¹
+    ε ← ε Δ_predicted / (2 (Δ_predicted - Δ_actual)), for the decrease of the cost Σ l
 
-with P̂ = σ⁻², cost l = -reward, and all around the samples' mean x̄ and the mean control û of π. The
-environment is sampled, its dynamics are never differentiated; the cost is known. ilqr.py
-differentiates both, and has no policy.
+around the samples' mean state x̄ and π's mean control û, with l = -reward. The dynamics are a black
+box, of which only samples are seen; the cost is known, and differentiated twice. With the true
+derivatives of the dynamics this would be ilqr.py and imitation of its plans.
 
-Departs from the papers: ridge regression, of f_x to the identity and of all else to 0, where a
-mixture of Gaussians is the prior; the cost is expanded at x̄ and û alone; π's σ is the same for all
-components' correlations (diagonal), and never below a floor; controls that p would take beyond the
-bounds are clipped, as the environment does; a fixed number of gradient steps in each S-step; an
-episode that ends before the time limit stays where it ended, at no cost. The policy is what is run
-(the paper's on-policy variant); the controllers are run to be measured alone.
+Departs from the papers: the prior of the regressions is a ridge, of f_x to the identity and of all
+else to 0, where the papers have a mixture of Gaussians; l is expanded at x̄ and û alone; σ is not
+below a floor, and ε between bounds; controls of p beyond the bounds of the environment, which clips
+them, are clipped where they are imitated; the S-step is a fixed number of steps of Adam; an episode
+that ends before the time limit stays where it ended, at no cost. Samples are π's (the paper's
+on-policy variant), so that the controllers play only to be measured.
 
 Metrics: `episode_return`, mean return of the samples, with π's noise; `network_return`, mean return
-of μ_θ after the update, from the same starts; `controller_return`, that of the local controllers'
-means, which it imitates; `policy_share`, cost of these over that of μ_θ; `value`, return that the
-fitted model predicts for the controllers; `loss`, mean of ½ |μ_θ - μ_p|², weighted by Q_uu over its
-mean; `eta`, geometric mean of η (cost per nat); `kl`, mean KL(p ‖ p̂) of a step (nat); `std`, mean σ
-after the update (actions are in [-1, 1]).
+of μ_θ, without it, from the same starts; `controller_return`, that of the means of the local
+controllers which μ_θ has learned to imitate in the update before (u = 0 in the first);
+`policy_share`, cost of these controllers over that of μ_θ, for costs above 0; `value`, return that
+the new controllers have in the fitted model; `loss`, mean of the sum in the S-step, for C⁻¹ divided
+by its mean; `eta`, geometric mean of η (cost per nat); `kl`, mean KL(p ‖ p̂) of a time step (nat);
+`std`, mean σ after the update (actions are in [-1, 1]).
 """
 
 import math
@@ -58,16 +59,16 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "Pendulum-v1"  # one with transition gradients in gymnax, or any <name>-linear
-    num_iterations: int = 40  # updates
-    num_starts: int = 16  # start states, each with a local controller
+    num_iterations: int = 20  # updates
+    num_starts: int = 32  # start states, each with a local controller
     num_samples: int = 10  # episodes of the policy from each start, in each update
     init_std: float = 0.3  # σ at first; actions are in [-1, 1]
-    min_std: float = 0.05  # the least σ
-    ridge: float = 1e-6  # penalty on squared coefficients in the regressions
+    min_std: float = 0.02  # the least σ
+    ridge: float = 1e-8  # penalty on squared coefficients in the regressions
     kl_step: float = 0.3  # ε of the first update, for each step of an episode (nat)
-    min_kl_step: float = 0.01  # the least that ε may become, likewise
+    min_kl_step: float = 0.001  # the least that ε may become, likewise
     max_kl_step: float = 10.0  # the most
-    num_bisections: int = 25  # in the search for η
+    num_bisections: int = 20  # in the search for η
     learning_rate: float = 1e-3  # of Adam
     gradient_steps: int = 500  # in each update
     batch_size: int = 256  # samples in each of them
@@ -153,8 +154,8 @@ def linearize(samples: Samples, std, ridge) -> Controller:
     """p̂ [T, ...]: the policy, of noise `std` [m], at samples [N, T, ...], linear in x."""
     n, m = samples.x.shape[-1], len(std)
     fit = jax.vmap(regress, (1, 1, None, None))
-    K, _ = fit(samples.x, samples.mean, jnp.zeros((m, n)), ridge)
-    C = jnp.broadcast_to(jnp.diag(std**2), (len(K), m, m))
+    K, residual = fit(samples.x, samples.mean, jnp.zeros((m, n)), ridge)
+    C = residual + jnp.diag(std**2)
     return Controller(samples.x.mean(0), samples.mean.mean(0), K, C)
 
 
