@@ -59,7 +59,7 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "Pendulum-v1"  # one with transition gradients in gymnax, or any <name>-linear
-    num_iterations: int = 20  # updates
+    num_iterations: int = 24  # updates
     num_starts: int = 32  # start states, each with a local controller
     num_samples: int = 10  # episodes of the policy from each start, in each update
     init_std: float = 0.3  # σ at first; actions are in [-1, 1]
