@@ -289,6 +289,8 @@ SMALL = {
     "gradient_steps": 20,
     "batch_size": 16,
     "hidden_sizes": (8,),
+    "min_kl_step": 0.01,
+    "min_std": 0.05,
 }
 
 
