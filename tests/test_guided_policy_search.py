@@ -447,8 +447,9 @@ def test_nothing_depends_on_what_comes_after_an_end(ending_after_5, terminated, 
 def test_a_linear_policy_learns_to_cost_what_the_riccati_gain_does():
     """Without hidden layers, from samples with noise: within 5 % of the exact cost of the gain of
     the infinite horizon, of which each seed began at more than twice; actions are in units of 3."""
-    fields = {"num_starts": 4, "gradient_steps": 300, "batch_size": 64}
-    algorithm = make(Config("DoubleIntegrator-linear", hidden_sizes=(), **fields))
+    fields = SMALL | {"num_starts": 4, "num_samples": 10, "gradient_steps": 300, "batch_size": 64}
+    fields["hidden_sizes"] = ()
+    algorithm = make(Config("DoubleIntegrator-linear", **fields))
     system = make_system("DoubleIntegrator-linear")
 
     def cost(K):
