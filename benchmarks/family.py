@@ -21,6 +21,7 @@ ALGORITHMS = ROOT / "algorithms"
 SHARED = 0.55
 HEAD = ["file", "what is new", "parent", "paper", "result"]
 METRICS = {  # what a row of the suite scores: the final policy's return, or a metric of the run
+    "policy_share": ", cost of the local controllers over that of the network",
     None: "",
     "episode_return": ", return during the run",
     "first_episode_return": ", return of the first episodes",

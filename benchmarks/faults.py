@@ -102,6 +102,8 @@ FLAGS = {  # some seconds of training each
     "iql": OFFLINE,
     "td3_bc": OFFLINE,
     "gail": f"{ROLLOUT} --num-episodes 2 --discriminator-steps 2 --batch-size 32",
+    "guided_policy_search": "--env-id DoubleIntegrator-linear --num-iterations 400 --num-starts 2 "
+    "--num-samples 4 --gradient-steps 20 --batch-size 16 --hidden-sizes 16",
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
     "maximum_entropy_irl": "--env-id GridWorld5x5-tabular --num-iterations 20_000 --num-sweeps 20",

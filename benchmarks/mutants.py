@@ -633,6 +633,30 @@ MUTANTS = [
         "next_action = jnp.argmax(network.apply(target_params",
         "theta_chooses",
     ),
+    algorithm(
+        *("a C-step as large as it likes", "guided_policy_search"),
+        "is_allowed = is_definite & (kl <= epsilon)",
+        "is_allowed = is_definite",
+        "best_eta",
+    ),
+    algorithm(
+        *("LQR forgets the gains of the linearized policy", "guided_policy_search"),
+        "Qux = d.lux / eta - P @ p.K",
+        "Qux = d.lux / eta",
+        "minimum_of",
+    ),
+    algorithm(
+        *("imitation without precisions", "guided_policy_search"),
+        "return (mean - target) @ precision @ (mean - target) / 2",
+        "return (mean - target) @ (mean - target) / 2",
+        "weighted_by",
+    ),
+    algorithm(
+        *("what comes after the end of an episode is imitated", "guided_policy_search"),
+        "weights = samples.active[..., None, None] * scaled_precision",
+        "weights = jnp.ones_like(samples.active)[..., None, None] * scaled_precision",
+        "after_an_end",
+    ),
     # The harness.
     Mutant(
         "a key used twice",

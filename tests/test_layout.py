@@ -20,6 +20,7 @@ INSIDE_ENVIRONMENTS = {
     "cql": {"experts"},
     "dagger": {"experts"},
     "gail": {"experts"},
+    "guided_policy_search": {"dynamics", "linear"},
     "apprenticeship_learning": {"mdp", "tabular"},
     "ilqr": {"dynamics", "linear"},
     "iql": {"experts"},
