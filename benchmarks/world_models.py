@@ -1,16 +1,19 @@
 """Train controllers in dreams at several temperatures: `python -m benchmarks.world_models`.
 
-world_models.py learns V and M once for each seed; from there on C is evolved at each temperature,
-and at one of them from z alone, too, which is V without M. `dream` is the return of the controller
-in the dream that it was evolved in, over the last 10 generations; `real` that of 100 episodes in
-the environment; both are interquartile means over seeds with 95 % intervals, and `random` is the
-return of random actions.
+world_models.py learns V and M once for each seed. From there C is evolved at each temperature τ,
+and at τ = 1 once more from z alone, which is V without M. `dream` is the return of C in the dream
+that it was evolved in, over the last 10 generations, `real` that of 100 episodes in the
+environment: interquartile means over seeds with 95 % intervals, if there are five, and extremes.
+The last line of an environment is that of random actions.
 
-The picture is results/world_models.png, the numbers results/world_models.csv.
+The pictures are results/world_models_<environment>.png, the numbers results/world_models.csv, where
+lines of environments that were not asked for stay.
 """
 
 import argparse
+import csv
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import jax
@@ -25,44 +28,55 @@ from common.exploration import random_policy
 from common.runner.evaluation import evaluate
 from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 from common.runner.program import start_jax
-from common.runner.statistics import summarize
+from common.runner.statistics import iqm, summarize
 
 TEMPERATURES = [0.1, 0.5, 1.0, 1.3, 2.0]
 EPISODES = 100
-FIELDS = {  # of the runs in the table
-    "env_id": "Asterix-MinAtar",
-    "num_random_steps": 32_000,
-    "num_steps": 8,
-    "code_size": 16,
-    "kl_tolerance": 0.5,
-    "hidden_sizes": (128,),
-    "sequence_size": 20,
-    "num_vae_updates": 60,
-    "num_rnn_updates": 40,
-    "num_generations": 60,
-    "num_dreams": 16,
-    "horizon": 100,
+NAMES = {"zh": "V + M", "z": "V alone"}
+SETTINGS = {  # and the seeds
+    "Catch-bsuite": ({"num_steps": 1}, 8),
+    "Breakout-MinAtar": (
+        {
+            "num_random_steps": 32_000,
+            "num_steps": 1,
+            "num_vae_updates": 100,
+            "hidden_sizes": (128,),
+            "code_size": 16,
+            "num_dreams": 16,
+            "horizon": 40,
+        },
+        4,
+    ),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.world_models")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("env_ids", nargs="*", metavar="ENV", help="default: all")
+    parser.add_argument("--seeds", type=int, help="default: 8 or 4")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where CSV and picture go")
     arguments = parser.parse_args()
-    if arguments.seeds < 1 or not arguments.out.is_dir():
-        parser.error("--seeds must be at least 1, --out a folder")
+    env_ids = arguments.env_ids or list(SETTINGS)
+    if set(env_ids) - set(SETTINGS) or not arguments.out.is_dir():
+        parser.error(f"ENV must be of {', '.join(SETTINGS)}, --out a folder")
     start_jax()
-    config = Config(**FIELDS)
-    lines = measure(config, arguments.first_seed, arguments.seeds)
-    draw(lines, config, arguments.seeds, arguments.out)
-    save(arguments.out / "world_models.csv", [as_words(x) for x in lines])
+    path, lines = arguments.out / "world_models.csv", {}
+    if path.exists():
+        with path.open() as file:
+            lines = {x: list(y) for x, y in groupby(csv.DictReader(file), lambda x: x["env_id"])}
+    for env_id in env_ids:
+        fields, num_seeds = SETTINGS[env_id]
+        config = Config(env_id=env_id, **fields)
+        scores = measure(config, arguments.first_seed, arguments.seeds or num_seeds)
+        draw(scores, config, arguments.out)
+        lines[env_id] = [as_words(x) for x in scores]
+    save(path, [line for x in lines.values() for line in x])
 
 
 def measure(config: Config, first_seed: int, num_seeds: int) -> list[dict]:
-    """Return a line for each temperature, for z alone and for random actions; scores [S]."""
+    """Return a line for each temperature, one for z alone and one for random actions."""
     keys = jax.vmap(jax.random.key)(first_seed + jnp.arange(num_seeds))
     learned = learn_models(config, keys)
     lines = []
@@ -76,18 +90,20 @@ def measure(config: Config, first_seed: int, num_seeds: int) -> list[dict]:
                 values.append(value)
             real = play(settings, state.params)
             dreamt = np.nanmean(values[-10:], axis=0)
-            lines.append(
-                {"controller": controller, "temperature": temperature, "dream": dreamt}
-                | {"real": real, "seeds": num_seeds}
-            )
-            print(as_words(lines[-1]), flush=True)
+            lines.append(line_of(config, NAMES[controller], temperature, dreamt, real))
     env = make_env(config.env_id, EPISODES)
     act = lambda params, obs, key: random_policy(env._replace(num_envs=1))(obs, key)[0]
     returns, _ = jax.jit(jax.vmap(lambda key: evaluate(env, act, (), key)))(keys)
-    line = {"controller": "random", "temperature": "", "dream": None}
-    lines.append(line | {"real": np.asarray(returns).mean(axis=1), "seeds": num_seeds})
-    print(as_words(lines[-1]), flush=True)
-    return lines
+    real = np.asarray(returns).mean(axis=1)
+    return [*lines, line_of(config, "random actions", "", np.full(num_seeds, np.nan), real)]
+
+
+def line_of(config: Config, actor: str, temperature, dream: np.ndarray, real: np.ndarray) -> dict:
+    """Return a line of the table, with scores [S], and print it."""
+    line = {"env_id": config.env_id, "actor": actor, "temperature": temperature, "dream": dream}
+    line |= {"real": real, "seeds": len(real)}
+    print(as_words(line), flush=True)
+    return line
 
 
 def num_updates(config: Config) -> int:
@@ -136,28 +152,34 @@ def as_words(line: dict) -> dict:
 
 def in_words(scores: np.ndarray) -> str:
     x = summarize(scores)
-    return "{iqm:.2f} [{low:.2f}, {high:.2f}], {min:.2f} to {max:.2f}".format(**x)
+    if x["iqm"] is None:
+        return ""
+    interval = "" if x["low"] is None else " [{low:.2f}, {high:.2f}]".format(**x)
+    return "{iqm:.2f}{interval}, {min:.2f} to {max:.2f}".format(interval=interval, **x)
 
 
-def draw(lines: list[dict], config: Config, num_seeds: int, folder: Path) -> None:
-    """Draw dream and real returns of each seed, and their means, against the temperature."""
-    figure = blank_figure()
+def draw(lines: list[dict], config: Config, folder: Path) -> None:
+    """Draw the returns of each seed in the dream and in the environment against temperature."""
+    figure = blank_figure(height=4.2)
     axes = figure.subplots()
-    memory = [x for x in lines if x["controller"] == "zh"]
-    temperatures = [x["temperature"] for x in memory]
-    for name, text, color in (("dream", "in the dream", 1), ("real", "for real", 0)):
-        scores = np.array([x[name] for x in memory])
-        axes.plot(temperatures, scores, "o", color=COLORS[color], alpha=0.4, markersize=4)
-        axes.plot(temperatures, scores.mean(axis=1), color=COLORS[color], label=text)
-    for line, text, style in ((lines[-2], "from z alone, τ = 1, for real", ":"),):
-        axes.plot([1.0], [line["real"].mean()], "D", color=COLORS[2], label=text, linestyle=style)
-    axes.axhline(lines[-1]["real"].mean(), color="grey", linestyle="--", label="random actions")
-    axes.set_xlabel("temperature τ of the dream")
-    axes.set_ylabel("return")
-    axes.set_title(f"{config.env_id}: controllers evolved in dreams, {num_seeds} seeds")
-    axes.legend()
-    tidy(axes)
-    write_picture(figure, folder / "world_models.png")
+    evolved = [x for x in lines if x["actor"] == NAMES["zh"]]
+    places = np.arange(len(evolved))
+    for name, text, color in (("dream", "in the dream", COLORS[1]), ("real", "real", COLORS[0])):
+        scores = np.array([x[name] for x in evolved])
+        axes.plot(places, scores, "o", color=color, alpha=0.4, markersize=4)
+        axes.plot(places, [iqm(x) for x in scores], color=color, label=text)
+    (alone,) = (x for x in lines if x["actor"] == NAMES["z"])
+    at = places[TEMPERATURES.index(alone["temperature"])] + 0.1
+    axes.plot(np.full(alone["seeds"], at), alone["real"], "D", color=COLORS[2], markersize=4)
+    axes.plot([], [], "D", color=COLORS[2], label="real, from z alone")
+    axes.axhline(iqm(lines[-1]["real"]), color="0.4", linestyle="--", label="random actions")
+    axes.set_xticks(places, [f"{x['temperature']:g}" for x in evolved])
+    axes.set_xlabel("temperature of the dream, τ")
+    axes.legend(frameon=False, fontsize=9)
+    tidy(axes, f"{config.env_id}: return of controllers evolved in a dream")
+    caption = f"{alone['seeds']} seeds and their IQM · python -m benchmarks.world_models"
+    name = config.env_id.partition("-")[0].lower()
+    write_picture(folder / f"world_models_{name}.png", figure, caption)
 
 
 if __name__ == "__main__":
