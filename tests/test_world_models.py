@@ -2,13 +2,15 @@
 against an environment, and what each stage changes."""
 
 import functools
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import check_budget, small_config
+from helpers import check_budget, float64, keys, programs, small_algorithm, small_config
 from scipy.stats import norm
+from test_contract import SEEDS
 
 from algorithms import world_models
 from algorithms.world_models import (
@@ -258,32 +260,41 @@ def different(before, after):
 
 @functools.lru_cache
 def small():
-    """A small algorithm, its first State and its update."""
-    algorithm = make(small_config(world_models))
-    return algorithm, jax.jit(algorithm.init)(jax.random.key(0)), jax.jit(algorithm.update)
+    """A small algorithm, and what three seeds of it are after 0, 1, ... updates, each with means of
+    its own, in the program that the contract's tests run."""
+    algorithm = small_algorithm("world_models")
+    with float64():
+        init, step = programs(algorithm)
+        runs = [init(keys(*SEEDS))]
+        for n in range(algorithm.num_updates):
+            copy = jax.tree.map(jnp.copy, runs[-1])
+            runs.append(step(copy, jnp.int32(n), jnp.int32(n + 1), jnp.bool_(True)))
+    return algorithm, runs
 
 
 def test_each_stage_learns_its_own_part():
-    algorithm, state, update = small()
+    _, runs = small()
     seen = []
-    for step in range(algorithm.num_updates):
-        after, metrics = update(state, jnp.int32(step))
-        reported = {k for k, x in metrics.items() if np.isfinite(x)} & set(world_models.METRICS)
-        seen.append((int(metrics["stage"]), different(state.params, after.params), reported))
-        state = after
+    for before, after in pairwise(runs):
+        reported = {name for name in world_models.METRICS if after.count[name].all()}
+        assert not any(after.count[x].any() for x in set(world_models.METRICS) - reported)
+        learned = different(before.state.params, after.state.params)
+        seen.append((int(after.mean["stage"][0]), learned, reported))
     losses = {"code_loss", "reward_loss", "done_loss"}
     found = {"value", "dream_length", "step_size"}
-    assert (
-        seen
-        == [(1, {"vae"}, {"reconstruction_loss", "kl"})]
-        + [(2, {"rnn"}, losses)] * 2
-        + [(3, {"controller"}, found)] * 3
-    )
+    assert seen == [
+        (1, {"vae"}, {"reconstruction_loss", "kl"}),
+        *[(2, {"rnn"}, losses)] * 2,
+        *[(3, {"controller"}, found)] * 3,
+    ]
 
 
 def test_the_controller_sees_the_memory_from_before_the_code():
     """`act` is C of (z, h), and then M's step with that z; in an episode that began, h = 0."""
-    algorithm, state, _ = small()
+    algorithm, runs = small()
+    state = jax.tree.map(
+        lambda x: x[0].astype(jnp.float32) if x.dtype == "f8" else x[0], runs[3].state
+    )
     obs = state.data.obs[0, 3]
     params = state.params._replace(
         controller=jnp.arange(float(state.params.controller.size)) % 7 - 3
@@ -301,9 +312,10 @@ ENV = world_models.make_env("Catch-bsuite", 1)
 
 
 def test_random_play_repeats_its_actions():
-    _, state, _ = small()
-    action = np.asarray(state.data.action)
-    kept = np.mean(action[:, 1:] == action[:, :-1], where=~np.asarray(state.data.done)[:, :-1])
+    data = small()[1][0].state.data
+    action = np.concatenate(data.action[:2])  # of two seeds
+    done = np.concatenate(data.done[:2])
+    kept = np.mean(action[:, 1:] == action[:, :-1], where=~done[:, :-1])
     expected = 1 - 2 / 3 / 3  # a new one every third step, which is another in two of three cases
     assert abs(kept - expected) < 4 * np.sqrt(expected * (1 - expected) / action.size)
 
