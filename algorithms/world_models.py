@@ -30,7 +30,7 @@ candidate, and sees μ(x) for z; the data are those of random play only. Every u
 environment, to report its return: nothing is learned from these steps.
 
 Metrics: `value`, mean return of C in the dream (undiscounted); `dream_length`, mean steps of an
-episode there; `step_size`, σ of CMA-ES; `stage`, 1 while V learns, 2 for M, 3 for C;
+episode there; `step_size`, σ of CMA-ES; `stage`, 1 to 2 while V learns, to 3 M, to 4 C;
 `reconstruction_loss`, mean of -ln p(x | z) (nats); `kl`, mean of the divergence (nats);
 `code_loss`, mean of -ln p(z | h) (nats); `reward_loss`, mean squared error of r; `done_loss`, mean
 of -ln P(end or not) (nats). Each is of its stage, NaN in the others.
@@ -258,6 +258,8 @@ def make(config: Config) -> Algorithm:
         optax.clip_by_global_norm(config.max_grad_norm), optax.adam(config.learning_rate)
     )
     first_generation = config.num_vae_updates + config.num_rnn_updates
+    num_updates = first_generation + config.num_generations
+    bounds = jnp.array([0, config.num_vae_updates, first_generation, num_updates])  # of the stages
     num_steps = config.num_random_steps // config.num_envs
     nothing = dict.fromkeys(METRICS, jnp.full((), jnp.nan))
 
@@ -409,7 +411,7 @@ def make(config: Config) -> Algorithm:
 
     def update(state, step):
         key_learn, key_play = jax.random.split(jax.random.fold_in(state.key, step))
-        stage = jnp.sum(step >= jnp.array([config.num_vae_updates, first_generation]))
+        stage = jnp.sum(step >= bounds[1:]).astype(jnp.int32)
         stages = [learn_to_see, learn_to_predict, evolve_in_the_dream]
         state, metrics = jax.lax.switch(stage, stages, state, step, key_learn)
         (env_state, memory), _, _, episodes = rollout_with_memory(
@@ -420,10 +422,9 @@ def make(config: Config) -> Algorithm:
             key_play,
             config.num_steps,
         )
-        metrics |= episodes | {"stage": 1.0 + stage}
+        metrics |= episodes | {"stage": jnp.interp(step, bounds, 1.0 + jnp.arange(4))}
         return state._replace(env=env_state, memory=memory), metrics
 
-    num_updates = first_generation + config.num_generations
     steps_per_update, initial_steps = env.num_envs * config.num_steps, env.num_envs * num_steps
     return Algorithm(
         init,
