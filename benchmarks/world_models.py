@@ -39,7 +39,7 @@ SETTINGS = {  # and the seeds
         {
             "num_random_steps": 32_000,
             "num_steps": 1,
-            "num_vae_updates": 100,
+            "num_vae_updates": 40,
             "hidden_sizes": (128,),
             "code_size": 16,
             "num_dreams": 16,
