@@ -78,18 +78,23 @@ def main() -> None:
 def measure(config: Config, first_seed: int, num_seeds: int) -> list[dict]:
     """Return a line for each temperature, one for z alone and one for random actions."""
     keys = jax.vmap(jax.random.key)(first_seed + jnp.arange(num_seeds))
-    learned = learn_models(config, keys)
+    first_generation = config.num_vae_updates + config.num_rnn_updates
+    update, learned = updates_at(config), jax.jit(jax.vmap(make(config).init))(keys)
+    for step in range(first_generation):
+        learned, metrics = update(learned, jnp.int32(step), jnp.float32(1))
+        if step % 10 == 9:
+            shown = {k: float(np.mean(x)) for k, x in metrics.items()}
+            print(step + 1, {k: round(x, 3) for k, x in shown.items() if x == x}, flush=True)
     lines = []
     for controller in ("zh", "z"):
         settings = replace(config, controller=controller)
-        states, generation = prepare(settings, learned, keys)
+        update = update if settings == config else updates_at(settings)
         for temperature in TEMPERATURES if controller == "zh" else [1.0]:
-            state, values = states, []
-            for step in range(config.num_vae_updates + config.num_rnn_updates, num_updates(config)):
-                state, value = generation(state, jnp.int32(step), jnp.float32(temperature))
-                values.append(value)
-            real = play(settings, state.params)
-            dreamt = np.nanmean(values[-10:], axis=0)
+            state, values = before_search(settings, learned), []
+            for step in range(first_generation, first_generation + config.num_generations):
+                state, metrics = update(state, jnp.int32(step), jnp.float32(temperature))
+                values.append(metrics["value"])
+            real, dreamt = play(settings, state.params), np.mean(values[-10:], axis=0)
             lines.append(line_of(config, NAMES[controller], temperature, dreamt, real))
     env = make_env(config.env_id, EPISODES)
     act = lambda params, obs, key: random_policy(env._replace(num_envs=1))(obs, key)[0]
@@ -106,34 +111,26 @@ def line_of(config: Config, actor: str, temperature, dream: np.ndarray, real: np
     return line
 
 
-def num_updates(config: Config) -> int:
-    return config.num_vae_updates + config.num_rnn_updates + config.num_generations
+def updates_at(config: Config):
+    """Return `states, step, temperature -> states, metrics` of all seeds, one program."""
+
+    def update(state, step, temperature):
+        return jax.vmap(make(replace(config, temperature=temperature)).update, (0, None))(
+            state, step
+        )
+
+    return jax.jit(update)
 
 
-def learn_models(config: Config, keys: jax.Array):
-    """Return the States [S, ...] after the stages of V and M."""
-    algorithm = make(config)
-    update = jax.jit(jax.vmap(algorithm.update, (0, None)), donate_argnums=0)
-    state = jax.jit(jax.vmap(algorithm.init))(keys)
-    for step in range(config.num_vae_updates + config.num_rnn_updates):
-        state, metrics = update(state, jnp.int32(step))
-        if step % 10 == 9:
-            shown = {k: np.asarray(x).mean().round(3) for k, x in metrics.items()}
-            print(step + 1, {k: float(x) for k, x in shown.items() if x == x}, flush=True)
-    return state
-
-
-def prepare(config: Config, learned, keys: jax.Array):
-    """Return States with the models of others, and `state, step, temperature -> state, value`."""
-    fresh = jax.jit(jax.vmap(make(config).init))(keys)
-    params = learned.params._replace(controller=fresh.params.controller)
-
-    def generation(state, step, temperature):
-        update = make(replace(config, temperature=temperature)).update
-        state, metrics = jax.vmap(update, (0, None))(state, step)
-        return state, metrics["value"]
-
-    return fresh._replace(params=params), jax.jit(generation)
+def before_search(config: Config, learned):
+    """Return States with what V and M learned, and C as it is at first: zeros and, for the search,
+    the identity, of which a controller that sees less has a part."""
+    like = jax.eval_shape(make(config).init, jax.random.key(0))
+    part = lambda x, like: x[:, *(slice(size) for size in like.shape)]
+    params = learned.params._replace(
+        controller=part(learned.params.controller, like.params.controller)
+    )
+    return learned._replace(params=params, search=jax.tree.map(part, learned.search, like.search))
 
 
 def play(config: Config, params) -> np.ndarray:
