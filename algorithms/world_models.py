@@ -55,7 +55,7 @@ from common.run import main
 @dataclass(frozen=True)
 class Config:
     env_id: str = "Catch-bsuite"  # any environment with images of 0 and 1 and discrete actions
-    num_random_steps: int = 16_000  # environment steps of random play, all that V and M learn from
+    total_timesteps: int = 16_000  # environment steps of random play, to which those of C are added
     num_envs: int = 16  # environments stepped in parallel
     num_steps: int = 18  # steps of each in an update, which show what C earns
     repeat_steps: int = 3  # mean number of steps that random play keeps an action
@@ -83,7 +83,7 @@ class Config:
     def __post_init__(self):
         require(
             self,
-            "num_random_steps >= num_envs * (sequence_size + 1)",
+            "total_timesteps >= num_envs * (sequence_size + 1)",
             "num_samples >= 4",
             "kl_tolerance >= 0",
         )
@@ -260,7 +260,7 @@ def make(config: Config) -> Algorithm:
     first_generation = config.num_vae_updates + config.num_rnn_updates
     num_updates = first_generation + config.num_generations
     bounds = jnp.array([0, config.num_vae_updates, first_generation, num_updates])  # of the stages
-    num_steps = config.num_random_steps // config.num_envs
+    num_steps = config.total_timesteps // config.num_envs
     nothing = dict.fromkeys(METRICS, jnp.full((), jnp.nan))
 
     def encode(vae, obs):

@@ -115,7 +115,7 @@ FLAGS = {  # some seconds of training each
     "pets": "--total-timesteps 2_000 --steps-per-fit 20 --num-networks 2 --batch-size 16 "
     "--hidden-sizes 16 --gradient-steps 20 --horizon 4 --num-samples 10 --num-elites 4 "
     "--num-cem-rounds 2",
-    "world_models": "--num-random-steps 640 --hidden-sizes 16 --gradient-steps 20 --batch-size 16 "
+    "world_models": "--total-timesteps 640 --hidden-sizes 16 --gradient-steps 20 --batch-size 16 "
     "--memory-size 16 --num-samples 8 --num-dreams 4 --num-generations 2_000",
     "option_critic": TABLE,
     "policy_iteration": "--num-iterations 20_000",

@@ -37,7 +37,7 @@ SETTINGS = {  # and the seeds
     "Catch-bsuite": ({"num_steps": 1}, 8),
     "Breakout-MinAtar": (
         {
-            "num_random_steps": 32_000,
+            "total_timesteps": 32_000,
             "num_steps": 1,
             "num_vae_updates": 40,
             "hidden_sizes": (128,),

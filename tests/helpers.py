@@ -42,7 +42,6 @@ SMALL = {
     "steps_per_update": 20,
     "steps_per_fit": 20,
     "num_riccati_steps": 20,
-    "num_random_steps": 640,
     "num_vae_updates": 1,
     "num_rnn_updates": 2,
     "num_generations": 3,

@@ -321,7 +321,7 @@ def test_random_play_repeats_its_actions():
 
 
 def test_steps():
-    config = small_config(world_models, num_random_steps=650)
+    config = small_config(world_models, total_timesteps=650)
     check_budget(make(config), 640, 640 + 6 * 16 * 20)
 
 
