@@ -120,6 +120,8 @@ FLAGS = {  # some seconds of training each
     "mbpo": "--total-timesteps 3_000 --steps-per-fit 20 --learning-starts 200 --buffer-size 1000 "
     "--batch-size 16 --hidden-sizes 16 --num-networks 2 --num-elites 1 --gradient-steps 20 "
     "--num-rollouts 5 --model-buffer-size 1000 --updates-per-step 2",
+    "world_models": "--total-timesteps 640 --hidden-sizes 16 --gradient-steps 20 --batch-size 16 "
+    "--memory-size 16 --num-samples 8 --num-dreams 4 --num-generations 2_000",
     "option_critic": TABLE,
     "policy_iteration": "--num-iterations 20_000",
     "ppo_rnn": f"{ROLLOUT} --memory-size 16",

@@ -555,6 +555,25 @@ MUTANTS = [
         "        advantage =",
         "algorithm_1",
     ),
+    # Models.
+    algorithm(
+        *("a temperature that leaves the noise as it is", "world_models"),
+        "noise = jnp.sqrt(temperature) * jax",
+        "noise = 1.0 * jax",
+        "temperature",
+    ),
+    algorithm(
+        *("rewards of a dream after its end", "world_models"),
+        "(alive * prediction.reward, alive)",
+        "(prediction.reward, alive)",
+        "a_dream",
+    ),
+    algorithm(
+        *("a controller that sees the memory after the code", "world_models"),
+        "action = control(params.controller, code, memory)",
+        "action = control(params.controller, code, predict(params.rnn, code, memory, 0)[1])",
+        "memory",
+    ),
     # Exploration.
     algorithm(
         *("bonus of s for that of s'", "rnd"),

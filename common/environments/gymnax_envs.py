@@ -67,6 +67,8 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
 
     def step(key, inner, action):
         action = action.reshape(action_space.shape)
+        if isinstance(action_space, spaces.Discrete):  # some take no int64 in float64
+            action = action.astype(jnp.int32)
         obs, inner, reward, terminated, truncated, info = env.step(key, inner, action, params)
         terminated |= truncated & (env_id in TIMED)
         next_obs = encode(info["final_observation"])

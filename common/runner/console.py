@@ -126,7 +126,7 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
         b.index: b.algorithm.num_updates * b.algorithm.steps_per_update * len(b.seed)
         for b in blocks
     }
-    total, done, returns = sum(work.values()), {}, {}
+    total, done, returns, stages = sum(work.values()), {}, {}, {}
     last_tenth, last_time, began = 0, -math.inf, time.monotonic()
 
     def figures(block: Block | None, update: int, run_state: RunState | None) -> dict[str, Any]:
@@ -139,6 +139,8 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
             done[block.index] = work[block.index] * share
             known = run_state.count["episode_return"] > 0
             returns[block.index] = run_state.mean["episode_return"][known]
+            if "stage" in run_state.mean:  # of an algorithm that learns one thing after the other
+                stages[block.index] = run_state.mean["stage"].max()
         ended = np.concatenate([*returns.values(), np.zeros(0)])
         seconds = time.monotonic() - began
         so_far = sum(done.values())
@@ -146,6 +148,7 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
             "steps": metric_prefix(so_far) + "steps",
             "speed": metric_prefix(so_far / max(seconds, 1e-9)) + "steps/s" if seconds else "",
             "time": str(timedelta(seconds=round(seconds))),
+            "stage": f"stage {min(stages.values()):.1f}" if stages else "",
             "result": f"return {ended.mean():.4g}" if len(ended) else "",
         }
 
@@ -158,7 +161,7 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
         tenth, clock = int(10 * share), time.monotonic()
         if tenth > last_tenth and (clock > last_time + 1 or tenth == 10) or clock > last_time + 15:
             last_tenth, last_time = tenth, clock
-            print_line(job.run, f"{100 * share:3.0f} %  {'  '.join(texts.values())}")
+            print_line(job.run, f"{100 * share:3.0f} %  {'  '.join(filter(None, texts.values()))}")
 
     if job.run.quiet or (job.run.distributed and share > 0):  # one process speaks for all
         yield lambda *state: None
@@ -167,7 +170,7 @@ def display(job: Job, blocks: list[Block], share: int = 0) -> Iterator[Callable]
     else:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        names = ("steps", "speed", "time", "result", "state")
+        names = ("steps", "speed", "time", "stage", "result", "state")
         texts = [TextColumn("{task.fields[" + name + "]}") for name in names]
         with Progress(BarColumn(), TextColumn("{task.percentage:3.0f} %"), *texts) as bar:
             task = bar.add_task("", total=total, **dict.fromkeys(names, ""))
