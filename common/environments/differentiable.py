@@ -13,11 +13,11 @@ from common.envs import Env, make_env
 def make_differentiable_env(
     env_id: str, num_envs: int, through: Literal["reward", "next_obs"]
 ) -> Env:
-    """Return `num_envs` copies of an environment with bounded actions, whose rewards or observations
-    have gradients with respect to earlier actions; ValueError if there is none with that id."""
+    """Return `num_envs` copies of an environment with bounded actions, in which rewards or
+    observations have gradients with respect to earlier actions; ValueError if they have not."""
     env = make_env(env_id, num_envs, actions="continuous")
-    if not has_gradient(env_id, through, jnp.result_type(float)):
-        what = {"reward": "reward", "next_obs": "observation"}[through]
+    if not has_gradient(env_id, through, jnp.result_type(float)):  # not copied
+        what = "reward" if through == "reward" else "observation"
         raise ValueError(
             f"{env_id}: no {what} has a gradient with respect to an earlier action; this algorithm "
             "needs one, as Pendulum-v1, Reacher-brax and every <name>-linear have it"
