@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from algorithms import apg
 from algorithms.apg import discounts, window_return
 from common.environments.linear import double_integrator
-from common.envs import scale_action, make_env
+from common.envs import make_env, scale_action
 from common.normalization import normalize
 
 
