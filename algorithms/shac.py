@@ -50,7 +50,7 @@ from common.run import main
 class Config:
     env_id: str = "Pendulum-v1"  # any environment whose observations have gradients
     total_timesteps: int = 400_000  # environment steps, over all environments
-    num_envs: int = 16  # environments stepped in parallel
+    num_envs: int = 32  # environments stepped in parallel
     num_steps: int = 16  # H: steps of each environment in a window
     learning_rate: float = 5e-3  # of Adam, for the actor
     critic_learning_rate: float = 5e-3  # of Adam, for the critic
