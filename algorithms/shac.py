@@ -21,10 +21,10 @@ over a window; the critic's learning rate is the actor's. Adam has the β of the
 norm_obs a window sees observations scaled by the statistics of all windows before it, the first
 one's unscaled.
 
-Metrics: `value`, mean V(s; φ') of the window (discounted return); `value_loss`, mean L(φ) over all
-minibatches (return²); `grad_norm`, global norm of dL/dθ before it is clipped; `lost`, part of the
-actions through which no gradient passes, because tanh is flat or a bound clips; `std`, mean σ, in
-units of tanh's argument.
+Metrics: `value`, mean of the target network's V in a window (discounted return); `value_loss`, mean
+L(φ) over all minibatches (return²); `grad_norm`, global norm of dL/dθ before it is clipped; `lost`,
+part of the actions through which no gradient passes, because tanh is flat or a bound clips; `std`,
+mean σ, in units of the argument of tanh.
 """
 
 import math
@@ -71,6 +71,7 @@ class Config:
         require(
             self,
             "total_timesteps >= num_envs * num_steps",
+            "update_epochs >= 1",
             "num_envs * num_steps % num_minibatches == 0",
         )
 

@@ -20,6 +20,8 @@ INSIDE_ENVIRONMENTS = {
     "dagger": {"experts"},
     "gail": {"experts"},
     "apprenticeship_learning": {"mdp", "tabular"},
+    "apg": {"differentiable"},
+    "shac": {"differentiable"},
     "ilqr": {"dynamics", "linear"},
     "iql": {"experts"},
     "lqr": {"linear"},
