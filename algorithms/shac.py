@@ -55,7 +55,7 @@ class Config:
     learning_rate: float = 5e-3  # of Adam, for the actor
     critic_learning_rate: float = 5e-3  # of Adam, for the critic
     anneal_lr: bool = True  # the learning rates fall linearly to 0
-    gamma: float = 0.99  # discount factor
+    gamma: float = 0.97  # discount factor
     td_lambda: float = 0.95  # λ of TD(λ)
     update_epochs: int = 4  # passes of the critic over a window
     num_minibatches: int = 4  # gradient steps in a pass
