@@ -33,7 +33,7 @@ EPISODE = 20  # steps of an episode of the double integrator
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.analytic_gradient")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where CSV and picture go")
     arguments = parser.parse_args()
     if arguments.seeds < 1 or not arguments.out.is_dir():
@@ -64,7 +64,7 @@ def derivative(a: float, num_steps: int) -> float:
     return float(jax.jit(jax.grad(last_x))(state.inner[0])[0, 0])
 
 
-def config_of(module, window: int, total_timesteps: int = 1_024_000):
+def config_of(module, window: int, total_timesteps: int = 512_000):
     """Return the Config of a linear policy for the double integrator."""
     fields = {"gamma": 1.0} if module is apg else {"gamma": 0.99, "critic_learning_rate": 3e-3}
     return module.Config(

@@ -70,8 +70,13 @@ def test_the_next_window_begins_where_the_last_one_ended():
 @pytest.mark.parametrize("squash", [False, True])
 def test_a_clip_at_the_bounds_loses_the_gradient_and_is_reported(squash):
     """Of normal actions with σ = 1, in units of their bounds, 31.7 % are beyond these."""
-    fields = {"env_id": "DoubleIntegrator-linear", "squash": squash, "init_std": 1.0}
-    config = small_config(apg, num_envs=500, total_timesteps=10_000, **fields)
+    fields = {
+        "env_id": "DoubleIntegrator-linear",
+        "squash": squash,
+        "init_std": 1.0,
+        "hidden_sizes": (),
+    }
+    config = small_config(apg, num_envs=2_000, num_steps=2, total_timesteps=4_000, **fields)
     algorithm = apg.make(config)
     update = jax.jit(lambda key: algorithm.update(algorithm.init(key), jnp.int32(0))[1]["lost"])
     np.testing.assert_allclose(update(jax.random.key(0)), 0 if squash else 0.3173, atol=0.02)
