@@ -104,6 +104,9 @@ FLAGS = {  # some seconds of training each
     "gail": f"{ROLLOUT} --num-episodes 2 --discriminator-steps 2 --batch-size 32",
     "guided_policy_search": "--env-id DoubleIntegrator-linear --num-iterations 400 --num-starts 2 "
     "--num-samples 4 --gradient-steps 20 --batch-size 16 --hidden-sizes 16",
+    "apg": "--total-timesteps 200_000 --num-envs 4 --num-steps 16 --hidden-sizes 16",
+    "shac": "--total-timesteps 100_000 --num-envs 4 --num-steps 16 --hidden-sizes 16 "
+    "--critic-hidden-sizes 16",
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
     "maximum_entropy_irl": "--env-id GridWorld5x5-tabular --num-iterations 20_000 --num-sweeps 20",

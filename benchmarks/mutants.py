@@ -500,6 +500,56 @@ MUTANTS = [
         "return total, metrics",
         "round",
     ),
+    # Gradients through the environment.
+    algorithm(
+        *("rewards behind a reset are discounted on", "apg"),
+        "return jnp.where(done, 1, gamma * discount), discount",
+        "return gamma * discount, discount",
+        "by_hand or again",
+    ),
+    algorithm(
+        *("a gradient of one step", "apg"),
+        "env_state, transition = env.step(env_state, action, key)",
+        "env_state, transition = env.step(jax.lax.stop_gradient(env_state), action, key)",
+        "central_differences",
+    ),
+    algorithm(
+        *("each window begins with new episodes", "apg"),
+        "            env=env_state,\n",
+        "            env=env.reset(key_env),\n",
+        "next_window",
+    ),
+    algorithm(
+        *("no value where a time limit cuts", "shac"),
+        "end_value = gamma * (1 - terminated)",
+        "end_value = gamma * (1 - done)",
+        "by_hand",
+    ),
+    algorithm(
+        *("no value at the end of a window", "shac"),
+        "done.at[-1].set(True)",
+        "done",
+        "by_hand or central_differences",
+    ),
+    algorithm(
+        *("the critic is its own target", "shac"),
+        "(values(state.target_params, x) for x in (obs, next_obs))",
+        "(values(state.critic_params, x) for x in (obs, next_obs))",
+        "critic_learns",
+    ),
+    common(
+        *("gymnax keeps its gradients", "environments/gymnax_envs"),
+        "        env = env.with_transition_gradients()\n",
+        "        pass\n",
+        "derivatives",
+        "environments/test_differentiable",
+    ),
+    common(
+        *("an action's own reward counts as a later one", "environments/differentiable"),
+        '[through == "reward" :]',
+        "[0:]",
+        "what_has_gradients",
+    ),
     algorithm(
         *("the next row's target where a time limit cut", "impala"),
         "return jnp.where(done, next_value, ",

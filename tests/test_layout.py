@@ -22,6 +22,8 @@ INSIDE_ENVIRONMENTS = {
     "gail": {"experts"},
     "guided_policy_search": {"dynamics", "linear"},
     "apprenticeship_learning": {"mdp", "tabular"},
+    "apg": {"differentiable"},
+    "shac": {"differentiable"},
     "ilqr": {"dynamics", "linear"},
     "iql": {"experts"},
     "lqr": {"linear"},

@@ -107,6 +107,8 @@ def make_cached(env_id: str, precision: np.dtype) -> tuple[Any, Any]:
     with jax.ensure_compile_time_eval():  # some params are JAX's arrays
         env, params = attempt(f"{env_id}: gymnax.make", make_sized, env_id)
     check(env_id, env, params)  # not copied
+    if getattr(env, "supports_transition_gradients", False):  # copied for make_differentiable_env
+        env = env.with_transition_gradients()
     return env, params
 
 

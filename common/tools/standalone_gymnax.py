@@ -19,6 +19,7 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
         return make_positions_env(env_id, num_envs, actions)
     env, params = gymnax.make(env_id)  # copied unless -bsuite
     env, params = make_sized(env_id)  # copied for -bsuite
+    env = env.with_transition_gradients()  # copied for make_differentiable_env
     obs_space, action_space = env.observation_space(params), env.action_space(params)
     num_states, num_actions = getattr(obs_space, "n", None), getattr(action_space, "n", None)
     if actions not in ("any", "discrete" if num_actions else "continuous"):  # copied for actions=
