@@ -154,6 +154,11 @@ def slopes(C, tau, c) -> jax.Array:
     return jnp.einsum("tij,tj->ti", C, tau) + c
 
 
+def objective(tau, C, c) -> jax.Array:
+    """Σ_t ½ τ_tᵀ C τ_t + cᵀ τ_t, []."""
+    return jnp.sum(tau * (tau @ C / 2 + c))
+
+
 def multipliers(F, slope) -> jax.Array:
     """λ_t = (slope_t + F_tᵀ λ_t+1)_x from λ_T = 0; λ_0 to λ_T, [T + 1, n]."""
     n = F.shape[1]
@@ -253,9 +258,9 @@ def matrices(model: Model, system: System):
     return G @ G.T, c, F
 
 
-def make_problem(model: Model, system: System, x, horizon: int) -> Problem:
+def make_problem(C, c, F, x, horizon: int) -> Problem:
     """The same C, c and F at every step, and f = 0."""
-    steps = [jnp.broadcast_to(y, (horizon, *y.shape)) for y in matrices(model, system)]
+    steps = [jnp.broadcast_to(y, (horizon, *y.shape)) for y in (C, c, F)]
     return Problem(*steps, jnp.zeros((horizon, len(x))), x)
 
 
@@ -282,38 +287,40 @@ def make(config: Config) -> Algorithm:
     optimizer = optax.rmsprop(config.learning_rate, decay=0.99, eps_in_sqrt=False)
 
     def plan_from(model, system, x):
-        problem = make_problem(model, system, x, config.horizon)
-        return *plan(problem, bound, config.newton_steps), problem
+        problem = make_problem(*matrices(model, system), x, config.horizon)
+        return plan(problem, bound, config.newton_steps)
 
     def first_states(system, key, num):
         return jax.vmap(lambda key: first_state(system, key))(jax.random.split(key, num))
 
-    def losses(model, system, x, state_coef):
-        """Return the imitation loss at first states [B, n], and the part of the plans found."""
+    def loss(model, system, x):
+        """Return the mean imitation loss at first states [B, n], and the part of plans found."""
 
         def one(x):
-            tau, found, _ = plan_from(model, system, x)
-            expert_tau, expert_found, _ = plan_from(Model(), system, x)
-            return imitation_loss(tau, expert_tau, n, state_coef), found & expert_found
+            expert_tau, expert_found = plan_from(Model(), system, x)
+            tau, found = plan_from(model, system, x)
+            return imitation_loss(tau, expert_tau, n, config.state_coef), found & expert_found
 
-        values, found = jax.vmap(one)(x)
-        return jnp.mean(values), jnp.mean(found, dtype=values.dtype)
+        losses, found = jax.vmap(one)(x)
+        return jnp.mean(losses), jnp.mean(found, dtype=losses.dtype)
 
-    def episode_cost(model, system, x, key):
-        """Return the cost of an episode from x, in the true system, of the MPC controller."""
+    def play(model, system, x, key):
+        """Return the costs of an episode from x, and the first plan, of the MPC controller of the
+        model and of that of the expert."""
+        pairs = zip(matrices(model, system), matrices(Model(), system), strict=True)
+        C, c, F = (jnp.stack(pair) for pair in pairs)
 
         def step(x, t):
-            tau, *_ = plan_from(model, system, x)
-            u = tau[0, n:]
-            next_x = next_state(system, x, u, jax.random.fold_in(key, t))
-            return next_x, stage_cost(system, x, u)
+            problems = jax.vmap(make_problem, (0, 0, 0, 0, None))(C, c, F, x, config.horizon)
+            tau, _ = jax.vmap(plan, (0, None, None))(problems, bound, config.newton_steps)
+            u = tau[:, 0, n:]
+            costs = jax.vmap(stage_cost, (None, 0, 0))(system, x, u)
+            key_noise = jax.random.fold_in(key, t)
+            x = jax.vmap(next_state, (None, 0, 0, None))(system, x, u, key_noise)
+            return x, (costs, tau)
 
-        return jnp.sum(jax.lax.scan(step, x, jnp.arange(task.max_steps))[1])
-
-    def model_value(model, system, x):
-        tau, _, problem = plan_from(model, system, x)
-        C, c, *_ = problem
-        return -jnp.sum(tau * (slopes(C, tau, 2 * c))) / 2
+        _, (costs, tau) = jax.lax.scan(step, jnp.stack([x, x]), jnp.arange(task.max_steps))
+        return jnp.sum(costs, axis=0), tau[0]
 
     def init(key):
         key, key_system, key_model, key_start = jax.random.split(key, 4)
@@ -338,31 +345,34 @@ def make(config: Config) -> Algorithm:
         def gradient_step(carry, i):
             model, opt_state = carry
             x = sample(jax.random.fold_in(key_learn, i))
-            loss = jax.value_and_grad(losses, has_aux=True)
-            (value, found), grads = loss(model, system, x, config.state_coef)
+            loss_and_grads = jax.value_and_grad(loss, has_aux=True)
+            (loss_value, found), grads = loss_and_grads(model, system, x)
             updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(model, updates), opt_state), (value, found)
+            return (optax.apply_updates(model, updates), opt_state), (loss_value, found)
 
         start, steps = (state.params, state.opt_state), jnp.arange(config.gradient_steps)
-        (model, opt_state), (values, found) = jax.lax.scan(gradient_step, start, steps)
+        (model, opt_state), (losses, found) = jax.lax.scan(gradient_step, start, steps)
 
         x = first_states(system, key_start, config.batch_size)
         keys = jax.random.split(key_play, config.batch_size)
-        play = jax.vmap(episode_cost, (None, None, 0, 0))
-        cost, expert_cost = play(model, system, x, keys), play(Model(), system, x, keys)
+        costs, tau = jax.vmap(play, (None, None, 0, 0))(model, system, x, keys)
+        cost, expert_cost = jnp.mean(costs, axis=0)
+        C, c, _ = matrices(model, system)
+        planned = jax.vmap(objective, (0, None, None))(tau[:, 0], C, c)
+        test_losses = jax.vmap(imitation_loss, (0, 0, None, None))(tau[:, 0], tau[:, 1], n, 0.0)
         metrics = {
-            "episode_return": -jnp.mean(cost),
-            "cost_ratio": jnp.sum(cost) / jnp.sum(expert_cost),
-            "value": jnp.mean(jax.vmap(model_value, (None, None, 0))(model, system, x)),
-            "loss": jnp.mean(values),
-            "test_loss": losses(model, system, x, 0.0)[0],
+            "episode_return": -cost,
+            "cost_ratio": cost / expert_cost,
+            "value": -jnp.mean(planned),
+            "loss": jnp.mean(losses),
+            "test_loss": jnp.mean(test_losses),
             "model_error": model_distance(model, system) / state.first_error,
             "found": jnp.mean(found),
         }
         return state._replace(params=model, opt_state=opt_state), metrics
 
     def act(params, obs, key):
-        tau, *_ = plan_from(params, make_system(config.env_id), obs)
+        tau, _ = plan_from(params, make_system(config.env_id), obs)
         return tau[0, n:]
 
     act = None if task.random else act
