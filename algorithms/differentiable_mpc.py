@@ -215,6 +215,7 @@ def plan(problem: Problem, bound, newton_steps):
 
 
 def plan_forward(problem: Problem, bound, newton_steps):
+    """Return the plan, and what its derivative needs."""
     tau, active, found = search(problem, bound, newton_steps)
     return (tau, found), (problem, tau, active == 0, found)
 

@@ -102,6 +102,7 @@ FLAGS = {  # some seconds of training each
     "iql": OFFLINE,
     "td3_bc": OFFLINE,
     "gail": f"{ROLLOUT} --num-episodes 2 --discriminator-steps 2 --batch-size 32",
+    "differentiable_mpc": "--num-iterations 2_000 --gradient-steps 5 --batch-size 8",
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
     "maximum_entropy_irl": "--env-id GridWorld5x5-tabular --num-iterations 20_000 --num-sweeps 20",

@@ -1,6 +1,8 @@
 """differentiable_mpc.py: its derivatives by hand, against central differences, unrolled autodiff
 and a dense KKT system; plans within bounds against SciPy; what is learned from an expert."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -283,13 +285,20 @@ def small(**fields):
     return make(Config(**settings))
 
 
+@functools.cache
+def one_step():
+    """`init` and `update` of one gradient step on one demonstration; traced in float64."""
+    algorithm = small(gradient_steps=1, num_demonstrations=1)
+    return jax.jit(algorithm.init), jax.jit(algorithm.update)
+
+
 def test_an_update_descends_the_imitation_loss_of_demonstrations():
     """One step of RMSProp on one demonstration, with the loss written out by NumPy's KKT-free
     rollout of the true plan; and metrics of new first states."""
     with float64():
-        algorithm = small(gradient_steps=1, num_demonstrations=1)
-        state = jax.jit(algorithm.init)(jax.random.key(1))
-        after, metrics = jax.jit(algorithm.update)(state, 0)
+        init, update = one_step()
+        state = init(jax.random.key(1))
+        after, metrics = update(state, jnp.int32(0))
         x, system = state.demonstrations[0], state.system
         expert, _ = plan(problem_of(Model(), system, x), 10.0, 20)
 
@@ -318,11 +327,11 @@ def test_the_expert_itself_costs_what_riccati_says():
         params = riccati.Params(jnp.zeros((3, 3)), jnp.zeros(()), jnp.zeros((5, 3, 3)))
         for step in range(5):
             params = riccati.step_back(system, params, step, 1.0)
-        algorithm = small(gradient_steps=1, num_demonstrations=1)
-        state = jax.jit(algorithm.init)(jax.random.key(0))
+        init, update = one_step()
+        state = init(jax.random.key(0))
         exact = Model((system.A, system.B), ())
         state = state._replace(system=system, params=exact)
-        after, metrics = jax.jit(algorithm.update)(state, 0)
+        after, metrics = update(state, jnp.int32(0))
         x = jnp.array([0.3, -0.5, 1.0])
         tau, _ = plan(problem_of(Model(), system, x), 10.0, 20)
         np.testing.assert_allclose(tau[0, 3:], -params.gains[0] @ x, atol=1e-12)

@@ -20,6 +20,7 @@ INSIDE_ENVIRONMENTS = {
     "dagger": {"experts"},
     "gail": {"experts"},
     "apprenticeship_learning": {"mdp", "tabular"},
+    "differentiable_mpc": {"linear"},
     "ilqr": {"dynamics", "linear"},
     "iql": {"experts"},
     "lqr": {"linear"},
