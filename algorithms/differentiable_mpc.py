@@ -32,9 +32,9 @@ applies the first control of its plan, and plans again.
 
 Departs from the paper: linear systems only, for which it is exact, without iLQR around it; active
 sets for the projected Newton steps of its box-constrained iLQR; the expert's c is 0, where the
-paper draws it; B is drawn near 0, not from N(0, 1): from there every control can find its sign,
-while one that starts with the wrong sign is rather made ineffective, by |B| → ∞; first states are
-uniform; the network that the paper compares with is in benchmarks/differentiable_mpc.py.
+paper draws it; B starts at 0, not from N(0, 1): from there every control can find its sign, while
+the effect of one that starts with the wrong sign is reduced by |B| → ∞; first states are uniform;
+the network that the paper compares with is in benchmarks/differentiable_mpc.py.
 A random system is another one for every seed, which no environment can play: `act` is None there,
 and episodes are played in `update`.
 
@@ -237,10 +237,9 @@ plan.defvjp(plan_forward, plan_backward)
 
 
 def draw_model(key, n: int, m: int, learn: str) -> Model:
-    """A = I + .2 N, B = .1 N; ln of the diagonal of G and the rest of it .2 N, c = .2 N."""
-    key_a, key_b, key_factor, key_c = jax.random.split(key, 4)
-    A = jnp.eye(n) + 0.2 * jax.random.normal(key_a, (n, n))
-    B = 0.1 * jax.random.normal(key_b, (n, m))
+    """A = I + .2 N, B = 0; ln of the diagonal of G, the rest of G, and c .2 N; N ~ N(0, 1)."""
+    key_a, key_factor, key_c = jax.random.split(key, 3)
+    A, B = jnp.eye(n) + 0.2 * jax.random.normal(key_a, (n, n)), jnp.zeros((n, m))
     G = 0.2 * jax.random.normal(key_factor, (n + m, n + m))
     c = 0.2 * jax.random.normal(key_c, (n + m,))
     return Model(() if learn == "cost" else (A, B), () if learn == "dynamics" else (G, c))
