@@ -25,18 +25,19 @@ bounds is found by active sets: those of a step that leave their bounds join the
 a gradient to the inside are free again (Hintermüller et al. 2002,
 https://doi.org/10.1137/S1052623401383558). Without bounds one step is exact.
 
-Every seed has its own system, expert and first model. The expert plans with the true system; what
-is learned is F = [A B], or C and c (of which the expert's is 0), or both; the rest is known.
-C = G Gᵀ with a triangular G, whose diagonal is exp(g), is positive definite. The MPC controller
-applies the first control of its plan, and plans again.
+The expert plans with the true system; what is learned is F = [A B], or C and c (of which the
+expert's is 0), or both; the rest is known. C = G Gᵀ with a triangular G, whose diagonal is exp(g),
+is positive definite. The MPC controller applies the first control of its plan, and plans again.
 
 Departs from the paper: linear systems only, for which it is exact, without iLQR around it; active
 sets for the projected Newton steps of its box-constrained iLQR; the expert's c is 0, where the
 paper draws it; B starts at 0, not from N(0, 1): from there every control can find its sign, while
 the effect of one that starts with the wrong sign is reduced by |B| → ∞; first states are uniform;
-the network that the paper compares with is in benchmarks/differentiable_mpc.py.
-A random system is another one for every seed, which no environment can play: `act` is None there,
-and episodes are played in `update`.
+Adam with β₂ = .99 for RMSProp with this decay, which without momentum takes several times as many
+steps; the network that the paper compares with is in benchmarks/differentiable_mpc.py.
+
+In Random-linear and NearIdentity-linear, which no environment can play as every seed has its own
+system, `act` is None; episodes are played in `update`.
 
 Metrics: `loss`, L(θ), mean over the gradient steps (squared units); `test_loss`, of the controls
 alone, at new first states; `model_error`, mean squared error of A, plus that of B, plus those of
@@ -77,7 +78,7 @@ class Config:
     num_iterations: int = 100  # updates
     gradient_steps: int = 50  # in each update
     batch_size: int = 128  # plans in a gradient step, and episodes after each update
-    learning_rate: float = 1e-2  # of RMSProp
+    learning_rate: float = 1e-2  # of Adam
     state_coef: float = 1.0  # weight of the states in the imitation loss, w; 0: only controls
 
     def __post_init__(self):
@@ -284,7 +285,7 @@ def make(config: Config) -> Algorithm:
     task = LINEAR.get(config.env_id)
     n, m = jax.eval_shape(lambda: make_system(config.env_id)).B.shape
     bound = jnp.minimum(config.max_action, task.max_action)
-    optimizer = optax.rmsprop(config.learning_rate, decay=0.99, eps_in_sqrt=False)
+    optimizer = optax.adam(config.learning_rate, b2=0.99)
 
     def plan_from(model, system, x):
         problem = make_problem(*matrices(model, system), x, config.horizon)
