@@ -27,6 +27,7 @@ METRICS = {  # what a row of the suite scores: the final policy's return, or a m
     "episode_length": ", steps of an episode during the run",
     "rms_error": ", RMS error",
     "cost_ratio": ", cost relative to the optimum",
+    "model_error": ", error of the model over that of the first one",
     "value_share": ", share of the expert's value",
     "margin": ", distance to the expert's feature expectations",
 }
