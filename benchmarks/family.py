@@ -29,6 +29,7 @@ METRICS = {  # what a row of the suite scores: the final policy's return, or a m
     "rms_error": ", RMS error",
     "cost_ratio": ", cost relative to the optimum",
     "success": ", share of the runs that found a plan",
+    "model_error": ", error of the model over that of the first one",
     "value_share": ", share of the expert's value",
     "margin": ", distance to the expert's feature expectations",
 }

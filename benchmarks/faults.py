@@ -107,6 +107,7 @@ FLAGS = {  # some seconds of training each
     "apg": "--total-timesteps 200_000 --num-envs 4 --num-steps 16 --hidden-sizes 16",
     "shac": "--total-timesteps 100_000 --num-envs 4 --num-steps 16 --hidden-sizes 16 "
     "--critic-hidden-sizes 16",
+    "differentiable_mpc": "--num-iterations 2_000 --gradient-steps 5 --batch-size 8",
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
     "maximum_entropy_irl": "--env-id GridWorld5x5-tabular --num-iterations 20_000 --num-sweeps 20",

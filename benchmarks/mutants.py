@@ -322,6 +322,25 @@ MUTANTS = [
         "continues = ~end.terminated",
         "by_hand or follows",
     ),
+    # Plans.
+    algorithm(
+        *("the backward pass of a plan moves controls at their bounds", "differentiable_mpc"),
+        "d = lqr(C, F, slope, free)",
+        "d = lqr(C, F, slope, jnp.ones_like(free))",
+        "at_its_bound",
+    ),
+    algorithm(
+        *("the derivative by the dynamics forgets the plan's multipliers", "differentiable_mpc"),
+        "dF = outer(delta[1:], tau) + outer(multiplier[1:], d)",
+        "dF = outer(delta[1:], tau)",
+        "autodiff",
+    ),
+    algorithm(
+        *("a control at its bound is never free again", "differentiable_mpc"),
+        "stays = jnp.where(active * gradient < 0, active, 0)",
+        "stays = active",
+        "scipy",
+    ),
     # Memories.
     algorithm(
         *("the memory goes on over an episode's end inside a sequence", "r2d2"),

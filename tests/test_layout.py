@@ -24,6 +24,7 @@ INSIDE_ENVIRONMENTS = {
     "apprenticeship_learning": {"mdp", "tabular"},
     "apg": {"differentiable"},
     "shac": {"differentiable"},
+    "differentiable_mpc": {"linear"},
     "ilqr": {"dynamics", "linear"},
     "iql": {"experts"},
     "lqr": {"linear"},

@@ -91,6 +91,22 @@ def random_system(key: jax.Array, num_states: int = 4, num_actions: int = 2) -> 
     )
 
 
+def near_identity_system(key: jax.Array) -> System:
+    """Draw A = I + .2 N and B = N with entries of N ~ N(0, 1), n = m = 3, without noise.
+
+    (Amos et al. 2018, https://arxiv.org/abs/1810.13400, whose expert it is.)
+    """
+    key_a, key_b = jax.random.split(key)
+    return System(
+        A=jnp.eye(3) + 0.2 * jax.random.normal(key_a, (3, 3)),
+        B=jax.random.normal(key_b, (3, 3)),
+        Q=jnp.eye(3),
+        R=jnp.eye(3),
+        noise=jnp.zeros(3),
+        start=jnp.ones(3),
+    )
+
+
 class Linear(NamedTuple):
     """A linear system with the bounds of its episodes and actions."""
 
@@ -103,6 +119,7 @@ class Linear(NamedTuple):
 LINEAR = {
     "DoubleIntegrator-linear": Linear(lambda key: double_integrator(), 20, 3.0),
     "Random-linear": Linear(random_system, 10, 10.0, random=True),
+    "NearIdentity-linear": Linear(near_identity_system, 5, 10.0, random=True),
 }
 
 
