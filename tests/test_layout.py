@@ -19,6 +19,7 @@ INSIDE_ENVIRONMENTS = {
     "cql": {"experts"},
     "dagger": {"experts"},
     "gail": {"experts"},
+    "alphazero": {"games", "simulators"},
     "apprenticeship_learning": {"mdp", "tabular"},
     "ilqr": {"dynamics", "linear"},
     "iql": {"experts"},
