@@ -33,9 +33,9 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
-from common.environments.games import PLAYERS, any_of, board, decisive, make_game, make_match
+from common.environments.games import PLAYERS, any_of, board, decisive, make_game, match_env
 from common.environments.simulators import Simulator, simulator_of_env, simulator_of_game
-from common.envs import episode_metrics, make_env
+from common.envs import EnvState, episode_metrics, make_env
 from common.run import main
 
 
@@ -65,7 +65,7 @@ class Tree(NamedTuple):
 class State(NamedTuple):
     key: jax.Array
     params: jax.Array  # Q [N, A] at the last roots; nothing is learned
-    env: Any  # EnvState or Match
+    env: EnvState
     first_return: jax.Array  # [N] of the first episodes, NaN before they end
 
 
@@ -112,18 +112,19 @@ def descend(simulator: Simulator, tree: Tree, state, key, uct_c) -> SimulationSt
         legal = simulator.legal(simulation.state)
         action = choose(u, legal, tree.visits[node], tree.total[node], uct_c)
         key_step = jax.random.fold_in(key_steps, time)
-        state, reward, discount = simulator.step(simulation.state, action, key_step)
+        outcome = simulator.step(simulation.state, action, key_step)
+        discount = jnp.where(outcome.done, 0, outcome.discount)
         child = tree.child[node, action]
         is_current = jnp.arange(depth) == time
         discount_so_far = jnp.where(is_current, 1, simulation.discount_so_far)
         return SimulationState(
             time=time + 1,
-            state=state,
+            state=outcome.state,
             node=jnp.where(child > 0, child, -1),
             discount=discount,
             path=jnp.where(is_current, node * num_actions + action, simulation.path),
             discount_so_far=discount_so_far * discount,
-            returns=simulation.returns + discount_so_far * reward,
+            returns=simulation.returns + discount_so_far * outcome.reward,
         )
 
     def unfinished(simulation: SimulationState):
@@ -152,8 +153,10 @@ def rollout(simulator: Simulator, state, discount, key, length) -> jax.Array:
         time, state, discount_so_far, total = carry
         action = any_of(noise[time], simulator.legal(state))
         key_step = jax.random.fold_in(key_steps, time)
-        state, reward, discount = simulator.step(state, action, key_step)
-        return time + 1, state, discount_so_far * discount, total + discount_so_far * reward
+        outcome = simulator.step(state, action, key_step)
+        discount = jnp.where(outcome.done, 0, outcome.discount)
+        total += discount_so_far * outcome.reward
+        return time + 1, outcome.state, discount_so_far * discount, total
 
     def unfinished(carry):
         time, _, discount_so_far, _ = carry
@@ -213,32 +216,27 @@ def make(config: Config) -> Algorithm:
         game = make_game(config.env_id)
         simulator = simulator_of_game(decisive(game))
         players = PLAYERS | {"itself": lambda game: itself}
-        reset, step_match = make_match(game, players[config.opponent](game), config.num_envs)
+        env = match_env(game, players[config.opponent](game), config.num_envs)
     else:
         env = make_env(config.env_id, config.num_envs, actions="discrete")
         simulator = simulator_of_env(make_env(config.env_id, 1), config.gamma)
-        reset = env.reset
-
-    def step_all(env_state, action, key):
-        return (
-            step_match(env_state, action, key) if is_game else env.step(env_state, action, key)[0]
-        )
 
     def init(key):
         key, key_env = jax.random.split(key)
         params = jnp.zeros((config.num_envs, simulator.num_actions))
-        return State(key, params, reset(key_env), jnp.full_like(params[:, 0], jnp.nan))
+        return State(key, params, env.reset(key_env), jnp.full_like(params[:, 0], jnp.nan))
 
     def search_and_step(state, step):
         """Search from the states of all environments, and take the most visited actions.
 
-        Returns the next EnvState or Match, and the visits and totals [N, A] at the roots.
+        Returns the next EnvState, and the visits and totals [N, A] at the roots.
         """
         key_search, key_env = jax.random.split(jax.random.fold_in(state.key, step))
-        roots = state.env.state if is_game else state.env
+        roots = state.env.obs if is_game else state.env
         tree = jax.vmap(plan)(roots, jax.random.split(key_search, config.num_envs))
         visits, total = tree.visits[:, 0], tree.total[:, 0]
-        return step_all(state.env, jnp.argmax(visits, axis=-1), key_env), visits, total
+        env_state, _ = env.step(state.env, jnp.argmax(visits, axis=-1), key_env)
+        return env_state, visits, total
 
     def update(state, step):
         env_state, visits, total = search_and_step(state, step)
@@ -263,7 +261,7 @@ def make(config: Config) -> Algorithm:
             env_state, visits, _ = search_and_step(state, step)
             shown = {"visits": visits[0]}
             if is_game:
-                shown["boards"] = board(state.env.state[0])
+                shown["boards"] = board(state.env.obs[0])
             return state._replace(env=env_state), shown
 
         steps = num_updates + jnp.arange(6 if is_game else 60)

@@ -205,7 +205,8 @@ def expansion(game, leaf: str):
     simulator = simulator_of_game(game)
 
     def recurrent(params, key, action, state):
-        state, reward, discount = jax.vmap(simulator.step, (0, 0, None))(state, action, None)
+        outcome = jax.vmap(simulator.step, (0, 0, None))(state, action, None)
+        state, reward, discount = outcome.obs, outcome.reward, outcome.discount
         value = jnp.zeros(len(state))
         if leaf == "playout":
             keys = jax.random.split(key, len(state))

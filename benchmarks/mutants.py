@@ -642,6 +642,24 @@ MUTANTS = [
         "action = control(params.controller, code, memory)",
         "action = control(params.controller, code, predict(params.rnn, code, memory, 0)[1])",
         "memory",
+    # Search.
+    algorithm(
+        *("the policy of a board that was turned without it", "alphazero"),
+        "            policy=take(positions.policy, actions),\n",
+        "",
+        "turned_positions",
+    ),
+    algorithm(
+        *("a search that steps on from an ended game", "alphazero"),
+        "return (child > 0) & ~tree.ended[child]",
+        "return child > 0",
+        "beyond_an_end",
+    ),
+    algorithm(
+        *("halving that ignores how many actions are legal", "alphazero"),
+        "is_next = node.visits == tried[num_legal, i]",
+        "is_next = node.visits == tried[-1, i]",
+        "of_mctx",
     ),
     # Exploration.
     algorithm(

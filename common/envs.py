@@ -69,6 +69,7 @@ def find_family(env_id: str) -> Callable:
         ".+-history[1-9][0-9]*": lazy("common.environments.history", "make_history_env"),
         ".+-positions": lazy("common.environments.positions", "make_positions_env"),
         ".+-tabular": lazy("common.environments.tabular", "make_tabular_env"),
+        ".+-game": lazy("common.environments.games", "make_game_env"),
         ".+-linear": lazy("common.environments.linear", "make_linear_env"),
         ".+-obstacles": lazy("common.environments.obstacles", "make_obstacles_env"),
         ".+-brax(-.*)?": lazy("common.environments.brax_envs", "make_brax_env"),

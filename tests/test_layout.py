@@ -21,6 +21,7 @@ INSIDE_ENVIRONMENTS = {
     "dagger": {"experts"},
     "gail": {"experts"},
     "guided_policy_search": {"dynamics", "linear"},
+    "alphazero": {"games", "simulators"},
     "apprenticeship_learning": {"mdp", "tabular"},
     "apg": {"differentiable"},
     "shac": {"differentiable"},

@@ -17,7 +17,12 @@ from common.environments.games import (
     tic_tac_toe_code,
     tic_tac_toe_values,
 )
-from common.environments.simulators import Simulator, simulator_of_env, simulator_of_game
+from common.environments.simulators import (
+    Outcome,
+    Simulator,
+    simulator_of_env,
+    simulator_of_game,
+)
 from common.envs import Env, EnvState, Transition
 
 SMALL = Config(num_envs=4, num_simulations=20, rollout_length=9, total_timesteps=400)
@@ -66,9 +71,14 @@ def test_backup_counts_and_adds_on_the_path_only_and_keeps_a_child_that_is_there
 
 def chain(length, gamma=1.0):
     def step(state, action, key):
-        return state + 1, action.astype(float), gamma * (state + 1 < length)
+        done = state + 1 >= length
+        return Outcome(state + 1, state + 1, action.astype(float), gamma * (1 - done), done)
 
-    return Simulator(step, lambda state: jnp.ones(2, bool), num_actions=2, max_steps=length)
+    return two_actions(step, length)
+
+
+def two_actions(step, max_steps):
+    return Simulator(None, step, lambda state: state, lambda state: jnp.ones(2, bool), 2, max_steps)
 
 
 def searched(simulator, state, num_simulations, uct_c=1.0, rollout_length=0, seed=0):
@@ -107,9 +117,9 @@ def test_where_an_action_may_lead_to_several_states_its_value_is_their_mean():
         outcome = jnp.where(jax.random.bernoulli(key, 0.7), 1.0, -1.0)
         reward = jnp.where(state != 0, state, jnp.where(action == 0, outcome, 0.2))
         goes_on = (state == 0) & (action == 0)
-        return reward, reward, jnp.where(goes_on, 1.0, 0.0)
+        return Outcome(reward, reward, reward, jnp.where(goes_on, 1.0, 0.0), ~goes_on)
 
-    noisy = Simulator(step, lambda state: jnp.ones(2, bool), num_actions=2, max_steps=2)
+    noisy = two_actions(step, max_steps=2)
     tree = searched(noisy, jnp.float32(0), 2_000, uct_c=2.0)
     q = tree.total[0] / tree.visits[0]
     np.testing.assert_allclose(q, [2 * 0.4, 0.2], atol=0.12)  # 1.83 / √1900 is a standard error
@@ -117,7 +127,8 @@ def test_where_an_action_may_lead_to_several_states_its_value_is_their_mean():
 
 @every_end
 def test_an_end_of_either_kind_ends_a_simulation(terminated, truncated, bootstraps):
-    """There is nothing to bootstrap from beyond it: the environment has been reset."""
+    """The environment has then been reset; the value of the last observation counts unless the
+    MDP ended."""
 
     def step(state, action, key):
         flag = lambda x: jnp.array([x])
@@ -127,12 +138,10 @@ def test_an_end_of_either_kind_ends_a_simulation(terminated, truncated, bootstra
 
     env = Env(None, step, 1, (), None, 3, (), None, None, 10)
     state = EnvState(jnp.int32(0), jnp.float32(0), None)
-    after, reward, discount = simulator_of_env(env, 0.9).step(
-        state, jnp.int32(1), jax.random.key(0)
-    )
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert reward == 2
-    assert discount == pytest.approx(0 if terminated or truncated else 0.9)
+    outcome = simulator_of_env(env, 0.9).step(state, jnp.int32(1), jax.random.key(0))
+    assert jax.tree.map(jnp.shape, outcome.state) == jax.tree.map(jnp.shape, state)
+    assert outcome.reward == 2 and outcome.done == (terminated or truncated)
+    assert outcome.discount == pytest.approx(0 if terminated else 0.9)
 
 
 # Against mctx, on the same tree.
@@ -157,8 +166,9 @@ def test_a_tree_is_that_of_mctx_with_the_rule_of_the_paper_and_the_same_values()
     num_simulations, num_roots = 200, 8
 
     def step(state, action, key):
-        after, reward, discount = simulator_of_game(game).step(state, action, key)
-        return after, reward + jnp.sin(after @ weights), discount
+        outcome = simulator_of_game(game).step(state, action, key)
+        extra = jnp.sin(outcome.obs @ weights)
+        return outcome._replace(state=outcome.obs, reward=outcome.reward + extra)
 
     simulator = simulator_of_game(game)._replace(step=step)
 
@@ -172,13 +182,13 @@ def test_a_tree_is_that_of_mctx_with_the_rule_of_the_paper_and_the_same_values()
         return paper_rule(jax.random.uniform(own_key), legal, visits, tree.qvalues(node))
 
     def expand(params, key, action, state):
-        state, reward, discount = jax.vmap(step, (0, 0, None))(state, action, None)
+        outcome = jax.vmap(step, (0, 0, None))(state, action, None)
         zeros = jnp.zeros(len(state))
         logits = jnp.zeros((len(state), 9))
         output = mctx.RecurrentFnOutput(
-            reward=reward, discount=discount, prior_logits=logits, value=zeros
+            reward=outcome.reward, discount=outcome.discount, prior_logits=logits, value=zeros
         )
-        return output, state
+        return output, outcome.state
 
     with jax.enable_x64(True):
         roots = jnp.zeros((num_roots, 9), jnp.int8)

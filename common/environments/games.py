@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.environments.batching import first_episode, next_episode
-from common.envs import Episode
+from common.envs import Env, EnvState, Transition
 
 
 class Game(NamedTuple):
@@ -25,6 +25,9 @@ class Game(NamedTuple):
     shape: tuple[int, int]  # rows and columns; cells are numbered row by row from the top left
     num_actions: int
     max_steps: int  # moves of the longest game
+    # Cells [K, C] and actions [K, A]: state[cells[k]] is the same board seen from another side, on
+    # which action i is actions[k, i] of the state.
+    symmetries: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def make_game(env_id: str) -> Game:
@@ -45,7 +48,10 @@ def tic_tac_toe() -> Game:
     def legal(state):
         return state == 0
 
-    return _in_a_row((3, 3), 3, 9, cell, legal)
+    cells = np.arange(9).reshape(3, 3)
+    turns = [np.rot90(cells, k) for k in range(4)]
+    boards = np.array([x.ravel() for turn in turns for x in (turn, turn.T)])
+    return _in_a_row((3, 3), 3, 9, cell, legal)._replace(symmetries=(boards, boards))
 
 
 def connect_four() -> Game:
@@ -58,7 +64,10 @@ def connect_four() -> Game:
     def legal(state):
         return state[:7] == 0
 
-    return _in_a_row((6, 7), 4, 7, cell, legal)
+    cells, columns = np.arange(42).reshape(6, 7), np.arange(7)
+    boards = np.array([cells.ravel(), cells[:, ::-1].ravel()])
+    symmetries = boards, np.array([columns, columns[::-1]])
+    return _in_a_row((6, 7), 4, 7, cell, legal)._replace(symmetries=symmetries)
 
 
 def _in_a_row(
@@ -180,22 +189,16 @@ def tic_tac_toe_values() -> np.ndarray:
     return q
 
 
-# Matches: N games in parallel against the same opponent; a finished game is followed by a new one.
+# Matches
 
 
-class Match(NamedTuple):
-    """N games in which it is the agent's move."""
-
-    state: jax.Array  # [N, C]
-    began: jax.Array  # [N] bool: the agent moved first; alternates from game to game
-    episode: Episode  # whose return is 1, 0 or -1 once the game has ended
-
-
-def make_match(game: Game, opponent: Callable, num_envs: int) -> tuple[Callable, Callable]:
-    """Return `reset(key) -> Match` and `step(Match, action [N], key) -> Match`.
+def match_env(game: Game, opponent: Callable, num_envs: int) -> Env:
+    """Return N games against the same opponent, in which it is the agent's move.
 
     A step makes the agent's move and the opponent's reply; if one of them ends the game, a new game
-    follows. The opponent moves first in every other game.
+    follows. The opponent moves first in every other game. The reward is 1 for a win and -1 for a
+    loss, also by an illegal move; an observation is the board, and EnvState.inner whether the agent
+    moved first, bool [N].
     """
     move = jax.vmap(game.step)
 
@@ -207,20 +210,34 @@ def make_match(game: Game, opponent: Callable, num_envs: int) -> tuple[Callable,
 
     def reset(key):
         began = jnp.arange(num_envs) % 2 == 0
-        return Match(openings(key, began), began, first_episode(num_envs))
+        return EnvState(began, openings(key, began), first_episode(num_envs))
 
-    def step(match, action, key):
+    def step(state, action, key):
         key_reply, key_opening = jax.random.split(key)
-        state, reward, terminated = move(match.state, action)
-        reply = jax.vmap(opponent)(state, jax.random.split(key_reply, num_envs))
-        state, reply_reward, reply_terminated = move(state, reply)
+        is_legal = jax.vmap(lambda board, a: game.legal(board)[a])(state.obs, action)
+        board, reward, terminated = move(state.obs, action)
+        reply = jax.vmap(opponent)(board, jax.random.split(key_reply, num_envs))
+        next_obs, reply_reward, reply_terminated = move(board, reply)
         outcome = jnp.where(terminated, reward, -reply_reward)
-        done = terminated | reply_terminated
-        began = match.began ^ done
-        return Match(
-            state=jnp.where(done[:, None], openings(key_opening, began), state),
-            began=began,
-            episode=next_episode(match.episode, jnp.where(done, outcome, 0), done),
-        )
+        done = terminated | reply_terminated | ~is_legal
+        reward = jnp.where(done, jnp.where(is_legal, outcome, -1), 0)
+        began = state.inner ^ done
+        obs = jnp.where(done[:, None], openings(key_opening, began), next_obs)
+        episode = next_episode(state.episode, reward, done)
+        transition = Transition(state.obs, action, reward, next_obs, done, jnp.zeros_like(done))
+        return EnvState(began, obs, episode), transition
 
-    return reset, step
+    return Env(
+        reset,
+        step,
+        num_envs,
+        obs_shape=game.init().shape,
+        num_actions=game.num_actions,
+        max_steps=game.max_steps,
+    )
+
+
+def make_game_env(env_id: str, num_envs: int) -> Env:
+    """Return N games against the player who moves at random."""
+    game = make_game(env_id)
+    return match_env(game, random_player(game), num_envs)

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.environments.games import make_game
 from common.environments.gymnax_checks import attempt, check_scalars, compare, spaces_of
 from common.environments.gymnax_envs import load_module, make_cached
 from common.envs import (
@@ -73,9 +72,6 @@ def main() -> None:
 
 def check(env_id: str) -> tuple[list[str], list[str]]:
     """Return the problems and the notes, one line each; ValueError if there is no such id."""
-    if is_game(env_id):
-        make_game(env_id)
-        return [], ["a game for two players; algorithms/mcts.py plays it, the others do not"]
     is_gymnax = env_id in gymnax.registered_envs
     if not is_gymnax:
         make_env(env_id, NUM_ENVS)  # raises ValueError
@@ -91,10 +87,6 @@ def check(env_id: str) -> tuple[list[str], list[str]]:
 
 def describe(env_id: str) -> str:
     """Return the actions, the observations and the time limit in one line."""
-    if is_game(env_id):
-        game = make_game(env_id)
-        size = " x ".join(map(str, game.shape))
-        return f"{game.num_actions} actions, a board of {size}, at most {game.max_steps} moves"
     env = make_env(env_id, 1)
     actions = f"{env.num_actions} actions"
     if env.num_actions is None:
@@ -103,11 +95,6 @@ def describe(env_id: str) -> str:
     if env.num_states is not None:
         observations = f"{env.num_states} numbered states"
     return f"{actions}, {observations}, episodes of at most {env.max_steps} steps"
-
-
-def is_game(env_id: str) -> bool:
-    """Return whether the id is that of a game, and not one that a user registered with gymnax."""
-    return env_id.endswith("-game") and env_id not in gymnax.registered_envs
 
 
 def check_space(env_id: str) -> Iterator[str]:

@@ -13,12 +13,13 @@ from common.environments.games import (
     decisive,
     has_line,
     make_game,
-    make_match,
+    match_env,
     perfect_player,
     random_player,
     tic_tac_toe_code,
     tic_tac_toe_values,
 )
+from common.envs import make_env, rollout
 
 POWER = 3 ** np.arange(9)
 BOARDS = np.arange(3**9)[:, None] // POWER % 3 - 1  # every filling of nine cells, by its code
@@ -228,17 +229,67 @@ def test_a_match_replies_starts_new_games_and_alternates_who_begins():
     the opponent begins game 1, and wins it with 0, 1 and 2."""
     game = make_game("TicTacToe-game")
     first_free = lambda state, key: jnp.argmax(state == 0)
-    reset, step = make_match(game, first_free, 2)
-    match, step = jax.jit(reset)(jax.random.key(0)), jax.jit(step)
-    assert match.began.tolist() == [True, False] and not match.episode.done.any()
-    shown = lambda match: [np.asarray(x).tolist() for x in match.state]
-    assert shown(match) == [[0] * 9, [-1] + [0] * 8]
+    env = match_env(game, first_free, 2)
+    match, step = jax.jit(env.reset)(jax.random.key(0)), jax.jit(env.step)
+    assert match.inner.tolist() == [True, False] and not match.episode.done.any()
+    assert match.obs.tolist() == [[0] * 9, [-1] + [0] * 8]
 
-    outcomes = []
+    outcomes, rewards = [], []
     for actions in ([2, 8], [5, 7], [8, 6]):
-        match = step(match, jnp.array(actions), jax.random.key(1))
+        match, transition = step(match, jnp.array(actions), jax.random.key(1))
         outcomes.append(np.where(match.episode.done, match.episode.total, np.nan).tolist())
+        rewards.append(transition.reward.tolist())
+        np.testing.assert_array_equal(transition.terminated, match.episode.done)
+        assert not transition.truncated.any()
     np.testing.assert_array_equal(outcomes, [[np.nan, np.nan], [np.nan, -1], [1, np.nan]])
-    assert match.began.tolist() == [False, True]
-    assert shown(match)[0] == [-1] + [0] * 8  # the opponent has begun
-    assert shown(match)[1] == [-1, 0, 0, 0, 0, 0, 1, 0, 0]  # we have, with 6, and it replied
+    assert rewards == [[0, 0], [0, -1], [1, 0]]
+    assert match.inner.tolist() == [False, True]
+    assert match.obs.tolist()[0] == [-1] + [0] * 8  # the opponent has begun
+    assert match.obs.tolist()[1] == [-1, 0, 0, 0, 0, 0, 1, 0, 0]  # we have, with 6, and it replied
+
+
+def test_an_illegal_move_loses():
+    """Also one that would complete a line of three, and in a full column of connect four."""
+    game = make_game("TicTacToe-game")
+    env = match_env(game, lambda state, key: jnp.int32(8), 1)
+    match = env.reset(jax.random.key(0))._replace(obs=jnp.int8([[1, 1, -1, 0, -1, 0, 0, 0, 0]]))
+    for action, reward, done in ((2, -1, True), (4, -1, True), (5, 0, False)):
+        after, transition = env.step(match, jnp.array([action]), jax.random.key(0))
+        assert (transition.reward[0], transition.terminated[0]) == (reward, done)
+        assert after.episode.total[0] == reward
+    game = make_game("ConnectFour-game")
+    env = match_env(game, lambda state, key: jnp.int32(6), 1)
+    column = jnp.zeros((6, 7), jnp.int8).at[:, 3].set(jnp.int8([1, -1, 1, -1, 1, -1]))
+    match = env.reset(jax.random.key(0))._replace(obs=column.reshape(1, 42))
+    _, transition = env.step(match, jnp.array([3]), jax.random.key(0))
+    assert transition.reward[0] == -1 and transition.terminated[0]
+
+
+@pytest.mark.parametrize("env_id, number", [("TicTacToe-game", 8), ("ConnectFour-game", 2)])
+def test_a_symmetry_turns_the_board_and_its_actions_alike(env_id, number):
+    """A move on the turned board leads to the turned board, over random games."""
+    game = make_game(env_id)
+    boards, actions = game.symmetries
+    assert len(np.unique(boards, axis=0)) == number
+    rng, step = np.random.default_rng(0), jax.jit(game.step)
+    for _ in range(5):
+        state, terminated = game.init(), False
+        while not terminated:
+            i = rng.choice(np.flatnonzero(game.legal(state)))
+            after, reward, terminated = step(state, i)
+            for cells, action in zip(boards, actions, strict=True):
+                turned = np.flatnonzero(action == i)[0]
+                assert game.legal(state[cells])[turned]
+                found, found_reward, _ = step(state[cells], turned)
+                np.testing.assert_array_equal(found, after[cells])
+                assert found_reward == reward
+            state = after
+
+
+def test_a_game_is_an_environment_against_a_player_who_moves_at_random():
+    """Filling the first free cell wins more often than it loses."""
+    env = make_env("TicTacToe-game", 50)
+    policy = lambda obs, key: jnp.argmax(obs == 0, axis=-1)
+    state = env.reset(jax.random.key(0))
+    _, _, metrics = jax.jit(lambda s, k: rollout(env, policy, s, k, 100))(state, jax.random.key(1))
+    assert metrics["episodes"] > 500 and 0.1 < metrics["episode_return"] < 0.6

@@ -482,17 +482,11 @@ def test_a_broken_batch_is_told_why(change, problem, monkeypatch):
     assert any(problem in line for line in problems)
 
 
-@pytest.mark.parametrize(
-    "env_id, says",
-    [
-        ("TicTacToe-game", "9 actions, a board of 3 x 3, at most 9 moves"),
-        ("ConnectFour-game", "7 actions, a board of 6 x 7, at most 42 moves"),
-    ],
-)
-def test_a_game_is_told_to_be_one(env_id, says):
-    problems, notes = check_env.check(env_id)
-    assert problems == [] and "two players" in notes[0]
-    assert check_env.describe(env_id) == says
+@pytest.mark.parametrize("env_id, actions", [("TicTacToe-game", 9), ("ConnectFour-game", 7)])
+def test_a_game_is_an_environment(env_id, actions):
+    problems, _ = check_env.check(env_id)
+    assert problems == []
+    assert check_env.describe(env_id).startswith(f"{actions} actions")
 
 
 @pytest.mark.parametrize(
