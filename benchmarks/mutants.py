@@ -642,6 +642,7 @@ MUTANTS = [
         "action = control(params.controller, code, memory)",
         "action = control(params.controller, code, predict(params.rnn, code, memory, 0)[1])",
         "memory",
+    ),
     # Search.
     algorithm(
         *("the policy of a board that was turned without it", "alphazero"),
