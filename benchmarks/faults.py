@@ -111,7 +111,7 @@ FLAGS = {  # some seconds of training each
     "ilqr": "--num-iterations 100 --num-starts 2 --num-samples 16",
     "lqr": "--num-riccati-steps 100_000",
     "maximum_entropy_irl": "--env-id GridWorld5x5-tabular --num-iterations 20_000 --num-sweeps 20",
-    "alphazero": "--total-timesteps 2_000 --num-envs 4 --num-steps 10 --num-simulations 8 "
+    "alphazero": "--total-timesteps 4_000 --num-envs 4 --num-steps 10 --num-simulations 8 "
     "--gradient-steps 2 --batch-size 16 --hidden-sizes 16 --num-matches 2",
     "mcts": "--total-timesteps 2_000 --num-envs 4 --num-simulations 20",
     "monte_carlo": TABLE,
