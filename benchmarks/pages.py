@@ -97,13 +97,15 @@ def introduction(name: str) -> str:
 
 def results(rows: dict[str, dict]) -> str:
     """Return a table with a line for each row of the suite that has a result."""
-    head = ["row", "scored", "IQM [95 %]", "worst seed", "threshold", "reference"]
+    head = ["row", "scored", "IQM [95 %]", "worst seed, or range", "threshold", "reference"]
     written = [[*head, "steps", "seeds", "tuned on seeds", "seconds", "commit"]]
     for name, line in lines().items():
         if name in rows:
             row, last = rows[name], int(line["seeds"]) - 1
             scored = METRICS[row.get("metric")].removeprefix(", ") or "return of the final policy"
-            reached = [f"{line['iqm']} [{line['low']}, {line['high']}]", line["min"]]
+            is_band = isinstance(row["threshold"], list)  # neither end need be the worse one
+            worst = f"{line['min']} to {line['max']}" if is_band else line["min"]
+            reached = [f"{line['iqm']} [{line['low']}, {line['high']}]", worst]
             size = [f"{int(line['steps']):,}", f"0 to {last}", row["tuned_seeds"]]
             threshold = in_words(row) + (", missed" if line["reached"] == "no" else "")
             cells = [f"[{name}](#{name})", scored, *reached, threshold, row["reference"]]

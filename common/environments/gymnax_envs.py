@@ -94,9 +94,8 @@ def suggestion(env_id: str) -> str:
     known = list(gymnax.registered_envs)
     close = get_close_matches(env_id, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}?" if close else f"try {known[0]}."
-    families = "<Name>-tabular, <Name>-brax, <Name>-linear, PointRobot-obstacles"
-    families += ", any id with -history<k> or -positions"
-    return f"; {hint} There are also {families}"
+    families = "<Name>-tabular, -brax, -linear, -game, -obstacles"
+    return f"; {hint} Also {families}, and any id with -history<k> or -positions"
 
 
 # Cached, because JAX compiles for each instance: by id, and by precision, because functions that

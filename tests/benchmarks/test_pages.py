@@ -43,6 +43,17 @@ def test_every_row_of_the_suite_is_on_its_page():
             assert f"![{name}](../results/{name}.png)" in text
 
 
+def test_a_band_shows_the_range_of_the_seeds_and_a_threshold_the_worst():
+    rows = {name: suite()[name] for name in ("differentiable-mpc-dynamics", "dqn-cartpole")}
+    shown = {
+        cells[1].partition("]")[0].strip(" ["): cells[4].strip()
+        for cells in (line.split("|") for line in pages.results(rows).splitlines()[2:])
+    }
+    line = lines()["differentiable-mpc-dynamics"]
+    assert shown["differentiable-mpc-dynamics"] == f"{line['min']} to {line['max']}"
+    assert shown["dqn-cartpole"] == lines()["dqn-cartpole"]["min"]
+
+
 def test_every_section_of_the_data_is_complete():
     required = {"pages", "title"}
     tables = [set(), {"head", "rows"}, {"csv", "columns"}, {"csv", "columns", "by"}]

@@ -216,7 +216,8 @@ def test_an_unknown_id_is_told_the_nearest_one_and_the_families(env_id):
         make_env(env_id, 1)
     message = str(error.value)
     assert len(message) < 200 and "\n" not in message and repr(env_id) in message
-    for family in ("-tabular", "-brax", "-linear", "-history<k>", "-positions"):
+    families = "-tabular", "-brax", "-linear", "-game", "-obstacles", "-history<k>", "-positions"
+    for family in families:
         assert family in message
 
 
