@@ -27,8 +27,8 @@ Departs from the papers: the prior of the regressions is a ridge, of f_x to the 
 else to 0, where the papers have a mixture of Gaussians; l is expanded at x̄ and û alone; σ is not
 below a floor, and ε between bounds; controls of p beyond the bounds of the environment, which clips
 them, are clipped where they are imitated; the S-step is a fixed number of steps of Adam; an episode
-that ends before the time limit stays where it ended, at no cost. Samples are π's (the paper's
-on-policy variant), so that the controllers play only to be measured.
+that ends before the time limit stays where it ended, at no cost, and π's mean is 0 there. Samples
+are π's (the paper's on-policy variant), so that the controllers play only to be measured.
 
 Metrics: `episode_return`, mean return of the samples, with π's noise; `network_return`, mean return
 of μ_θ, without it, from the same starts; `controller_return`, that of the means of the local
@@ -322,7 +322,7 @@ def make(config: Config) -> Algorithm:
                 controller, noise, t = inputs
                 x = jax.vmap(dynamics.numbers)(env_state.inner)
                 x = jnp.where(active[:, None] > 0, x, last_x)
-                mean = network.apply(state.params.network, env_state.obs)
+                mean = active[:, None] * network.apply(state.params.network, env_state.obs)
                 u = mean + state.params.std * noise
                 u = jnp.where(is_local, jax.vmap(target)(x, controller), u)
                 next_state, transition = env.step(env_state, u, jax.random.fold_in(key, t))
