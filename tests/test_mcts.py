@@ -357,7 +357,7 @@ def test_the_picture_shows_the_next_searches(env_id):
     boards = np.asarray(picture["boards"])
     update = jax.jit(algorithm.update)
     for i in range(6):
-        np.testing.assert_array_equal(boards[i], board(state.env.state[0]))
+        np.testing.assert_array_equal(boards[i], board(state.env.obs[0]))
         state, _ = update(state, jnp.int32(algorithm.num_updates + i))
     assert visits.shape == (6, 9 if env_id == "TicTacToe-game" else 7)
     assert [np.count_nonzero(cells) for cells in boards[:2]] == [0, 2]
