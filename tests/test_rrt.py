@@ -25,7 +25,7 @@ from algorithms.rrt import (
     rho,
 )
 from common.environments.dynamics import Dynamics, make_dynamics
-from common.environments.obstacles import OBSTACLES, collides
+from common.environments.obstacles import collides, make_room
 from common.envs import make_env
 
 PENDULUM, ROBOT = PROBLEMS
@@ -179,7 +179,7 @@ def test_the_environment_replays_every_edge(env_id):
                 now = transition.next_obs
                 ends = transition.terminated & (t < length)
                 np.testing.assert_array_equal(ends, in_goal(problem, now) & (t == length - 1))
-                assert not jax.vmap(lambda p: collides(OBSTACLES[env_id], p))(x[:, :2]).any()
+                assert not jax.vmap(lambda p: collides(make_room(env_id), p))(x[:, :2]).any()
             else:
                 now = jax.vmap(dynamics.numbers)(state.inner)
             x = jnp.where((t < length)[:, None], now, x)

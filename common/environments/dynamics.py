@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from common.environments.batching import lookup
 from common.environments.linear import make_system, mean_state, stage_cost
-from common.environments.obstacles import OBSTACLES, step_robot
+from common.environments.obstacles import make_room, step_robot
 
 
 class Dynamics(NamedTuple):
@@ -48,7 +47,7 @@ def linear_dynamics(env_id: str) -> Dynamics:
 
 def obstacles_dynamics(env_id: str) -> Dynamics:
     """Return the dynamics of a robot among obstacles; `inner` is (x, time)."""
-    room = lookup(OBSTACLES, env_id, "room with obstacles")
+    room = make_room(env_id)
     return Dynamics(lambda inner: inner[0], lambda x, action: step_robot(room, x, action))
 
 

@@ -46,6 +46,12 @@ OBSTACLES = {
 }
 
 
+def make_room(env_id: str) -> Room:
+    """Return a room, its arrays in today's precision; ValueError if there is none with that id."""
+    room = lookup(OBSTACLES, env_id, "room with obstacles")
+    return jax.tree.map(lambda x: jnp.asarray(x, float) if np.ndim(x) else x, room)
+
+
 def collides(room: Room, position: jax.Array) -> jax.Array:
     """Return whether a position [2] is in a box or outside the room."""
     in_box = (position >= room.boxes[:, :2]) & (position <= room.boxes[:, 2:])
@@ -63,7 +69,7 @@ def step_robot(room: Room, x: jax.Array, u: jax.Array) -> tuple:
 
 def make_obstacles_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of a room, or raise ValueError."""
-    room = lookup(OBSTACLES, env_id, "room with obstacles")
+    room = make_room(env_id)
 
     def draw_start(key):
         return jax.random.uniform(key, (4,), float, room.start_low, room.start_high)
@@ -89,6 +95,6 @@ def make_obstacles_env(env_id: str, num_envs: int) -> Env:
         action_low=np.full(2, -1.0),
         action_high=np.full(2, 1.0),
         max_steps=room.max_steps,
-        obs_low=room.low.astype(np.float32),
-        obs_high=room.high.astype(np.float32),
+        obs_low=OBSTACLES[env_id].low.astype(np.float32),
+        obs_high=OBSTACLES[env_id].high.astype(np.float32),
     )

@@ -45,7 +45,7 @@ NAMES = {  # patterns of BOUNDS, and names that they match, each part of the pat
     ".*_clip": ["td_clip"],
     ".*_starts": ["learning_starts"],
 }
-MAY_BE_0 = ["num_episodes", "num_planning_steps"]
+MAY_BE_0 = ["num_episodes", "num_planning_steps", "num_demonstrations", "num_blocks"]
 BOUND_OF = {part: bound for names, bound in BOUNDS.items() for part in names.split("|")}
 CASES = [(name, bound) for part, bound in BOUND_OF.items() for name in NAMES[part]]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.environments.dynamics import make_dynamics
-from common.environments.obstacles import OBSTACLES, collides, step_robot
+from common.environments.obstacles import OBSTACLES, collides, make_room, step_robot
 from common.envs import make_env
 
 ENV_ID = "PointRobot-obstacles"
@@ -14,7 +14,7 @@ ROOM = OBSTACLES[ENV_ID]
 
 
 def stepped(x, u):
-    x, reward, terminated = step_robot(ROOM, jnp.array(x, float), jnp.array(u, float))
+    x, reward, terminated = step_robot(make_room(ENV_ID), jnp.array(x, float), jnp.array(u, float))
     return np.asarray(x), float(reward), bool(terminated)
 
 
@@ -47,7 +47,7 @@ def test_no_step_leads_through_a_wall():
     """Walls are thicker than the fastest step is long."""
     assert np.all(0.2 * ROOM.high[2:] < ROOM.boxes[:, 2:] - ROOM.boxes[:, :2])
     middle = (ROOM.boxes[:, :2] + ROOM.boxes[:, 2:]) / 2
-    assert all(collides(ROOM, position) for position in middle)
+    assert all(collides(make_room(ENV_ID), position) for position in middle)
 
 
 def test_starts_and_goal_are_free_and_starts_differ():
@@ -56,7 +56,7 @@ def test_starts_and_goal_are_free_and_starts_differ():
     assert np.all((starts >= ROOM.start_low) & (starts <= ROOM.start_high))
     assert len(np.unique(starts[:, :2], axis=0)) == 500 and not starts[:, 2:].any()
     for position in (*starts[:20, :2], ROOM.goal_low[:2], ROOM.goal_high[:2]):
-        assert not collides(ROOM, position)
+        assert not collides(make_room(ENV_ID), position)
 
 
 def test_the_environment_steps_as_its_dynamics_and_keeps_the_last_state_before_a_reset():
