@@ -334,7 +334,7 @@ def random_maze(key: jax.Array) -> MDP:
     ends = jax.random.choice(key_ends, room_cells, (2,), replace=False)
     is_start, is_goal = ends[:, None] == states
     terminal = is_wall | is_goal
-    steps = np.array([[move(layout, state, x) for x in directions] for state in states])
+    steps = np.array([[move(layout, state, x) for x in directions] for state in range(len(states))])
     stays = is_wall[steps] | terminal[:, None]
     P = jax.nn.one_hot(jnp.where(stays, states[:, None], steps), len(states), dtype=float)
     R = jnp.broadcast_to(jnp.where(terminal, 0, -1).astype(float)[:, None, None], P.shape)
