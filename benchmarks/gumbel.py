@@ -13,7 +13,6 @@ import argparse
 import functools
 import statistics
 import time
-from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ import numpy as np
 
 from algorithms.alphazero import ILLEGAL, Config, board_network, gumbel_rule, halving, search
 from benchmarks.learning import RESULTS, table
-from benchmarks.mcts import boards
+from benchmarks.mcts import boards, versions_of_race
 from benchmarks.speed import existing_folder, origin, positive, rows_to_show, write
 from common.environments.games import Game, make_game
 from common.environments.simulators import simulator_of_game
@@ -39,10 +38,7 @@ def main() -> None:
     parser.add_argument("--games", nargs="+", choices=BLOCKS, default=list(BLOCKS))
     parser.add_argument("--out", type=existing_folder, default=RESULTS, help="folder for the CSV")
     arguments = parser.parse_args()
-    try:
-        versions = {name: version(name) for name in ("jax", "mctx")}
-    except ModuleNotFoundError:
-        parser.error("mctx is not installed; pip install mctx")
+    versions = versions_of_race(parser)
     unroll_threefry()
     lines = []
     for env_id in arguments.games:

@@ -51,10 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--out", type=existing_folder, default=RESULTS, help="folder for the CSV")
     arguments = parser.parse_args()
-    try:
-        versions = {name: version(name) for name in ("jax", "mctx")}
-    except ModuleNotFoundError:
-        parser.error("mctx is not installed; pip install mctx")
+    versions = versions_of_race(parser)
     unroll_threefry()
     lines = []
     for env_id in GAMES:
@@ -66,6 +63,14 @@ def main() -> None:
                 print(f"{env_id} {leaf} {text.format(**line)}", flush=True)
     print(table(rows_to_show(lines)))
     write(arguments.out / "mcts.csv", lines)
+
+
+def versions_of_race(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Return the versions of jax and mctx; exit with 2 if there is no mctx."""
+    try:
+        return {name: version(name) for name in ("jax", "mctx")}
+    except ModuleNotFoundError:
+        parser.error("mctx is not installed; pip install mctx")
 
 
 def race(env_id: str, leaf: str, num_roots: int, num_simulations: int, rounds: int) -> list[dict]:

@@ -1,7 +1,6 @@
 """UCT by hand, the tree against mctx, values against minimax, play against a perfect player."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 from helpers import LONG, every_end, run_here, trained
 
 from algorithms.mcts import Config, Tree, backup, choose, make, search, uct
+from benchmarks.alphazero import reachable
 from common.environments.games import (
     board,
     decisive,
@@ -230,7 +230,7 @@ def test_a_tree_is_that_of_mctx_with_the_rule_of_the_paper_and_the_same_values()
 def test_values_are_those_of_minimax_on_500_positions_of_tic_tac_toe():
     """The return of the most visited action, rounded; the sample is of all 4,520 that go on."""
     q = tic_tac_toe_values()
-    states = reachable()
+    states = np.array(sorted(map(tuple, reachable(make_game("TicTacToe-game")))))
     assert len(states) == 4_520
     states = states[np.random.default_rng(0).choice(len(states), 500, replace=False)]
     simulator = simulator_of_game(make_game("TicTacToe-game"))
@@ -246,30 +246,6 @@ def test_values_are_those_of_minimax_on_500_positions_of_tic_tac_toe():
     exact = q[tic_tac_toe_code(states)]
     np.testing.assert_array_equal(np.round(value), exact.max(-1))
     np.testing.assert_array_equal(exact[np.arange(500), action], exact.max(-1))
-
-
-@functools.cache
-def reachable():
-    """Boards on which the game goes on, [B, 9]."""
-    seen, new, q = set(), [(0,) * 9], tic_tac_toe_values()
-    while new:
-        cells = new.pop()
-        if (
-            cells in seen
-            or not np.isfinite(q[tic_tac_toe_code(np.array(cells))]).any()
-            or lost(cells)
-        ):
-            continue
-        seen.add(cells)
-        for i in range(9):
-            if not cells[i]:
-                new.append(tuple(-x if i != j else -1 for j, x in enumerate(cells)))
-    return np.array(sorted(seen))
-
-
-def lost(cells):
-    x = np.array(cells).reshape(3, 3) == -1
-    return x.all(0).any() or x.all(1).any() or x.diagonal().all() or x[::-1].diagonal().all()
 
 
 def test_with_1000_simulations_a_perfect_player_never_wins():
