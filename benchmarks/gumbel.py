@@ -27,13 +27,14 @@ from common.environments.simulators import simulator_of_game
 from common.runner.threefry import unroll_threefry
 
 BLOCKS = {"TicTacToe-game": 0, "ConnectFour-game": 2}
+ROOTS = {"TicTacToe-game": (64, 512, 4096), "ConnectFour-game": (64, 256, 1024)}
 NUM_SIMULATIONS, NUM_CONSIDERED, VALUE_SCALE = 32, 16, 0.1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.gumbel", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--roots", type=positive, nargs="+", default=[64, 512, 4096])
+    parser.add_argument("--roots", type=positive, nargs="+", help="default: by game")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--games", nargs="+", choices=BLOCKS, default=list(BLOCKS))
     parser.add_argument("--out", type=existing_folder, default=RESULTS, help="folder for the CSV")
@@ -43,7 +44,7 @@ def main() -> None:
     lines = []
     for env_id in arguments.games:
         for leaf in ("nothing", "network"):
-            for num_roots in arguments.roots:
+            for num_roots in arguments.roots or ROOTS[env_id]:
                 line = {"game": env_id, "leaf": leaf, "roots": num_roots}
                 line |= {"simulations": NUM_SIMULATIONS, "rounds": arguments.rounds}
                 line |= race(env_id, leaf, num_roots, arguments.rounds)
