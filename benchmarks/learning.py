@@ -84,14 +84,19 @@ def run_row(name: str, row: dict, folder: Path | None = None) -> dict:
     folder = folder or ROOT / ".cache" / "learning" / f"{name}-{commit()}"
     print(name, end=": ")
     train(row, folder)
+    if folder.is_relative_to(ROOT):
+        shutil.copy(folder / "curves.png", RESULTS / f"{name}.png")
+    return line_of(name, row, folder)
+
+
+def line_of(name: str, row: dict, folder: Path) -> dict:
+    """Return a finished row's line of learning.csv."""
     summary = json.loads((folder / "summary.json").read_text())
     result = summary["evaluation"]
     if "metric" in row:
         result = summarize(averages(folder / "metrics.csv", row["metric"], row["last"]))
     low, high = band(row)
     reached = result["iqm"] is not None and low <= result["iqm"] <= high
-    if folder.is_relative_to(ROOT):
-        shutil.copy(folder / "curves.png", RESULTS / f"{name}.png")
     return {
         "row": name,
         **{key: f"{x:.4g}" if x is not None else "" for key, x in result.items()},

@@ -406,26 +406,31 @@ def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str,
 
 
 def train_ours(job: Job, environment: dict, timeout: float) -> dict:
-    """Run the command that users type; return the results in its run folder."""
+    """Run the command that users type; return its results."""
+    return run_ours(words_of(job), environment, timeout)
+
+
+def words_of(job: Job) -> list[str]:
+    """Return the algorithm and the flags of our command for this job."""
+    words = [job.work.algorithm, "--env-id", job.work.env_id]
+    words += ["--num-seeds", str(job.seeds), "--seed", str(job.first_seed)]
+    words += ["--eval-every", str(job.eval_every)] if job.eval_every else []
+    for name, value in job.settings.items():
+        if isinstance(value, bool):
+            words.append(flag(name if value else f"no_{name}"))
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [flag(name), *map(str, values)]
+    return words
+
+
+def run_ours(words: list[str], environment: dict, timeout: float) -> dict:
+    """Run `python -m algorithms.<words>`; return the results in its run folder."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        words = [
-            sys.executable,
-            "-m",
-            f"algorithms.{job.work.algorithm}",
-            "--env-id",
-            job.work.env_id,
-        ]
-        words += ["--quiet", "--out", str(folder)]
-        words += ["--num-seeds", str(job.seeds), "--seed", str(job.first_seed)]
-        words += ["--eval-every", str(job.eval_every)]
-        for name, value in job.settings.items():
-            if isinstance(value, bool):
-                words.append(flag(name if value else f"no_{name}"))
-            else:
-                values = value if isinstance(value, tuple) else (value,)
-                words += [flag(name), *map(str, values)]
-        done = spawn(words, environment, timeout, wants_json=False)
+        python = [sys.executable, "-m", f"algorithms.{words[0]}", *words[1:]]
+        python += ["--quiet", "--out", str(folder)]
+        done = spawn(python, environment, timeout, wants_json=False)
         if done["status"] != "ok":
             return done
         summary = json.loads((folder / "summary.json").read_text())
@@ -435,7 +440,7 @@ def train_ours(job: Job, environment: dict, timeout: float) -> dict:
             "compile_seconds": summary["compile_seconds"],
             "peak_mib": summary["peak_bytes"] / 2**20,
             "episode_return": statistics.fmean(episodes),
-            "curve": curve_of(folder / "metrics.csv") if job.eval_every else [],
+            "curve": curve_of(folder / "metrics.csv") if "--eval-every" in words else [],
             "versions": {name: summary["versions"][name] for name in ("jax", "gymnax")},
         }
 

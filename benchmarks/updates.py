@@ -81,10 +81,11 @@ class Run:
     microseconds: list[float] = field(default_factory=list)  # of an environment step, each round
 
 
-def compiled(name: str, seeds: int) -> Run:
+def compiled(name: str, seeds: int, flags: str | None = None) -> Run:
     """Return a Run whose `length` takes about a quarter of SECONDS."""
+    flags = FLAGS.get(name, "") if flags is None else flags
     module: Any = importlib.import_module(f"algorithms.{name}")
-    config, _ = parse(module.Config, name, "", shlex.split(FLAGS.get(name, "")))
+    config, _ = parse(module.Config, name, "", shlex.split(flags))
     algorithm = module.make(config)
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     state = jax.jit(lambda keys: init_run(algorithm.init, algorithm.update, keys))(keys)

@@ -1,6 +1,7 @@
 """What a run prints."""
 
 import contextlib
+import functools
 import math
 import os
 import sys
@@ -12,10 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from common.algorithm import Algorithm
 from common.runner.blocks import Block, Job, steps_after
 from common.runner.cli import Run
 from common.runner.evaluation import MAX_LENGTH
 from common.runner.program import RunState
+
+MAX_BYTES = 2**62
 
 
 def print_line(run: Run, *lines: str) -> None:
@@ -33,9 +37,7 @@ def print_line(run: Run, *lines: str) -> None:
 def title(job: Job, blocks: list[Block], num_devices: int) -> str:
     """Return what will be trained, in one line, with the memory of what trains at a time."""
     algorithm = blocks[0].algorithm
-    state = jax.eval_shape(algorithm.init, jax.random.key(0))
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
-    size *= sum(sorted(block.num_rows for block in blocks)[-num_devices:])
+    size = bytes_of(algorithm) * rows_at_once(blocks, num_devices)
     seeds = f"{job.run.num_seeds:,} seed{'s' * (job.run.num_seeds > 1)}"
     steps = steps_after(algorithm, algorithm.num_updates)
     is_played = hasattr(job.config, "total_timesteps")
@@ -50,6 +52,41 @@ def title(job: Job, blocks: list[Block], num_devices: int) -> str:
         f"{size / 2**20:,.0f} MiB" if size >= 2**20 else f"{size / 2**10:,.0f} KiB",
     ]
     return " · ".join(part for part in parts if part)
+
+
+@functools.lru_cache(1)
+def bytes_of(algorithm: Algorithm) -> int:
+    """Return the bytes of one seed's State."""
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def rows_at_once(blocks: list[Block], num_devices: int) -> int:
+    """Return how many members train at a time, at most: the largest block on every device."""
+    return sum(sorted(block.num_rows for block in blocks)[-num_devices:])
+
+
+def memory_warning(blocks: list[Block], devices: list, free: int) -> str:
+    """Return a warning if what trains at a time has larger States than `free` bytes, else ""."""
+    each, rows = bytes_of(blocks[0].algorithm), rows_at_once(blocks, len(devices))
+    if each * rows <= free:
+        return ""
+    fitting = int(0.8 * free / each)  # an update needs some memory beside the State
+    advice = f"--seeds-at-once {fitting} may fit" if fitting else "not even one seed fits"
+    needed, free_gib = each * rows / 2**30, free / 2**30
+    return f"warning: needs more than {needed:.3g} GiB, of which {free_gib:.3g} are free: {advice}"
+
+
+def free_bytes(devices: list) -> int:
+    """Return the memory that is free on these devices, a CPU's being that of the machine; a very
+    large number if the system does not tell."""
+    if devices[0].platform == "cpu":
+        with contextlib.suppress(OSError), open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+            return int(lines["MemAvailable"].split()[0]) * 1024
+        return MAX_BYTES
+    stats = [device.memory_stats() or {} for device in devices]
+    return sum(x.get("bytes_limit", MAX_BYTES) - x.get("bytes_in_use", 0) for x in stats)
 
 
 def summary_lines(job: Job, summary: dict, ranking: list[dict]) -> list[str]:

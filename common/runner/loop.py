@@ -26,8 +26,15 @@ import numpy as np
 from common.algorithm import Algorithm
 from common.runner import checkpoint
 from common.runner.blocks import Block, Job, log_points, plan, steps_after
-from common.runner.cli import fail
-from common.runner.console import display, print_line, summary_lines, title
+from common.runner.cli import fail, warn
+from common.runner.console import (
+    display,
+    free_bytes,
+    memory_warning,
+    print_line,
+    summary_lines,
+    title,
+)
 from common.runner.program import (
     FRESH,
     Program,
@@ -91,6 +98,8 @@ def run(job: Job) -> None:
     devices = jax.local_devices()[: max(1, min(most, len(own)))]
     width = min(len(devices) * num_shares, len(blocks))
     print_line(job.run, title(job, blocks, len(devices)))
+    if warning := memory_warning(blocks, devices, free_bytes(devices)):
+        warn(warning)
     pool = ThreadPoolExecutor(2 * len(devices) + 2)
     try:
         with caught_signals() as received:

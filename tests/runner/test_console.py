@@ -10,7 +10,16 @@ from algorithms import dqn
 from common.runner import console
 from common.runner.blocks import Job, plan
 from common.runner.cli import Run, settings
-from common.runner.console import display, metric_prefix, spread_text, summary_lines, title
+from common.runner.console import (
+    bytes_of,
+    display,
+    free_bytes,
+    memory_warning,
+    metric_prefix,
+    spread_text,
+    summary_lines,
+    title,
+)
 from common.runner.program import init_run
 
 
@@ -28,6 +37,29 @@ def test_the_title_says_what_is_trained_and_how_large_it_is():
     leaves = [x for x in jax.tree.leaves(state) if hasattr(x, "nbytes")]
     assert text.endswith(f"{6 * sum(x.nbytes for x in leaves) / 1024:,.0f} KiB")
     assert "· 6 blocks ·" in title(one, plan(one._replace(run=Run(num_seeds=3, block=1))), 2)
+
+
+def test_too_many_seeds_are_warned_of_with_a_number_that_fits():
+    one = job(num_seeds=64, block=8)
+    blocks, devices = plan(one), [None, None]  # 16 seeds at a time
+    each = bytes_of(blocks[0].algorithm)
+    assert memory_warning(blocks, devices, 16 * each) == ""
+    line = memory_warning(blocks, devices, 10 * each)
+    needed, free = 16 * each / 2**30, 10 * each / 2**30
+    assert line.startswith(f"warning: needs more than {needed:.3g} GiB, of which {free:.3g} are")
+    assert line.endswith("--seeds-at-once 8 may fit")
+    assert memory_warning(blocks, devices, each // 2).endswith("not even one seed fits")
+
+
+def test_the_memory_that_is_free_is_known():
+    class Card:
+        platform = "gpu"
+
+        def memory_stats(self):
+            return {"bytes_limit": 100, "bytes_in_use": 30}
+
+    assert free_bytes([Card(), Card()]) == 140
+    assert 2**26 < free_bytes(jax.local_devices()) < 2**45
 
 
 def test_progress_lines_count_the_work_of_all_blocks(capsys, monkeypatch):

@@ -367,6 +367,14 @@ def test_memory_follows_the_group(tmp_path):
     assert peaks[0] - peaks[1] > 100 * 2**20
 
 
+def test_a_run_that_will_not_fit_says_so_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.runner.loop.free_bytes", lambda devices: 2**21)
+    flags = ["--num-seeds", "8", "--total-timesteps", "280", "--buffer-size", "20_000"]
+    done = dqn(*flags, "--out", tmp_path / "run")
+    assert "of which 0.00195 are free: --seeds-at-once 2 " in done.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
 def test_float32_blocks_agree_to_rounding_after_20_updates(tmp_path):
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]
     dqn(*arguments, "--block", "8", "--out", tmp_path / "all")
