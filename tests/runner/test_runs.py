@@ -371,7 +371,7 @@ def test_a_run_that_will_not_fit_says_so_first(tmp_path, monkeypatch):
     monkeypatch.setattr("common.runner.loop.free_bytes", lambda devices: 2**21)
     flags = ["--num-seeds", "8", "--total-timesteps", "280", "--buffer-size", "20_000"]
     done = dqn(*flags, "--out", tmp_path / "run")
-    assert "of which 0.00195 are free: --seeds-at-once 2 " in done.stderr
+    assert "of which 0.00195 are free: --seeds-at-once 1 " in done.stderr
     assert (tmp_path / "run" / "summary.json").exists()
 
 
