@@ -19,7 +19,6 @@ import argparse
 import csv
 import itertools
 import json
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -282,6 +281,8 @@ def compare(
     given: dict[str, tuple[float, float]],
 ) -> Comparison:
     """Return the comparison of samples. ValueError if they do not compare."""
+    for env_id in dict.fromkeys(x.env_id for x in samples):
+        same_task(env_id, [x for x in samples if x.env_id == env_id])
     grouped = group(samples)
     labels = list(dict.fromkeys(label for _, label in grouped))
     env_ids = list(dict.fromkeys(env_id for env_id, _ in grouped))
@@ -298,12 +299,13 @@ def compare(
     points, cells, bounds = {}, {}, {}
     for env_id in env_ids:
         here = {label: x for (e, label), x in grouped.items() if e == env_id}
-        same_task(env_id, [x for own in here.values() for x in own])
         points[env_id] = common_points(x.steps for own in here.values() for x in own)
         scores = {label: joined(x.scores[measure] for x in own) for label, own in here.items()}
         known = finite(joined(scores.values()))
         if not len(known):
-            raise ValueError(f"no seed has a {measure} return on {env_id}: nothing to compare")
+            raise ValueError(
+                f"no seed has a return of its {measure} on {env_id}: nothing to compare"
+            )
         low, high = bounds[env_id] = given.get(env_id, (known.min(), known.max()))
         worst = min(known.min(), low)
         curves = finite(joined(x.curves.ravel() for own in here.values() for x in own))
@@ -570,7 +572,7 @@ MEASURES = {
 def part_of(comparison: Comparison) -> str:
     """Return which environments count where not all of them do, as text."""
     shared, num_all = comparison.shared, len(comparison.env_ids)
-    return f" over {len(shared)} of {num_all} environments" if len(shared) < num_all else ""
+    return f", {len(shared)} of {num_all} environments" if len(shared) < num_all else ""
 
 
 def spread(row: dict[str, Any]) -> str:
@@ -600,7 +602,8 @@ def draw(path: Path, comparison: Comparison, rows: list[dict[str, Any]]) -> None
     panels = [partial(draw_final, comparison=c, rows=of["final"], env_id=c.env_ids[0])]
     if c.is_normalised:
         panels = [partial(draw_normalised, comparison=c, rows=of["normalised"])]
-    panels += [partial(draw_pairs, rows=of["improvement"])] if of["improvement"] else []
+    if of["improvement"]:
+        panels += [partial(draw_pairs, comparison=c, rows=of["improvement"])]
     panels += [partial(draw_profiles, comparison=c, rows=of["profile"])]
     panels = panels if c.shared else []
     # Rows of the picture: height in inches, and the panels from left to right.
@@ -624,8 +627,11 @@ def draw(path: Path, comparison: Comparison, rows: list[dict[str, Any]]) -> None
     key: list[Line2D | Patch] = [Line2D([], [], color=color) for color in plots.COLORS]
     key = [*key[: len(c.labels)], Patch(color="0.5", alpha=0.3, linewidth=0)]
     style = {"frameon": False, "fontsize": 9, "loc": "outside lower center"}
-    columns = max(1, min(5, 100 // (max(map(len, c.labels)) + 6)))
-    figure.legend(key, [*c.labels, "95 % bootstrap interval"], ncols=columns, **style)
+    names = [
+        x if x == y else f"{x}: {y}" for x, y in zip(short_names(c.labels), c.labels, strict=True)
+    ]
+    columns = max(1, min(5, 100 // (max(map(len, names)) + 6)))
+    figure.legend(key, [*names, "95 % bootstrap interval"], ncols=columns, **style)
     plots.write_picture(path, figure)
 
 
@@ -654,7 +660,10 @@ def draw_final(axes: Any, comparison: Comparison, rows: list[dict], env_id: str)
     c = comparison
     own = [row for row in rows if row["env_id"] == env_id]
     scores = [c.cells[env_id, row["algorithm"]].scores for row in own]
-    draw_points(axes, own, [c.labels.index(row["algorithm"]) for row in own], scores)
+    names = short_names(c.labels)
+    which = [c.labels.index(row["algorithm"]) for row in own]
+    colors = [plots.COLORS[g] for g in which]
+    draw_points(axes, own, [names[g] for g in which], colors, scores)
     axes.set_xlabel(MEASURES[c.measure])
 
 
@@ -662,12 +671,15 @@ def draw_normalised(axes: Any, comparison: Comparison, rows: list[dict]) -> None
     """Draw the final returns over all environments, normalised."""
     c = comparison
     scores = [joined(scores_of(c, row["algorithm"], c.shared)) for row in rows]
-    draw_points(axes, rows, list(range(len(rows))), scores)
-    axes.set_title("Normalised return" + part_of(c), loc="left", fontsize=10)
-    axes.set_xlabel("0 and 1: see the table" if c.given else "0: worst seed, 1: best seed")
+    draw_points(axes, rows, short_names(c.labels), plots.COLORS[: len(rows)], scores)
+    axes.set_title("Normalised return", loc="left", fontsize=10)
+    scale = "0 and 1 as given" if c.given else "0: worst seed, 1: best seed"
+    axes.set_xlabel(scale + part_of(c))
 
 
-def draw_points(axes: Any, rows: list[dict], colors: list[int], scores: list | None) -> None:
+def draw_points(
+    axes: Any, rows: list[dict], names: list[str], colors: list[str], scores: list | None = None
+) -> None:
     """Draw one estimate a line, the first on top, with its interval and single scores."""
     plots.tidy(axes, "")
     for y, (row, color) in enumerate(zip(rows, colors, strict=True)):
@@ -676,19 +688,20 @@ def draw_points(axes: Any, rows: list[dict], colors: list[int], scores: list | N
             axes.plot(scores[y], [y] * len(scores[y]), "o", color="0.2", mew=0, **faint)
         if row["low"] is not None:
             band = {"linewidth": 7, "alpha": 0.35, "solid_capstyle": "butt"}
-            axes.plot((row["low"], row["high"]), (y, y), color=plots.COLORS[color], **band)
-        axes.plot(row["value"], y, "o", color=plots.COLORS[color], markersize=6, mec="white")
-    names = [textwrap.fill(name_of(row), 24) for row in rows]
+            axes.plot((row["low"], row["high"]), (y, y), color=color, **band)
+        axes.plot(row["value"], y, "o", color=color, markersize=6, mec="white")
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.03)
 
 
-def draw_pairs(axes: Any, rows: list[dict]) -> None:
+def draw_pairs(axes: Any, comparison: Comparison, rows: list[dict]) -> None:
     """Draw the probability of improvement of each pair."""
     axes.axvline(0.5, color="0.6", linewidth=0.8)
-    draw_points(axes, rows, [6] * len(rows), None)  # black: of no algorithm
+    names = dict(zip(comparison.labels, short_names(comparison.labels), strict=True))
+    pairs = [f"{names[row['algorithm']]} > {names[row['versus']]}" for row in rows]
+    draw_points(axes, rows, pairs, ["0.3"] * len(rows))
     axes.set_title("Probability of improvement", loc="left", fontsize=10)
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("P(X > Y)")
@@ -709,9 +722,9 @@ def draw_profiles(axes: Any, comparison: Comparison, rows: list[dict]) -> None:
     axes.set_ylabel("share of seeds above τ", size=8, color="0.25")
 
 
-def name_of(row: dict[str, Any]) -> str:
-    """Return the name of a row's algorithm, or of its pair."""
-    return f"{row['algorithm']} > {row['versus']}" if row["versus"] else row["algorithm"]
+def short_names(labels: list[str]) -> list[str]:
+    """Return names that fit beside a panel: the labels, or the letters that the key explains."""
+    return list("ABCDEFGH"[: len(labels)]) if max(map(len, labels)) > 14 else labels
 
 
 if __name__ == "__main__":
