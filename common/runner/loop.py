@@ -58,6 +58,7 @@ from common.runner.run_folder import (
 )
 from common.runner.sharing import merging, own_blocks, share_of, wait_for_others
 from common.runner.statistics import summarize
+from common.runner.trackers import Tracker, tracking
 
 CHUNK_SECONDS = 0.5  # between looks at the clock and the screen
 SAVE_SHARE = 0.05  # most of the time that saving checkpoints may take
@@ -74,6 +75,7 @@ class Work(NamedTuple):
     received: list[int]  # signals
     show: Callable  # shows the progress, see `display`
     compile_seconds: list[float]
+    tracker: Tracker
 
 
 def run(job: Job) -> None:
@@ -93,9 +95,9 @@ def run(job: Job) -> None:
     print_line(job.run, title(job, blocks, len(devices)))
     pool = ThreadPoolExecutor(2 * len(devices) + 2)
     try:
-        with caught_signals() as received:
+        with caught_signals() as received, tracking(job, blocks) as tracker:
             with display(job, own, index) as show:
-                work = Work(job, devices, width, pool, received, show, [])
+                work = Work(job, devices, width, pool, received, show, [], tracker)
                 train_and_evaluate(work, own, blocks)
             summary = finish(work, blocks)
     finally:
@@ -153,6 +155,7 @@ def finish(work: Work, blocks: list[Block]) -> dict[str, Any] | None:
         summary, ranking = write_results(job, blocks, work.width, sum(work.compile_seconds))
         if summary.get("best"):
             check_best(work, blocks, summary)
+        work.tracker.complete()
         write_json(job.folder / "summary.json", summary)  # last: it marks the run as finished
         shutil.rmtree(job.folder / "blocks", ignore_errors=True)
     print_line(job.run, *summary_lines(job, summary, ranking))
@@ -345,6 +348,7 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
                 row["evaluation_return"] = np.where(own.diverged < 0, means, np.nan)
             at["rows"] = [*at["rows"], end]
             history = add_row(history, row)
+            work.tracker.update(block, at["rows"], history)
         is_due = time.monotonic() - saved_at > max(
             job.run.checkpoint_every, save_seconds / SAVE_SHARE
         )

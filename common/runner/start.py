@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from common.algorithm import MAX_INT, Algorithm
-from common.runner import run_folder, sharing
+from common.runner import run_folder, sharing, trackers
 from common.runner.blocks import Job, block_size
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import Run, settings
@@ -33,6 +33,7 @@ def prepare(
     if run.parquet and find_spec("pyarrow") is None:
         raise ValueError("--parquet needs pyarrow: pip install pyarrow")
     grid = settings(run.sweep, config)
+    trackers.check(run, len(grid))
     num_members = len(grid) * run.num_seeds
     sharing.connect(run)
     start_jax(min(num_members, run.seeds_at_once or num_members))
