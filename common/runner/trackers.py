@@ -240,7 +240,8 @@ def wandb_writers(folder: Path) -> Callable[[Job, str, dict], Writer]:
             if step >= run.starting_step:  # else it is there, from before the run went on
                 run.log(values, step=step)
 
-        return Writer(write, run.finish, run.url or f"wandb sync {folder}/wandb/offline-run-*")
+        where = f"wandb sync {folder}/wandb/offline-run-*" if run.offline else str(run.url)
+        return Writer(write, run.finish, where)
 
     return open_writer
 
