@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run_here
+from helpers import run, run_here
 
 from common.runner import loop, trackers
 from common.runner.statistics import interval, iqm
@@ -220,6 +220,7 @@ class FakeWandb(types.ModuleType):
 
 def with_wandb(monkeypatch, folder, *flags, check=0, **kwargs):
     """The runs of a fake wandb, by their curves, of a training with that flag."""
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
     fake = FakeWandb(folder, **kwargs)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     done = train(folder, *flags, "--track", "wandb", check=check)
@@ -235,8 +236,8 @@ def test_wandb_has_every_row_once_and_live(monkeypatch, tmp_path):
     }
     check_points(points, tmp_path / "run", range(6))
     assert all(is_live for k in range(6) for *_, is_live in runs[f"seed_{k}"].rows)
-    for run in runs.values():
-        steps = [step for step, *_ in run.rows]
+    for own in runs.values():
+        steps = [step for step, *_ in own.rows]
         assert steps == sorted(set(steps))
     flags = [run.flags for run in runs.values()]
     assert {(x["group"], x["project"]) for x in flags} == {("run", "manyseeds")}
@@ -262,9 +263,9 @@ def test_wandb_goes_on_where_it_was(monkeypatch, tmp_path):
         first, _ = with_wandb(monkeypatch, folder, *SEEDS, check=5)
     last = first["seed_0"].rows[4][0]
     again, _ = with_wandb(monkeypatch, folder, *SEEDS, starting_step=last + 1)
-    for curve, run in again.items():
-        assert run.flags["id"] == first[curve].flags["id"]
-        assert run.flags["resume"] == "allow"
+    for curve, own in again.items():
+        assert own.flags["id"] == first[curve].flags["id"]
+        assert own.flags["resume"] == "allow"
     assert [step for step, *_ in again["seed_0"].rows] == [
         step for step, *_ in first["seed_0"].rows[5:]
     ]
@@ -305,10 +306,10 @@ def wandb_history(path):
     return rows
 
 
-def test_wandb_itself_offline(monkeypatch, tmp_path):
+def test_wandb_itself_offline(tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    train(tmp_path / "run", *SEEDS, "--track", "wandb")
+    flags = [*FLAGS, *SEEDS, "--track", "wandb", "--out", tmp_path / "run"]
+    run("algorithms.q_learning", *flags, env={"WANDB_MODE": "offline"})  # its end completes files
     points = {}
     for path in (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"):
         rows = wandb_history(path).items()
