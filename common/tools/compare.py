@@ -624,14 +624,16 @@ def draw(path: Path, comparison: Comparison, rows: list[dict[str, Any]]) -> None
         width = 6 // (len(own) if i == len(layout) - 1 else min(3, len(c.env_ids)))
         for j, panel in enumerate(own):
             panel(figure.add_subplot(grid[i, j * width : (j + 1) * width]))
-    key: list[Line2D | Patch] = [Line2D([], [], color=color) for color in plots.COLORS]
-    key = [*key[: len(c.labels)], Patch(color="0.5", alpha=0.3, linewidth=0)]
+    key: list[Line2D | Patch] = [Line2D([], [], color=x) for x in plots.COLORS[: len(c.labels)]]
     style = {"frameon": False, "fontsize": 9, "loc": "outside lower center"}
     names = [
         x if x == y else f"{x}: {y}" for x, y in zip(short_names(c.labels), c.labels, strict=True)
     ]
     columns = max(1, min(5, 100 // (max(map(len, names)) + 6)))
-    figure.legend(key, [*names, "95 % bootstrap interval"], ncols=columns, **style)
+    if any(row["low"] is not None for row in rows):
+        key.append(Patch(color="0.5", alpha=0.3, linewidth=0))
+        names = [*names, "95 % bootstrap interval"]
+    figure.legend(key, names, ncols=columns, **style)
     plots.write_picture(path, figure)
 
 
@@ -664,6 +666,7 @@ def draw_final(axes: Any, comparison: Comparison, rows: list[dict], env_id: str)
     which = [c.labels.index(row["algorithm"]) for row in own]
     colors = [plots.COLORS[g] for g in which]
     draw_points(axes, own, [names[g] for g in which], colors, scores)
+    axes.set_title("Final return", loc="left", fontsize=10)
     axes.set_xlabel(MEASURES[c.measure])
 
 
