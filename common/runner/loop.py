@@ -153,9 +153,9 @@ def finish(work: Work, blocks: list[Block]) -> dict[str, Any] | None:
             print_line(job.run, f"{share}{len(left)} of {len(blocks)} blocks are left to others")
             return None
         summary, ranking = write_results(job, blocks, work.width, sum(work.compile_seconds))
+        work.tracker.complete()
         if summary.get("best"):
             check_best(work, blocks, summary)
-        work.tracker.complete()
         write_json(job.folder / "summary.json", summary)  # last: it marks the run as finished
         shutil.rmtree(job.folder / "blocks", ignore_errors=True)
     print_line(job.run, *summary_lines(job, summary, ranking))

@@ -33,8 +33,8 @@ def prepare(
     if run.parquet and find_spec("pyarrow") is None:
         raise ValueError("--parquet needs pyarrow: pip install pyarrow")
     grid = settings(run.sweep, config)
-    trackers.check(run, len(grid))
     num_members = len(grid) * run.num_seeds
+    trackers.check(run, len(grid))
     sharing.connect(run)
     start_jax(min(num_members, run.seeds_at_once or num_members))
     for module in run.imports:

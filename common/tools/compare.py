@@ -43,9 +43,7 @@ from common.runner.statistics import (
 
 MAX_POINTS = 500  # of a curve
 NUM_THRESHOLDS = 101  # of a performance profile
-# Flags that make another task of an environment, or another measure of a policy.
-TASK_FLAGS = ("env_params", "opponent")
-POLICY_FLAG = "eval_policy"
+TASK_FIELDS = ("opponent",)  # of Config, that make another task of an environment
 UNITS = ("updates", "environment steps")  # of dynamic programming, of all others
 
 
@@ -55,10 +53,9 @@ class Sample(NamedTuple):
     folder: Path
     name: str  # given on the command line, or ""
     algorithm: str
-    env_id: str
-    fields: dict[str, str]  # of the algorithm's Config, as text
-    task: str  # what else defines the task
-    policy: str  # that the evaluation played
+    env_id: str  # with what else makes the task, as in CartPole-v1+gravity=9.8
+    fields: dict[str, str]  # of the algorithm's Config, as text, but those
+    policy: str  # that the evaluation played, --eval-policy
     unit: str  # of the steps
     seeds: np.ndarray  # [S]
     steps: np.ndarray  # [L]
@@ -201,15 +198,14 @@ def read_run(folder: Path, name: str, metric: str) -> Iterator[Sample]:
             scores["evaluation"] = np.array([returns[seed == k].mean() for k in seeds])
         swept = {k: x for k, x in setting if k in config}
         fields = {k: str(x) for k, x in config.items()} | swept
-        task = {k: x for k, x in setting if k not in config}  # parameters of the environment
-        for k in TASK_FLAGS:
-            if value := fields.pop(k, None) or run.get(k):
-                task[k] = value if isinstance(value, str) else " ".join(sorted(map(str, value)))
-        env_id, unit = fields.pop("env_id"), UNITS["total_timesteps" in config]
-        task = setting_label(task) or "no such flag"
-        policy = str(run.get(POLICY_FLAG, ""))
+        base, *given = fields.pop("env_id").split("+")
+        task = dict(x.split("=", 1) for x in given if "=" in x)
+        task |= {k.removeprefix("env."): x for k, x in setting if k not in config}
+        task |= {k: fields.pop(k) for k in TASK_FIELDS if k in fields}
+        env_id = "+".join([base, *(f"{k}={x}" for k, x in sorted(task.items()))])
+        policy, unit = run.get("eval_policy", "greedy"), UNITS["total_timesteps" in config]
         scores = {kind: np.where(is_scored, x, np.nan) for kind, x in scores.items()}
-        what = folder, name, algorithm, env_id, fields, task, policy, unit
+        what = folder, name, algorithm, env_id, fields, policy, unit
         yield Sample(*what, seeds, steps, tables[metric], ~is_scored, scores)
 
 
@@ -281,9 +277,8 @@ def compare(
     given: dict[str, tuple[float, float]],
 ) -> Comparison:
     """Return the comparison of samples. ValueError if they do not compare."""
-    for env_id in dict.fromkeys(x.env_id for x in samples):
-        same_task(env_id, [x for x in samples if x.env_id == env_id])
     grouped = group(samples)
+    same_tasks(grouped)
     labels = list(dict.fromkeys(label for _, label in grouped))
     env_ids = list(dict.fromkeys(env_id for env_id, _ in grouped))
     if len(labels) > plots.MAX_SETTINGS:
@@ -370,15 +365,21 @@ def differing_fields(samples: list[Sample]) -> list[str]:
     return [k for k in names if len({x.fields.get(k) for x in samples}) > 1]
 
 
-def same_task(env_id: str, samples: list[Sample]) -> None:
-    """Raise ValueError unless samples of one environment can share its axes."""
-    a = samples[0]
-    for b in samples[1:]:
-        if a.task != b.task:
-            raise ValueError(
-                f"{a.folder} and {b.folder} are not one task: {env_id} has {a.task} in the one "
-                f"and {b.task} in the other; compare them apart"
-            )
+def same_tasks(grouped: dict[tuple[str, str], list[Sample]]) -> None:
+    """Raise ValueError unless the curves of an environment can share its axes, and unless all have
+    been run on each of its variants, if there are several: else they would be apart unseen."""
+    labels: dict[str, dict[str, Sample]] = {}
+    for (env_id, label), own in grouped.items():
+        labels.setdefault(env_id, {})[label] = own[0]
+    for one, two in itertools.combinations(labels, 2):
+        if one.partition("+")[0] != two.partition("+")[0] or set(labels[one]) == set(labels[two]):
+            continue
+        a, b = (next(iter(labels[x].values())).folder for x in (one, two))
+        raise ValueError(
+            f"{a} and {b} are not one task: {one} and {two}; compare them apart, or train all "
+            "algorithms on both"
+        )
+    for a, b in ((a, b) for x in labels.values() for a, b in itertools.pairwise(x.values())):
         if a.unit != b.unit:
             raise ValueError(
                 f"{a.folder} counts {a.unit} and {b.folder} {b.unit}: one axis cannot show both"
@@ -395,7 +396,7 @@ def measure_of(samples: list[Sample], score: str | None) -> str:
     for a, b in itertools.pairwise(samples):
         if measure == "evaluation" and a.policy != b.policy:
             raise ValueError(
-                f"{a.folder} and {b.folder} were evaluated with other {flag(POLICY_FLAG)}; "
+                f"{a.folder} and {b.folder} were evaluated with different --eval-policy; "
                 "compare them with --score training"
             )
     return measure

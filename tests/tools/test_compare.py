@@ -345,17 +345,33 @@ def test_only_environments_of_all_algorithms_are_averaged():
 # Refusals
 
 
-@pytest.mark.parametrize("first, second", [({"env_params": ["g=1"]}, {}), ({}, {"opponent": "x"})])
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ({"env_id": "CartPole-v1+gravity=9"}, {}),
+        ({"env_id": "CartPole-v1+gravity=9"}, {"env_id": "CartPole-v1+gravity=8"}),
+        ({"opponent": "random"}, {"opponent": "perfect"}),
+    ],
+)
 def test_other_parameters_of_an_environment_are_another_task(first, second):
-    a = write_run("a", run=first)
+    a = write_run("a", config=first)
     b = write_run("b", "ppo", config=second)
-    assert "are not one task: CartPole-v1 has" in refused(a, b)
+    assert "a and b are not one task: CartPole-v1+" in refused(a, b)
     compared(a)
 
 
-def test_swept_parameters_of_an_environment_are_other_tasks():
-    run = write_run("a", finals=[EVERY_SEED] * 2, sweep=[{"gravity": 9}, {"gravity": 8}])
-    assert "gravity=9 in the one and gravity=8" in refused(run)
+def test_variants_that_all_algorithms_were_run_on_are_environments():
+    for name in ("dqn", "ppo"):
+        write_run(f"{name}-9", name, "CartPole-v1+gravity=9+max_steps_in_episode=50")
+        sweep = [{"env.gravity": 8}, {"env.gravity": 9}]
+        env_id = "CartPole-v1+gravity=1+max_steps_in_episode=50"  # the swept one counts
+        write_run(f"{name}-swept", name, env_id, [EVERY_SEED] * 2, sweep=sweep, seed=5)
+    tables = compared("dqn-9", "ppo-9", "dqn-swept", "ppo-swept")
+    names = [f"CartPole-v1+gravity={x}+max_steps_in_episode=50" for x in (9, 8)]
+    expected = [(names[0], x, "10") for x in ("dqn", "ppo")]
+    expected += [(names[1], x, "5") for x in ("dqn", "ppo")]
+    assert values(tables.final, "env_id", "algorithm", "seeds") == expected
+    assert "not one task" in refused("dqn-9", "ppo-swept")
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line():
@@ -367,7 +383,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line():
     assert "write ENV=LOW,HIGH" in refused(a, "--normalize", "CartPole-v1=5,5")
     assert "no run is of it" in refused(a, "--normalize", "Pong=0,1")
     b = write_run("b", "ppo", run={"eval_policy": "sample"})
-    assert "with other --eval-policy" in refused(a, b)
+    assert "with different --eval-policy" in refused(a, b)
     compared(a, b, "--score", "training")
     c = write_run("c", "value_iteration")
     flags = json.loads((c / "config.json").read_text())
