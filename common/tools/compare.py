@@ -19,6 +19,7 @@ import argparse
 import csv
 import itertools
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,8 @@ from common.algorithm import flag
 from common.runner import plots
 from common.runner.blocks import setting_label
 from common.runner.checkpoint import write_atomically
-from common.runner.cli import fail, warn
+from common.runner.cli import Run, fail, warn
+from common.runner.console import print_line
 from common.runner.statistics import (
     MIN_SEEDS,
     bands,
@@ -130,8 +132,8 @@ def main() -> None:
         draw(out, comparison, rows)
     except OSError as error:
         fail(2, f"cannot write {out}: {error.strerror}; choose another --out")
-    print(text)
-    print(f"wrote {out}, {out.with_suffix('.csv').name}, {out.with_suffix('.md').name}")
+    wrote = f"wrote {out}, {out.with_suffix('.csv').name}, {out.with_suffix('.md').name}"
+    print_line(Run(), text, wrote)
 
 
 # Reading
@@ -648,7 +650,8 @@ def draw_curves(axes: Any, comparison: Comparison, env_id: str) -> None:
     curves = np.full((len(c.labels), most, len(points)), np.nan)
     for label, cell in own.items():
         curves[c.labels.index(label), : len(cell.curves)] = cell.curves
-    plots.tidy(axes, f"{env_id}: {c.metric.replace('_', ' ')}")
+    title = f"{env_id.replace('+', ' ')}: {c.metric.replace('_', ' ')}"
+    plots.tidy(axes, textwrap.fill(title, 100 // min(3, len(c.env_ids))))
     steps = np.broadcast_to(points, (len(c.labels), len(points)))
     plots.draw_panel(axes, steps, curves, c.metric.endswith("return"), show_seeds=False)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
