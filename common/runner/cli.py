@@ -31,6 +31,7 @@ class Run:
     eval_every: int = 0  # environment steps between greedy evaluations during training; 0: none
     log_points: int = 100  # rows of metrics.csv per seed
     parquet: bool = False  # write metrics and evaluation as .parquet, not .csv; needs pyarrow
+    track: str = ""  # tensorboard, wandb or both with a comma: show the metrics there
     out: str = ""  # the run's folder, made or continued; else runs/<algorithm>-<env_id>-<time>
     checkpoint_every: float = 60.0  # seconds, but at least 20 times as long as a save takes
     resume: str = ""  # the folder of an interrupted run: continue from its checkpoint
@@ -53,6 +54,8 @@ class Run:
         )
         if self.eval_every and not self.eval_episodes:
             raise ValueError("--eval-every needs --eval-episodes above 0")
+        if not re.fullmatch("|(tensorboard|wandb)(,(?!\\1)(tensorboard|wandb))?", self.track):
+            raise ValueError(f"--track {self.track}: write tensorboard, wandb or tensorboard,wandb")
         if self.share and self.distributed:
             raise ValueError("--share and --distributed exclude each other")
         if (self.share or self.distributed) and not (self.out or self.resume):

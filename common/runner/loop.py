@@ -65,6 +65,7 @@ from common.runner.run_folder import (
 )
 from common.runner.sharing import merging, own_blocks, share_of, wait_for_others
 from common.runner.statistics import summarize
+from common.runner.trackers import Tracker, tracking
 
 CHUNK_SECONDS = 0.5  # between looks at the clock and the screen
 SAVE_SHARE = 0.05  # most of the time that saving checkpoints may take
@@ -81,6 +82,7 @@ class Work(NamedTuple):
     received: list[int]  # signals
     show: Callable  # shows the progress, see `display`
     compile_seconds: list[float]
+    tracker: Tracker
 
 
 def run(job: Job) -> None:
@@ -102,9 +104,9 @@ def run(job: Job) -> None:
         warn(warning)
     pool = ThreadPoolExecutor(2 * len(devices) + 2)
     try:
-        with caught_signals() as received:
+        with caught_signals() as received, tracking(job, blocks) as tracker:
             with display(job, own, index) as show:
-                work = Work(job, devices, width, pool, received, show, [])
+                work = Work(job, devices, width, pool, received, show, [], tracker)
                 train_and_evaluate(work, own, blocks)
             summary = finish(work, blocks)
     finally:
@@ -160,6 +162,7 @@ def finish(work: Work, blocks: list[Block]) -> dict[str, Any] | None:
             print_line(job.run, f"{share}{len(left)} of {len(blocks)} blocks are left to others")
             return None
         summary, ranking = write_results(job, blocks, work.width, sum(work.compile_seconds))
+        work.tracker.complete()
         if summary.get("best"):
             check_best(work, blocks, summary)
         write_json(job.folder / "summary.json", summary)  # last: it marks the run as finished
@@ -354,6 +357,7 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
                 row["evaluation_return"] = np.where(own.diverged < 0, means, np.nan)
             at["rows"] = [*at["rows"], end]
             history = add_row(history, row)
+            work.tracker.update(block, at["rows"], history)
         is_due = time.monotonic() - saved_at > max(
             job.run.checkpoint_every, save_seconds / SAVE_SHARE
         )

@@ -27,7 +27,7 @@ from common.runner.cli import Run, warn
 
 # Flags that may differ when a run goes on.
 FREE_FLAGS = {"resume", "out", "quiet", "checkpoint_every", "share", "distributed", "eval_episodes"}
-FREE_FLAGS |= {"parquet"}
+FREE_FLAGS |= {"parquet", "track"}
 
 
 def new_path(name: str, env_id: str) -> Path:

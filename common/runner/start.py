@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from common.algorithm import MAX_INT, Algorithm
-from common.runner import run_folder, sharing
+from common.runner import run_folder, sharing, trackers
 from common.runner.blocks import Job, block_size
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import Run, settings
@@ -34,6 +34,7 @@ def prepare(
         raise ValueError("--parquet needs pyarrow: pip install pyarrow")
     grid = settings(run.sweep, config)
     num_members = len(grid) * run.num_seeds
+    trackers.check(run, len(grid))
     sharing.connect(run)
     start_jax(min(num_members, run.seeds_at_once or num_members))
     for module in run.imports:

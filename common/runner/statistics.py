@@ -5,7 +5,7 @@ leaves it out. Higher scores rank better. Shapes: G configurations of a sweep, S
 along training.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -33,21 +33,42 @@ def interval(x: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
     distribution: 47 to 50 % with 2 seeds, 72 to 76 % with 3, 88 to 89 % with 4, 89 to 92 % with 5,
     93 % with 8, 92 to 95 % with 10 or more.
     """
-    from scipy import stats
-
     x = finite(x)
     if x.size == 0 or x.min() == x.max():  # there is nothing to resample
         return iqm(x), iqm(x)
+    low, high = bootstrap((x,), pooled_iqm, confidence)
+    return float(low), float(high)
+
+
+def pooled_iqm(*samples: np.ndarray, axis: int) -> np.ndarray:
+    """Return the IQM of all samples together; they have no NaN."""
+    from scipy import stats
+
+    return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis=axis)
+
+
+def bootstrap(
+    samples: Sequence[np.ndarray], statistic: Callable, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the percentile bootstrap interval (low, high) of `statistic(*samples, axis=axis)`.
+
+    Each sample is resampled on its own: with the seeds of one task in each that is the stratified
+    bootstrap of Agarwal et al. 2021.
+    """
+    from scipy import stats
+
     result = stats.bootstrap(
-        (x,),
-        lambda sample, axis: stats.trim_mean(sample, 0.25, axis=axis),
+        samples,
+        statistic,
+        vectorized=True,
         confidence_level=confidence,
         n_resamples=2000,
-        batch=max(1, 1_000_000 // x.size),  # about 10 MB at a time, however many seeds
+        # About 10 MB at a time, however many seeds.
+        batch=max(1, 1_000_000 // sum(map(len, samples))),
         method="percentile",
         rng=0,  # the same data give the same interval
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    return result.confidence_interval.low, result.confidence_interval.high
 
 
 def summarize(x: ArrayLike) -> dict[str, float | None]:
