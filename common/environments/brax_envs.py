@@ -13,7 +13,6 @@ import warnings
 from difflib import get_close_matches
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -78,17 +77,6 @@ def make_brax_env(env_id: str, num_envs: int) -> Env:
     def observe(state):
         return state.obs
 
-    # Brax's observation_size runs a whole reset, operation by operation.
-    obs_shape = jax.eval_shape(env.reset, jax.random.key(0)).obs.shape
     high = np.ones(env.action_size)
-    return reset_ahead_env(
-        env.reset,
-        step,
-        observe,
-        num_envs,
-        max_steps,
-        obs_shape=obs_shape,
-        action_shape=high.shape,
-        action_low=-high,
-        action_high=high,
-    )
+    bounds = {"action_shape": high.shape, "action_low": -high, "action_high": high}
+    return reset_ahead_env(env.reset, step, observe, num_envs, max_steps, **bounds)

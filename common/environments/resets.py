@@ -1,7 +1,6 @@
 """Environments that reset themselves to starts computed ahead: a reset in every step can cost more
 than the step."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,14 +23,7 @@ def _(axis_size, in_batched, flag):
     return any_across_vmap(jnp.any(flag)), False
 
 
-def reset_ahead_env(
-    reset: Callable,
-    step: Callable,
-    observe: Callable,
-    num_envs: int,
-    max_steps: int,
-    **fields: Any,
-) -> Env:
+def reset_ahead_env(reset, step, observe, num_envs: int, max_steps: int, **fields: Any) -> Env:
     """Return the Env of `num_envs` environments with a limit of `max_steps`, which truncates.
 
     `reset(key) -> inner`, `step(key, inner, action) -> inner, reward, terminated` and
@@ -40,6 +32,8 @@ def reset_ahead_env(
     refill. Refill timing does not change any episode.
     """
     num_ahead = max(MIN_AHEAD, 2 * num_envs)
+    obs = jax.eval_shape(lambda key: observe(reset(key)), jax.random.key(0))
+    fields |= {"obs_shape": obs.shape, "max_steps": max_steps}
 
     def starts(key, first, num):
         return jax.vmap(lambda n: reset(jax.random.fold_in(key, n)))(first + jnp.arange(num))
@@ -75,4 +69,4 @@ def reset_ahead_env(
         obs, next_obs = jax.vmap(observe)(states), jax.vmap(observe)(after)
         return obs, inner, reward, terminated, truncated, next_obs
 
-    return batch_env(reset_all, step_all, num_envs, is_batched=True, max_steps=max_steps, **fields)
+    return batch_env(reset_all, step_all, num_envs, is_batched=True, **fields)

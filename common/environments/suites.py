@@ -38,16 +38,8 @@ def make_suite_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of an environment of a suite; ValueError, one line, if its package
     is missing, if there is no such id, or if algorithms cannot use it."""
     world = load(env_id)
-    obs = jax.eval_shape(lambda key: world.observe(world.reset(key)), jax.random.key(0))
-    return reset_ahead_env(
-        world.reset,
-        world.step,
-        world.observe,
-        num_envs,
-        world.max_steps,
-        obs_shape=obs.shape,
-        **world.actions,
-    )
+    functions = world.reset, world.step, world.observe
+    return reset_ahead_env(*functions, num_envs, world.max_steps, **world.actions)
 
 
 # Cached, because JAX compiles for each instance.
@@ -55,8 +47,7 @@ def make_suite_env(env_id: str, num_envs: int) -> Env:
 def load(env_id: str) -> World:
     """Return the world of an id; ValueError, one line, as make_suite_env says."""
     name, _, suite = env_id.rpartition("-")
-    make, package = SUITES[suite]
-    world = make(name, functools.partial(import_module, env_id, package))
+    world = SUITES[suite](name, functools.partial(import_module, env_id))
     is_discrete = "num_actions" in world.actions
 
     def reset(key):
@@ -82,7 +73,7 @@ def load(env_id: str) -> World:
     return world._replace(reset=reset, step=step, observe=observe)
 
 
-def import_module(env_id: str, package: str, module: str) -> Any:
+def import_module(env_id: str, module: str) -> Any:
     """Return a module of a suite; ValueError, one line, that says how to install it."""
     try:
         return attempt(f"{env_id}: import {module}", importlib.import_module, module)
@@ -90,6 +81,7 @@ def import_module(env_id: str, package: str, module: str) -> Any:
         missing = getattr(error.__cause__, "name", None)
         if not isinstance(error.__cause__, ModuleNotFoundError) or missing != module.split(".")[0]:
             raise
+        package = env_id.rpartition("-")[2]
         raise ValueError(f"{env_id} needs a package: pip install {package}") from error
 
 
@@ -302,11 +294,11 @@ def playground(name: str, load_module: Callable) -> World:
     return World(env.reset, step, observe, max_steps, actions)
 
 
-SUITES = {  # its make, and the name of its package on PyPI
-    "navix": (navix, "navix"),
-    "jumanji": (jumanji, "jumanji"),
-    "craftax": (craftax, "craftax"),
-    "pgx": (pgx, "pgx"),
-    "xminigrid": (xminigrid, "xminigrid"),
-    "playground": (playground, "playground"),
+SUITES = {  # by the names of their packages on PyPI
+    "navix": navix,
+    "jumanji": jumanji,
+    "craftax": craftax,
+    "pgx": pgx,
+    "xminigrid": xminigrid,
+    "playground": playground,
 }

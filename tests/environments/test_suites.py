@@ -1,5 +1,5 @@
-"""common/environments/suites.py: what it makes of small suites written here, whose numbers are known;
-and the suites themselves, where they are installed, against their own steps."""
+"""common/environments/suites.py: what it makes of small suites written here, whose numbers are
+known; and the suites themselves, where they are installed, against their own steps."""
 
 import sys
 from importlib.abc import MetaPathFinder
@@ -47,7 +47,7 @@ class Corridor:
 
 
 class Count(NamedTuple):
-    """PGX's, of a game: who reaches 4 wins; actions 0 and 1 add 1 and 2, and action 2 is illegal."""
+    """PGX's, of a game: who reaches 4 wins; actions 0 and 1 add 1 and 2, action 2 is illegal."""
 
     total: jax.Array
     current_player: jax.Array
@@ -463,11 +463,15 @@ def test_algorithms_train_on_grids(name):
     pytest.importorskip("navix")
     module = helpers.load(name)
     config = helpers.small_config(module, env_id="Navix-Empty-5x5-v0-navix")
-    before = helpers.trained(module.make(config), [0, 1], 0)
-    before = jax.tree.map(np.asarray, before.state.params)
-    after = helpers.trained(module.make(config), [0, 1], 2).state.params
-    changed = [np.any(x != np.asarray(y)) for x, y in zip(*map(jax.tree.leaves, (before, after)))]
-    assert any(changed) and all(np.isfinite(x).all() for x in jax.tree.leaves(after))
+    algorithm = module.make(config)
+    before, after = (
+        jax.tree.leaves(
+            jax.tree.map(np.asarray, helpers.trained(algorithm, [0, 1], n).state.params)
+        )
+        for n in (0, 2)
+    )
+    assert any((x != y).any() for x, y in zip(before, after, strict=True))
+    assert all(np.isfinite(x).all() for x in after)
 
 
 @pytest.mark.parametrize("name", ["connect_four", "tic_tac_toe"])
