@@ -224,12 +224,16 @@ def jumanji(name: str, load_module: Callable) -> World:
     """
     package = load_module("jumanji")
     specs = load_module("jumanji.specs")
-    env = package.make(choose(name, package.registered_environments(), "jumanji"))
+    choose(name, package.registered_environments(), "jumanji")
+    if name == "Sokoban-v0":
+        raise ValueError(f"{name}-jumanji downloads its levels and is not supported")
+    env = package.make(name)
     seen, spec = env.observation_spec, env.action_spec
     max_steps = int(getattr(env, "time_limit", NO_LIMIT))
     env.time_limit = NEVER
 
     def encode(path, x):
+        x = jnp.asarray(x)  # some are Python's numbers
         part = functools.reduce(lambda spec, key: getattr(spec, key.name), path, seen)
         low, high = (np.asarray(getattr(part, y, np.nan), float) for y in ("minimum", "maximum"))
         is_scaled = jnp.issubdtype(x.dtype, jnp.integer) and is_bounded(low, high, most=2**24)
@@ -238,9 +242,9 @@ def jumanji(name: str, load_module: Callable) -> World:
     def observe(state):
         parts = jax.tree_util.tree_leaves_with_path(state[1])
         parts = {path: x for path, x in parts if path[-1].name not in ("step_count", "step")}
-        images = [path for path in parts if path[-1].name != "action_mask"]
-        if len(images) == 1 and parts[images[0]].ndim == 3:
-            return encode(images[0], parts[images[0]])
+        first, *others = [x for path, x in parts.items() if path[-1].name != "action_mask"]
+        if not others and jnp.ndim(first) == 3 and jnp.issubdtype(first.dtype, jnp.floating):
+            return first
         return jnp.concatenate([encode(path, x).ravel() for path, x in parts.items()])
 
     def reset(key):

@@ -120,8 +120,8 @@ class Lock:
         return self.timestep(time + 1, action, opened | (time + 1 >= self.time_limit))
 
     def timestep(self, time, dials, last):
-        shape = (1, 2, 1) if self.is_image else (2,)
-        board = Board(dials.reshape(shape), jnp.array([True, False]), time)
+        cells = dials[None, :, None] / 10 if self.is_image else dials
+        board = Board(cells, jnp.array([True, False]), time)
         reward = jnp.zeros(() if self.num_agents is None else self.num_agents)
         return time, SimpleNamespace(observation=board, reward=reward, last=lambda: last)
 
