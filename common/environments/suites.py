@@ -212,7 +212,9 @@ def pgx(name: str, load_module: Callable) -> World:
     def observe(state):
         return state.observation
 
-    return World(reset, step, observe, NO_LIMIT, {"num_actions": env.num_actions})
+    # PGX's num_actions runs a whole reset, operation by operation.
+    num_actions = jax.eval_shape(env.init, jax.random.key(0)).legal_action_mask.shape[0]
+    return World(reset, step, observe, NO_LIMIT, {"num_actions": num_actions})
 
 
 def jumanji(name: str, load_module: Callable) -> World:

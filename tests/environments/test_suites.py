@@ -61,8 +61,6 @@ class Count(NamedTuple):
 
 
 class CountGame:
-    num_actions = 3
-
     def __init__(self, num_players=2):
         self.num_players = num_players
 
