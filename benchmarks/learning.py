@@ -4,7 +4,8 @@ A row of suite.toml is one command: all its seeds in one vmapped run, then the f
 over its episodes. Where the claim is about training itself (an online return, an error of values)
 the row names a metric of the run instead. The result is a line of results/learning.csv, the curves
 are results/<row>.png; `python -m benchmarks.pages` then writes the pages that show them. A run that
-was stopped is resumed; a row that already has a line for this commit is skipped.
+was stopped is resumed; a row that already has a line for this commit is skipped, and so is one
+whose environment is of a suite that is not installed.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import statistics
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from common.environments.suites import SUITES
 from common.runner.statistics import summarize
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +42,9 @@ def main() -> None:
         parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(rows)}")
     failed = []
     for name in chosen(rows, arguments.rows, arguments.tier):
-        if row_is_due(name):
+        if package := missing_package(rows[name]):
+            print(f"{name}: left out, it needs a package: pip install {package}")
+        elif row_is_due(name):
             line = run_row(name, rows[name])
             write_line(line)
             failed += [] if line["reached"] == "yes" else [name]
@@ -64,6 +69,17 @@ def chosen(rows: dict[str, dict], names: list[str], tier: str | None) -> list[st
         return named and tier in (None, row["tier"])
 
     return [name for name, row in rows.items() if asked(name, row)]
+
+
+def missing_package(row: dict) -> str | None:
+    """Return the package that a row's environment is of, if it is not installed."""
+    package = row["env_id"].rpartition("-")[2]
+    if package in SUITES:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return package
+    return None
 
 
 def command(row: dict) -> list[str]:

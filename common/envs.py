@@ -73,6 +73,8 @@ def find_family(env_id: str) -> Callable:
         ".+-linear": lazy("common.environments.linear", "make_linear_env"),
         ".+-obstacles": lazy("common.environments.obstacles", "make_obstacles_env"),
         ".+-brax(-.*)?": lazy("common.environments.brax_envs", "make_brax_env"),
+        ".+-(craftax|navix|xminigrid)": lazy("common.environments.suites", "make_suite_env"),
+        ".+-(jumanji|pgx|playground)": lazy("common.environments.suites", "make_suite_env"),
         ".*": lazy("common.environments.gymnax_envs", "make_gymnax_env"),
     }
     return next(make for pattern, make in families.items() if re.fullmatch(pattern, env_id))

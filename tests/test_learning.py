@@ -4,6 +4,7 @@ import importlib
 import math
 import re
 import shlex
+import sys
 
 import pytest
 
@@ -16,6 +17,7 @@ from benchmarks.learning import (
     command_line,
     in_words,
     lines,
+    missing_package,
     run_row,
     suite,
 )
@@ -24,11 +26,18 @@ from common.runner.cli import parse
 ROWS = {name: row for name, row in suite().items() if row["tier"] == "test"}
 
 
+def or_skip(row):
+    """The row, unless its environment is of a suite that is not installed."""
+    if package := missing_package(row):
+        pytest.skip(f"needs a package: pip install {package}")
+    return row
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ROWS)
 def test_it_reaches_its_threshold(name, tmp_path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # as users run it
-    line = run_row(name, ROWS[name], tmp_path / "run")
+    line = run_row(name, or_skip(ROWS[name]), tmp_path / "run")
     assert line["reached"] == "yes", line
 
 
@@ -50,11 +59,24 @@ def test_every_row_is_complete_and_every_algorithm_has_one():
 
 @pytest.mark.parametrize("name", suite())
 def test_the_command_of_a_row_is_one_that_its_algorithm_takes(name):
-    row = suite()[name]
+    row = or_skip(suite()[name])
     module = importlib.import_module(f"algorithms.{row['algorithm']}")
     config, run = parse(module.Config, name, "", command(row)[2:])
     assert config.env_id == row["env_id"] and run.num_seeds == row["seeds"]
     assert module.make(config).num_updates > 0
+
+
+def test_a_row_whose_suite_is_not_installed_is_left_out(monkeypatch, capsys):
+    row = {"algorithm": "ppo", "env_id": "Snake-v1-jumanji", "tier": "cpu"}
+    monkeypatch.setattr(learning, "suite", lambda: {"ppo-snake": row})
+    monkeypatch.setattr(learning, "run_row", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(sys, "argv", ["learning", "ppo-snake"])
+    monkeypatch.setattr(sys, "meta_path", [])  # where packages are found
+    learning.main()
+    assert capsys.readouterr().out.strip() == (
+        "ppo-snake: left out, it needs a package: pip install jumanji"
+    )
+    assert missing_package({"env_id": "CartPole-v1"}) is None
 
 
 def test_a_metric_is_averaged_over_the_last_part_of_every_seed(tmp_path):

@@ -3,7 +3,7 @@ themselves: `Hopper-brax`, or, with other physics than `spring`, `Hopper-brax-mj
 
 Brax's own wrapper resets every episode to the start of the first, and loses the last observation
 of an episode. A full reset in every step would cost up to half of the simulation, so resets are
-precomputed.
+computed ahead.
 """
 
 import contextlib
@@ -13,11 +13,10 @@ import warnings
 from difflib import get_close_matches
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from common.environments.batching import batch_env
+from common.environments.resets import reset_ahead_env
 from common.envs import Env
 
 NAMES = {
@@ -36,7 +35,6 @@ NAMES = {
 BROKEN = {"Swimmer": "Brax 0.14 fails in its reset"}
 BACKENDS = "spring", "generalized", "positional", "mjx"
 MAX_STEPS = {"Fast": 128}  # as in Brax's tests; all others 1,000, as in its training
-MIN_AHEAD = 64  # precomputed resets; or twice the number of environments, if that is more
 
 
 @functools.cache
@@ -66,71 +64,19 @@ def load(env_id: str) -> tuple[Any, int]:
     return env, MAX_STEPS.get(name, 1_000)
 
 
-@jax.custom_batching.custom_vmap
-def any_across_vmap(flag: jax.Array) -> jax.Array:
-    """Return whether `flag` is set in any of the vmapped runs, as one scalar for all of them."""
-    return flag
-
-
-@any_across_vmap.def_vmap
-def _(axis_size, in_batched, flag):
-    return any_across_vmap(jnp.any(flag)), False
-
-
 def make_brax_env(env_id: str, num_envs: int) -> Env:
-    """Return `num_envs` copies of an environment of Brax; ValueError if there is no such id.
-
-    Episode n resets from fold_in(key, n). Resets are precomputed in blocks; when any seed runs low,
-    all refill. Refill timing does not change any episode.
-    """
+    """Return `num_envs` copies of an environment of Brax; ValueError if there is no such id."""
     env, max_steps = load(env_id)
-    num_ahead = max(MIN_AHEAD, 2 * num_envs)
 
-    def starts(key, first, num):
-        return jax.vmap(lambda n: env.reset(jax.random.fold_in(key, n)))(first + jnp.arange(num))
-
-    def reset(key):
-        both = starts(key, 0, num_envs + num_ahead)
-        states = jax.tree.map(lambda x: x[:num_envs], both)
-        ahead = jax.tree.map(lambda x: x[num_envs:], both)
-        first = jnp.int32(num_envs)
-        return states.obs, (states, jnp.zeros(num_envs, jnp.int32), key, ahead, first, first)
-
-    def step(_, inner, action):
-        states, time, key, ahead, first, episodes = inner
-        # This must come first, or XLA would copy all precomputed resets in every step.
-        ahead, first = jax.lax.cond(
-            any_across_vmap(episodes - first > num_ahead - num_envs),
-            lambda: (starts(key, episodes, num_ahead), episodes),
-            lambda: (ahead, first),
-        )
-        after = jax.vmap(env.step)(states, action)
-        terminated, truncated = after.done > 0, time + 1 >= max_steps
-        done = terminated | truncated
-        place = episodes - first + jnp.cumsum(done) - 1
-
-        def where_done(start, old):
-            return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), start[place], old)
-
-        states = jax.tree.map(where_done, ahead, after)
-        episodes += jnp.sum(done, dtype=jnp.int32)
+    def step(_, state, action):
+        after = env.step(state, action)
         # The reward is NaN if the simulation diverged or the action is NaN.
-        sound = jnp.isfinite(after.obs).all(-1) & jnp.isfinite(action).all(-1)
-        reward = jnp.where(sound, after.reward, jnp.nan)
-        inner = states, jnp.where(done, 0, time + 1), key, ahead, first, episodes
-        return states.obs, inner, reward, terminated, truncated, after.obs
+        sound = jnp.isfinite(after.obs).all() & jnp.isfinite(action).all()
+        return after, jnp.where(sound, after.reward, jnp.nan), after.done > 0
 
-    # Brax's observation_size runs a whole reset, operation by operation.
-    obs_shape = jax.eval_shape(env.reset, jax.random.key(0)).obs.shape
+    def observe(state):
+        return state.obs
+
     high = np.ones(env.action_size)
-    return batch_env(
-        reset,
-        step,
-        num_envs,
-        is_batched=True,
-        obs_shape=obs_shape,
-        action_shape=high.shape,
-        action_low=-high,
-        action_high=high,
-        max_steps=max_steps,
-    )
+    bounds = {"action_shape": high.shape, "action_low": -high, "action_high": high}
+    return reset_ahead_env(env.reset, step, observe, num_envs, max_steps, **bounds)

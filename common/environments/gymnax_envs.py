@@ -94,7 +94,10 @@ def suggestion(env_id: str) -> str:
     known = list(gymnax.registered_envs)
     close = get_close_matches(env_id, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}?" if close else f"try {known[0]}."
-    families = "<Name>-tabular, -brax, -linear, -game, -obstacles"
+    families = (
+        "<Name>-tabular, -brax, -linear, -game, -obstacles, those of other suites with -navix, "
+    )
+    families += "-jumanji, -craftax, -pgx, -xminigrid, -playground"
     return f"; {hint} Also {families}, and any id with -history<k> or -positions"
 
 

@@ -1,0 +1,128 @@
+"""Steps per second of other suites' environments: `python -m benchmarks.suites [ID ...]`.
+
+Ours is `rollout` of `make_env`, which also counts the time and the return, and keeps each last
+observation; the suite's own is its vmapped step with the resets that it offers. Both act at random,
+in as many environments for as many steps, in turns. Prints a Markdown table: the best of several
+turns of each, and their ratio.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.learning import table
+from common.envs import make_env, rollout
+from common.exploration import random_policy
+
+NUM_STEPS, TURNS = 200, 5
+
+
+def navix(name: str) -> tuple[Callable, Callable]:
+    env = import_module("navix").make(name)
+    return env.reset, lambda key, timestep, action: env.step(timestep, action)
+
+
+def jumanji(name: str) -> tuple[Callable, Callable]:
+    wrappers = import_module("jumanji.wrappers")
+    env = wrappers.AutoResetWrapper(import_module("jumanji").make(name))
+    step = lambda key, state, action: env.step(state[0], action)
+    return env.reset, step
+
+
+def craftax(name: str) -> tuple[Callable, Callable]:
+    make = import_module("craftax.craftax_env").make_craftax_env_from_name
+    env = make(name, auto_reset=True)
+    params = env.default_params
+    step = lambda key, state, action: env.step(key, state[1], action, params)
+    return lambda key: env.reset(key, params), lambda *args: step(*args)[:2]
+
+
+def pgx(name: str) -> tuple[Callable, Callable]:
+    env = import_module("pgx").make(name)
+    step = import_module("pgx.experimental").auto_reset(env.step, env.init)
+    return env.init, lambda key, state, action: step(state, action, key)
+
+
+def xminigrid(name: str) -> tuple[Callable, Callable]:
+    env, params = import_module("xminigrid").make(name)
+    env = import_module("xminigrid.wrappers").GymAutoResetWrapper(env)
+    step = lambda key, timestep, action: env.step(params, timestep, action)
+    return lambda key: env.reset(params, key), step
+
+
+OWN = {make.__name__: make for make in (navix, jumanji, craftax, pgx, xminigrid)}
+IDS = {
+    "Navix-Empty-5x5-v0-navix": 64,
+    "Navix-DoorKey-5x5-v0-navix": 64,
+    "Snake-v1-jumanji": 64,
+    "Game2048-v1-jumanji": 64,
+    "Craftax-Classic-Symbolic-v1-craftax": 16,
+    "minatar-breakout-pgx": 64,
+    "MiniGrid-Empty-5x5-xminigrid": 64,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suites", description=__doc__)
+    parser.add_argument("ids", nargs="*", default=list(IDS), metavar="ID", help="default: all")
+    rows = [["id", "environments", "ours, steps/s", "the suite's own, steps/s", "ratio"]]
+    for env_id in parser.parse_args().ids:
+        num_envs = IDS[env_id]
+        ours, own = race(ours_of(env_id, num_envs), own_of(env_id, num_envs))
+        per_second = [num_envs * NUM_STEPS / seconds for seconds in (ours, own)]
+        speeds = [f"{x:,.0f}" for x in per_second]
+        rows.append([f"`{env_id}`", num_envs, *speeds, f"{own / ours:.2f}"])
+        print(rows[-1], flush=True)
+    print(table(rows))
+
+
+def race(*programs: Callable) -> list[float]:
+    """Return the shortest time in seconds of each of the programs of a key, which take turns."""
+    times = [[] for _ in programs]
+    for turn in range(TURNS + 1):  # the first one compiles
+        for program, seconds in zip(programs, times, strict=True):
+            begun = time.perf_counter()
+            jax.block_until_ready(program(jax.random.key(turn)))
+            seconds.append(time.perf_counter() - begun)
+    return [min(seconds[1:]) for seconds in times]
+
+
+def ours_of(env_id: str, num_envs: int) -> Callable:
+    env = make_env(env_id, num_envs)
+    policy = random_policy(env)
+
+    def play(key):
+        state, steps, metrics = rollout(env, policy, env.reset(key), key, NUM_STEPS)
+        return state, jnp.sum(steps.reward), metrics
+
+    return jax.jit(play)
+
+
+def own_of(env_id: str, num_envs: int) -> Callable:
+    name, _, suite = env_id.rpartition("-")
+    reset, step = OWN[suite](name)
+    num_actions = make_env(env_id, 1).num_actions
+
+    def play(key):
+        def step_all(states, key):
+            key_action, key_step = jax.random.split(key)
+            action = jax.random.randint(key_action, (num_envs,), 0, num_actions)
+            keys = jax.random.split(key_step, num_envs)
+            states = jax.vmap(step)(jax.vmap(jax.random.key_data)(keys), states, action)
+            return states, None
+
+        keys = jax.vmap(jax.random.key_data)(jax.random.split(key, num_envs))
+        states = jax.vmap(reset)(keys)
+        shapes = jax.eval_shape(step_all, states, key)[0]
+        states = jax.tree.map(lambda x, y: x.astype(y.dtype), states, shapes)  # no weak types
+        return jax.lax.scan(step_all, states, jax.random.split(key, NUM_STEPS))[0]
+
+    return jax.jit(play)
+
+
+if __name__ == "__main__":
+    main()
