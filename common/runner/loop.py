@@ -26,7 +26,7 @@ import numpy as np
 from common.algorithm import Algorithm
 from common.runner import checkpoint
 from common.runner.blocks import Block, Job, log_points, plan, steps_after
-from common.runner.cli import fail, warn
+from common.runner.cli import configured, fail, warn
 from common.runner.console import (
     display,
     free_bytes,
@@ -172,8 +172,8 @@ def check_best(work: Work, blocks: list[Block], summary: dict[str, Any]) -> None
     """Add to a sweep's summary what its best setting reaches on scores that did not choose it: of
     fresh episodes, and of fresh seeds with `--retrain-best`."""
     job = work.job
-    config = dataclasses.replace(job.config, **summary["best"])
-    alone = {"sweep": (), "share": "", "distributed": "", "retrain_best": 0}
+    config = configured(job.config, summary["best"])
+    alone = {"sweep": (), "num_settings": 0, "share": "", "distributed": "", "retrain_best": 0}
     if last_file(job, blocks) == "episodes.npz":
         again = evaluate_again(work, config, summary["best"])
         summary["fresh_evaluation"] = summarize(again.mean(-1))
@@ -181,7 +181,7 @@ def check_best(work: Work, blocks: list[Block], summary: dict[str, Any]) -> None
         seeds = {"seed": job.run.seed + job.run.num_seeds, "num_seeds": job.run.retrain_best}
         flags = dataclasses.replace(job.run, **alone, **seeds, quiet=True)
         folder = job.folder / "best"
-        create(folder, job.name, config, flags)
+        create(folder, job.name, config, flags, [{}])
         run(Job(job.name, job.make, config, flags, [{}], folder))
         best = json.loads((folder / "summary.json").read_text())
         summary["retrained"] = best["evaluation"] or best["training"]

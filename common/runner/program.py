@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.algorithm import MAX_INT, Algorithm
+from common.environments.env_parameters import swept
 from common.environments.tabular import id_after
 from common.envs import make_env
 from common.runner.blocks import Block, Job, environment_steps
-from common.runner.cli import warn
+from common.runner.cli import split_setting, warn
 from common.runner.compile_cache import use_compile_cache
 from common.runner.evaluation import evaluate
 from common.runner.threefry import unroll_threefry
@@ -252,7 +253,9 @@ def member_functions(
     metrics` and `play(floats, params, seed) -> returns [E], lengths [E]` of one member."""
 
     def algorithm(floats) -> Algorithm:
-        return job.make(dataclasses.replace(config, **floats))
+        parameters, fields = split_setting(floats)
+        with swept(parameters):
+            return job.make(dataclasses.replace(config, **fields))
 
     def init(member):
         floats, seed = member
@@ -264,7 +267,8 @@ def member_functions(
         return with_floats(before.floats, state), metrics
 
     def play(floats, params, seed):
-        env = make_env(env_id, job.run.eval_episodes)
+        with swept(split_setting(floats)[0]):
+            env = make_env(env_id, job.run.eval_episodes)
         key = jax.random.fold_in(jax.random.key(seed), salt)
         member = algorithm(floats)
         assert member.act is not None

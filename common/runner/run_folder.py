@@ -32,16 +32,19 @@ FREE_FLAGS |= {"parquet"}
 
 def new_path(name: str, env_id: str) -> Path:
     """Return the path of a folder that does not exist, runs/<algorithm>-<environment>-<time>."""
+    env_id = env_id.replace(":", "to")  # rsync, scp and Windows read a colon otherwise
     stem = f"{name}-{env_id}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     names = (f"{stem}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 99))))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
-def create(folder: Path, name: str, config: Any, run: Run) -> bool:
+def create(folder: Path, name: str, config: Any, run: Run, grid: list[dict[str, Any]]) -> bool:
     """Make a run's folder with its config.json; return False if another process was first."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = {"config": dataclasses.asdict(config), "run": dataclasses.asdict(run)}
     content = {"algorithm": name, **flags, "command": sys.argv[1:]}
+    if run.num_settings:
+        content["settings"] = grid
     own = folder / f".config.json.{os.getpid()}"
     write_json(own, content)
     try:
@@ -53,6 +56,17 @@ def create(folder: Path, name: str, config: Any, run: Run) -> bool:
     finally:
         own.unlink(missing_ok=True)
     return True
+
+
+def read_settings(folder: Path) -> list[dict[str, Any]]:
+    """Return the settings that were drawn when a run began; [] if none were, or if there is none.
+    CheckpointError if the file cannot be read."""
+    try:
+        return json.loads((folder / "config.json").read_text()).get("settings", [])
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/config.json cannot be read: {error}") from None
 
 
 def read_flags(folder: Path, name: str, config: Any, run: Run, given: set[str]) -> tuple[Any, Run]:
@@ -170,7 +184,8 @@ def load_trained(job: Job, block: Block) -> tuple[dict[str, np.ndarray], dict]:
 def check_header(job: Job, path: Path, header: dict) -> None:
     """Raise CheckpointError unless a file is of this run."""
     flags = json.loads(json.dumps(run_header(job)))
-    header["config"] = flags["config"] | header["config"]  # it may have gained a field since
+    for name in ("config", "run"):  # which may have gained a field since
+        header[name] = flags[name] | header[name]
     if any(header[name] != x for name, x in flags.items()):
         raise CheckpointError(f"{path} was written with other flags than config.json names")
 

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 
 from common.algorithm import MAX_INT, Algorithm
+from common.environments.env_parameters import parameters_of
 from common.runner import run_folder, sharing
 from common.runner.blocks import Job, block_size
 from common.runner.checkpoint import CheckpointError
-from common.runner.cli import Run, settings
+from common.runner.cli import Run, configured, settings
 from common.runner.loop import Stopped
 from common.runner.program import load_module, start_jax
 
@@ -32,21 +33,27 @@ def prepare(
         config, run = run_folder.read_flags(folder, name, config, run, every_field)
     if run.parquet and find_spec("pyarrow") is None:
         raise ValueError("--parquet needs pyarrow: pip install pyarrow")
-    grid = settings(run.sweep, config)
+    drawn = run_folder.read_settings(folder)
+    grid = drawn or settings(run.sweep, config, run.num_settings, run.seed)
     num_members = len(grid) * run.num_seeds
     sharing.connect(run)
     start_jax(min(num_members, run.seeds_at_once or num_members))
     for module in run.imports:
         load_module(module)
+    if not drawn and any(item.lstrip("-").startswith("env.") for item in run.sweep):
+        parameters = parameters_of(config.env_id)  # whose types only the environment knows
+        grid = settings(run.sweep, config, run.num_settings, run.seed, parameters)
     for setting in grid:
-        if make(dataclasses.replace(config, **setting)).num_updates > MAX_INT:
+        if make(configured(config, setting)).num_updates > MAX_INT:
             raise ValueError(f"--total-timesteps: more than {MAX_INT:,} updates")
     if not run.block:
         num_devices = len(jax.local_devices()) * sharing.share_of(run)[1]
         is_cpu = jax.local_devices()[0].platform == "cpu"
         block = block_size(num_members, None if is_cpu else num_devices)
         run = dataclasses.replace(run, block=min(block, run.seeds_at_once or block))
-    if not (folder / "config.json").exists() and not run_folder.create(folder, name, config, run):
+    if not (folder / "config.json").exists() and not run_folder.create(
+        folder, name, config, run, grid
+    ):
         config, run = run_folder.read_flags(folder, name, config, run, every_field)
     return Job(name, make, config, run, grid, folder)
 
