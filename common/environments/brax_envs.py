@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.environments.batching import batch_env
+from common.environments.brax_parameters import with_parameters
 from common.envs import Env
 
 NAMES = {
@@ -84,6 +85,7 @@ def make_brax_env(env_id: str, num_envs: int) -> Env:
     all refill. Refill timing does not change any episode.
     """
     env, max_steps = load(env_id)
+    env, max_steps = with_parameters(env_id, env, max_steps)  # copied for env_parameters
     num_ahead = max(MIN_AHEAD, 2 * num_envs)
 
     def starts(key, first, num):

@@ -37,6 +37,7 @@ class Run:
     parquet: bool = False  # write metrics and evaluation as .parquet, not .csv; needs pyarrow
     out: str = ""  # the run's folder, made or continued; else runs/<algorithm>-<env_id>-<time>
     checkpoint_every: float = 60.0  # seconds, but at least 20 times as long as a save takes
+    keep_checkpoint: bool = False  # let the finished run go on: --resume DIR --total-timesteps MORE
     resume: str = ""  # the folder of an interrupted run: continue from its checkpoint
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules or .py files
     quiet: bool = False  # print nothing but errors

@@ -199,6 +199,13 @@ def lower_training(
     return {"init_run": compiled_start, "shapes": shapes, "run_updates": compiled_training}
 
 
+def run_shapes(job: Job, block: Block) -> RunState:
+    """Return the shapes of a block's RunState, [P]."""
+    init, update, _ = member_functions(job, block.config, block.config.env_id)
+    floats, _, seed = member_shapes(block)
+    return jax.eval_shape(lambda *member: init_run(init, update, member), floats, seed)
+
+
 def lower_evaluation(
     job: Job,
     block: Block,

@@ -1,6 +1,7 @@
 """What comes before a run, and what its errors mean to a user."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,12 +11,13 @@ import jax
 
 from common.algorithm import MAX_INT, Algorithm
 from common.environments.env_parameters import parameters_of
-from common.runner import run_folder, sharing
-from common.runner.blocks import Job, block_size
+from common.runner import checkpoint, run_folder, sharing
+from common.runner.blocks import Job, block_size, plan
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import Run, configured, settings
+from common.runner.console import print_line
 from common.runner.loop import Stopped
-from common.runner.program import load_module, start_jax
+from common.runner.program import load_module, run_shapes, start_jax, unpad
 
 
 def prepare(
@@ -55,7 +57,33 @@ def prepare(
         folder, name, config, run, grid
     ):
         config, run = run_folder.read_flags(folder, name, config, run, every_field)
-    return Job(name, make, config, run, grid, folder)
+    job = Job(name, make, config, run, grid, folder)
+    if run.resume and "total_timesteps" in given and (folder / "summary.json").exists():
+        go_on(job)
+    return job
+
+
+def go_on(job: Job) -> None:
+    """Make a finished run one of more steps, if it has fewer; CheckpointError, and nothing is
+    changed, if its checkpoints cannot be used for them."""
+    steps, folder = job.config.total_timesteps, job.folder
+    earlier = json.loads((folder / "config.json").read_text())["config"]["total_timesteps"]
+    if steps == earlier:
+        return
+    if job.run.share or job.run.distributed:
+        raise ValueError("--total-timesteps: a finished run goes on in one process; leave --share")
+    for block in plan(job):
+        found = run_folder.load_block(job, block, "checkpoint.npz")
+        if found is None:
+            path = run_folder.block_path(job, block, "checkpoint.npz")
+            raise CheckpointError(f"{path} is missing, so the run cannot go on")
+        checkpoint.restore(unpad(run_shapes(job, block), len(block.seed)), found[0], "run_state/")
+    run_folder.go_on(folder, steps)
+    print_line(
+        job.run,
+        f"{folder} goes on from {earlier:,} to {steps:,} steps; "
+        "from here on its schedules are those of the longer run",
+    )
 
 
 def explain(error: BaseException, folder: Path | None) -> tuple[int, str]:
