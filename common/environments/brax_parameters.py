@@ -28,7 +28,7 @@ def with_parameters(env_id: str, env: Any, max_steps: int) -> tuple[Any, int]:
     values = take(env_id, numbers_of(env, max_steps))
     if not any(values):
         return env, max_steps
-    max_steps = values.fixed.get("max_steps_in_episode", max_steps)
+    max_steps = int(values.fixed.get("max_steps_in_episode", max_steps))
     if "max_steps_in_episode" in values.ranges or max_steps < 1:
         raise ValueError("--env-params max_steps_in_episode: must be one number >= 1 for Brax")
     for end in (values.end(0), values.end(1)):

@@ -32,7 +32,8 @@ class Run:
     num_settings: int = 0  # draw so many from the ranges of the sweep: gamma=0.9:1 or log:1e-4:1e-2
     retrain_best: int = 0  # other seeds that train the best setting of the sweep again; 0: none
     eval_episodes: int = 100  # episodes of the final policy, per seed; 0: none
-    eval_every: int = 0  # environment steps between greedy evaluations during training; 0: none
+    eval_policy: Literal["greedy", "sample"] = "greedy"  # sample: from the distribution learned
+    eval_every: int = 0  # environment steps between evaluations during training; 0: none
     log_points: int = 100  # rows of metrics.csv per seed
     parquet: bool = False  # write metrics and evaluation as .parquet, not .csv; needs pyarrow
     out: str = ""  # the run's folder, made or continued; else runs/<algorithm>-<env_id>-<time>
@@ -239,7 +240,7 @@ def _choices(name: str, kind: Any, text: str, num_settings: int) -> list | _Rang
     if scale or len(ends) != 2 or not ends[0] < ends[1] or (is_log and ends[0] <= 0):
         example = "log:1e-4:1e-2 with 0 < low < high" if is_log else "0.9:0.99 with low < high"
         raise ValueError(f"{item}: write low:high or log:low:high, as in {example}")
-    return _Range(kind, *ends, is_log)
+    return _Range(kind, ends[0], ends[1], is_log)
 
 
 def _draw(choices: dict[str, list | _Range], num_settings: int, seed: int) -> list[dict[str, Any]]:

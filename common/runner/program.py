@@ -26,7 +26,7 @@ from common.envs import make_env
 from common.runner.blocks import Block, Job, environment_steps
 from common.runner.cli import split_setting, warn
 from common.runner.compile_cache import use_compile_cache
-from common.runner.evaluation import evaluate
+from common.runner.evaluation import evaluate, sampled
 from common.runner.threefry import unroll_threefry
 
 EVALUATION = 0x5EED  # folded into a seed's key for its evaluation; `init` splits that key instead
@@ -279,7 +279,8 @@ def member_functions(
         key = jax.random.fold_in(jax.random.key(seed), salt)
         member = algorithm(floats)
         assert member.act is not None
-        return evaluate(env, member.act, params, key, member.init_memory)
+        act = sampled(member.act) if job.run.eval_policy == "sample" else member.act
+        return evaluate(env, act, params, key, member.init_memory)
 
     return init, update, play
 

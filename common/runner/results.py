@@ -24,7 +24,7 @@ from common.runner import checkpoint, plots, policy_map, statistics
 from common.runner.blocks import Block, Job, environment_steps, setting_label, steps_after
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import configured, split_setting
-from common.runner.evaluation import MAX_LENGTH
+from common.runner.evaluation import MAX_LENGTH, POLICIES
 from common.runner.program import load_module
 from common.runner.run_folder import from_json, load_block, load_trained, provenance
 
@@ -126,7 +126,8 @@ def write_results(
     write_policies(job, blocks, scores)
     if policy_map.has_map(job.config.env_id):
         draw_best(job)
-    score_name = "training return" if evaluation is None else "greedy return"
+    policy = POLICIES[job.run.eval_policy]
+    score_name = "training return" if evaluation is None else f"{policy} return"
     draw_training(job, table, scores, score_name)
     return summary, ranking
 

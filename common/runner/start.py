@@ -16,6 +16,7 @@ from common.runner.blocks import Job, block_size, plan
 from common.runner.checkpoint import CheckpointError
 from common.runner.cli import Run, configured, settings
 from common.runner.console import print_line
+from common.runner.evaluation import can_sample
 from common.runner.loop import Stopped
 from common.runner.program import load_module, run_shapes, start_jax, unpad
 
@@ -46,8 +47,11 @@ def prepare(
         parameters = parameters_of(config.env_id)  # whose types only the environment knows
         grid = settings(run.sweep, config, run.num_settings, run.seed, parameters)
     for setting in grid:
-        if make(configured(config, setting)).num_updates > MAX_INT:
+        algorithm = make(configured(config, setting))
+        if algorithm.num_updates > MAX_INT:
             raise ValueError(f"--total-timesteps: more than {MAX_INT:,} updates")
+        if run.eval_policy == "sample" and not (algorithm.act and can_sample(algorithm.act)):
+            raise ValueError(f"--eval-policy sample: {name} learns no distribution of actions")
     if not run.block:
         num_devices = len(jax.local_devices()) * sharing.share_of(run)[1]
         is_cpu = jax.local_devices()[0].platform == "cpu"
