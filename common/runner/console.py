@@ -97,13 +97,15 @@ def summary_lines(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
     if job.run.sweep and any(row["iqm"] is not None for row in ranking):
         width = max(len(row["setting"]) for row in ranking)
         is_sure = len(ranking) > 1 and ranking[0]["best_probability"] is not None
-        share = "; %: of resamples of the seeds, those in which it is the best" if is_sure else ""
-        lines.append(f"{kind} return, best settings first (equal ones share a rank{share}):")
+        rule = "; %: share of resamples of the seeds in which it leads" if is_sure else ""
+        lines.append(f"{kind} return, best settings first (equal ones share a rank{rule}):")
         for row in ranking[:20]:
             some = row["diverged"] and row["iqm"] is not None
             note = f"   {row['diverged']} diverged" if some else ""
-            note = f"   {row['best_probability']:.0%}{note}" if is_sure else note
-            lines.append(f"{row['rank']:4d}  {row['setting']:{width}}  {spread_text(row)}{note}")
+            share = f"{row['best_probability']:6.0%}" if is_sure else ""
+            lines.append(
+                f"{row['rank']:4d}{share}  {row['setting']:{width}}  {spread_text(row)}{note}"
+            )
         if summary["best"]:
             lines.append("of the best setting, whose scores above were also those that chose it:")
     seeds = f"({job.run.num_seeds:,} seed{'s' * (job.run.num_seeds > 1)})"
