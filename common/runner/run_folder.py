@@ -89,7 +89,7 @@ def read_settings(folder: Path) -> list[dict[str, Any]]:
     CheckpointError if the file cannot be read."""
     try:
         return json.loads((folder / "config.json").read_text()).get("settings", [])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder}/config.json cannot be read: {error}") from None

@@ -36,7 +36,7 @@ def prepare(
         config, run = run_folder.read_flags(folder, name, config, run, every_field)
     if run.parquet and find_spec("pyarrow") is None:
         raise ValueError("--parquet needs pyarrow: pip install pyarrow")
-    drawn = run_folder.read_settings(folder)
+    drawn = run_folder.read_settings(folder) if run.num_settings else []
     grid = drawn or settings(run.sweep, config, run.num_settings, run.seed)
     num_members = len(grid) * run.num_seeds
     sharing.connect(run)

@@ -81,6 +81,7 @@ def test_floats_of_a_sweep_share_a_compile_and_are_the_runs_alone(tmp_path, monk
     assert act(np.zeros(4), jax.random.key(0)).shape == ()
 
 
+@pytest.mark.slow
 def test_a_sweep_of_what_shapes_a_program_compiles_for_each(tmp_path, monkeypatch):
     compiled = []
 

@@ -66,6 +66,7 @@ def test_it_ends_as_the_longer_run_with_no_row_lost_or_doubled(whole, short, mon
     assert json.loads((short / "summary.json").read_text())["steps"] == 4400
 
 
+@pytest.mark.slow
 def test_it_survives_a_kill_at_every_step_of_going_on(whole, short, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
