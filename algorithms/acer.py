@@ -267,8 +267,8 @@ def make(config: Config) -> Algorithm:
             env=env_state,
         ), metrics
 
-    def act(params, obs, key):
-        return mode(actor.apply(params, obs))
+    def act(params, obs, key, choose=mode):
+        return choose(actor.apply(params, obs))
 
     return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 

@@ -41,6 +41,7 @@ from jax.scipy.stats import norm
 
 from common.algorithm import Algorithm, require
 from common.buffers import uniform_buffer
+from common.distributions import Normal, mode
 from common.environments.terminations import make_termination
 from common.envs import (
     EnvState,
@@ -441,9 +442,9 @@ def make(config: Config) -> Algorithm:
         metrics |= {"model_loss": held_out_loss, "model_error": jnp.sqrt(jnp.mean(error**2))}
         return state, metrics
 
-    def act(params, obs, key):
-        mean, _ = gaussian_policy(params, obs)
-        return scale_action(env, jnp.tanh(mean))
+    def act(params, obs, key, choose=mode):
+        x = choose(Normal(*gaussian_policy(params, obs)))
+        return scale_action(env, jnp.tanh(x))
 
     return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 

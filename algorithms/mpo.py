@@ -290,8 +290,8 @@ def make(config: Config) -> Algorithm:
             env=env_state,
         ), metrics
 
-    def act(params, obs, key):
-        return bound_action(env, mode(policy(params, obs)))
+    def act(params, obs, key, choose=mode):
+        return bound_action(env, choose(policy(params, obs)))
 
     return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 

@@ -251,9 +251,9 @@ def make(config: Config) -> Algorithm:
             reward_scale=reward_scale,
         ), metrics
 
-    def act(params, obs, key):
+    def act(params, obs, key, choose=mode):
         distribution = actor.apply(params.actor, normalize(params.statistics, obs))
-        return bound_action(env, mode(distribution))
+        return bound_action(env, choose(distribution))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

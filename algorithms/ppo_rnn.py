@@ -285,10 +285,10 @@ def make(config: Config) -> Algorithm:
             reward_scale=reward_scale,
         ), metrics
 
-    def act(params, memory, obs, key):
+    def act(params, memory, obs, key, choose=mode):
         obs = normalize(params.statistics, obs)
         distribution, memory = actor.apply(params.actor, memory, obs)
-        return bound_action(env, mode(distribution)), memory
+        return bound_action(env, choose(distribution)), memory
 
     return Algorithm(
         init, update, act, num_updates, steps_per_update, init_memory=actor.init_memory

@@ -206,8 +206,8 @@ def make(config: Config) -> Algorithm:
         actor_params, critic_params = network_params
         return State(state.key, actor_params, critic_params, opt_state), metrics
 
-    def act(params, obs, key):
-        return bound_action(env, mode(actor.apply(params, obs)))
+    def act(params, obs, key, choose=mode):
+        return bound_action(env, choose(actor.apply(params, obs)))
 
     return Algorithm(init, update, act, num_updates, steps_per_update)
 

@@ -327,9 +327,9 @@ def make(config: Config) -> Algorithm:
             whitening=whitening,
         ), metrics
 
-    def act(params, obs, key):
+    def act(params, obs, key, choose=mode):
         distribution = actor.apply(params.actor, normalize(params.statistics, obs))
-        return bound_action(env, mode(distribution))
+        return bound_action(env, choose(distribution))
 
     return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 

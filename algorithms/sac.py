@@ -33,6 +33,7 @@ from jax.scipy.stats import norm
 
 from common.algorithm import Algorithm, require
 from common.buffers import uniform_buffer
+from common.distributions import Normal, mode
 from common.envs import EnvState, Transition, make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
 from common.networks import ensemble, make_network, make_q_network
@@ -219,9 +220,9 @@ def make(config: Config) -> Algorithm:
             noise=noise,
         ), metrics
 
-    def act(params, obs, key):
-        mean, _ = gaussian(params, obs)
-        return scale_action(env, jnp.tanh(mean))
+    def act(params, obs, key, choose=mode):
+        x = choose(Normal(*gaussian(params, obs)))
+        return scale_action(env, jnp.tanh(x))
 
     return Algorithm(init, update, act, num_updates, steps_per_update, initial_steps)
 

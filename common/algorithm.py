@@ -11,7 +11,11 @@ from jax.core import Tracer
 
 
 class Algorithm(NamedTuple):
-    """Three pure functions, and how often to call them."""
+    """Three pure functions, and how often to call them.
+
+    An `act` that has learned a distribution takes `choose`, too: distribution -> action, by default
+    its mode.
+    """
 
     init: Callable[[jax.Array], Any]  # key -> State, ready for `update`
     update: Callable  # State, step -> State, metrics: a lax.scan body over the update's index

@@ -66,6 +66,7 @@ def lazy(module: str, name: str) -> Callable:
 def find_family(env_id: str) -> Callable:
     """Return the function `env_id, num_envs -> Env` of the first pattern that matches the id."""
     families = {
+        ".+[+][a-zA-Z_].*": lazy("common.environments.env_parameters", "make_parameters_env"),
         ".+-history[1-9][0-9]*": lazy("common.environments.history", "make_history_env"),
         ".+-positions": lazy("common.environments.positions", "make_positions_env"),
         ".+-tabular": lazy("common.environments.tabular", "make_tabular_env"),

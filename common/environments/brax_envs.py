@@ -16,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from common.environments.brax_parameters import with_parameters
 from common.environments.resets import reset_ahead_env
 from common.envs import Env
 
@@ -67,6 +68,7 @@ def load(env_id: str) -> tuple[Any, int]:
 def make_brax_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of an environment of Brax; ValueError if there is no such id."""
     env, max_steps = load(env_id)
+    env, max_steps = with_parameters(env_id, env, max_steps)  # copied for env_parameters
 
     def step(_, state, action):
         after = env.step(state, action)

@@ -19,6 +19,7 @@ from gymnax.environments import spaces
 
 from common.environments.batching import batch_env
 from common.environments.gymnax_checks import attempt, check, spaces_of
+from common.environments.gymnax_parameters import with_parameters
 from common.envs import Env, is_bounded
 
 # Their observations tell the time, so the time limit ends the task: the last observation is never
@@ -45,6 +46,7 @@ def make_gymnax_env(env_id: str, num_envs: int) -> Env:
     if env_id == "MNISTBandit-bsuite":  # not copied
         raise ValueError(f"{env_id} downloads its data and is not supported; choose another")
     env, params = make_cached(env_id, jnp.result_type(float))
+    env, params = with_parameters(env_id, env, params)  # copied for env_parameters
     obs_space, action_space = spaces_of(env, params)
     obs = jax.eval_shape(env.reset, jax.random.key(0), params)[0]
     low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))

@@ -4,16 +4,18 @@ A member is one seed with one configuration of the sweep. How a run is cut into 
 it starts: whoever trains a block, on whatever machine, trains the same program on the same members.
 """
 
-import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from common.algorithm import Algorithm
-from common.runner.cli import Run
+from common.envs import make_env
+from common.runner.cli import Run, configured
 
 Count = TypeVar("Count", int, np.ndarray)
 
@@ -58,6 +60,10 @@ def plan(job: Job) -> list[Block]:
     """Return the blocks: members that differ in nothing but swept floats and seeds, at most
     `--block` in each."""
     names = [name for name, x in job.grid[0].items() if isinstance(x, float)]
+    if any(name.startswith("env.") for name in names):
+        ids = [configured(job.config, setting).env_id for setting in job.grid]
+        if len(set(map(static_fields, ids))) > 1:
+            names = [name for name in names if not name.startswith("env.")]
     fixed = [tuple((k, x) for k, x in setting.items() if k not in names) for setting in job.grid]
     blocks = []
     for program_id, combination in enumerate(dict.fromkeys(fixed)):
@@ -65,7 +71,9 @@ def plan(job: Job) -> list[Block]:
         config_index = np.repeat(indices, job.run.num_seeds)
         seed = np.tile(job.run.seed + np.arange(job.run.num_seeds), len(indices))
         floats = {k: np.array([float(job.grid[i][k]) for i in config_index]) for k in names}
-        config = dataclasses.replace(job.config, **dict(combination))
+        first = job.grid[indices[0]]  # an id names the parameters that floats then replace
+        named = {k: x for k, x in first.items() if k not in names or k.startswith("env.")}
+        config = configured(job.config, named)
         algorithm = job.make(config)
         num_blocks = math.ceil(len(seed) / (job.run.block or len(seed)))
         for part in np.array_split(np.arange(len(seed)), num_blocks):
@@ -74,6 +82,13 @@ def plan(job: Job) -> list[Block]:
             members = own_floats, config_index[part], seed[part]
             blocks.append(Block(len(blocks), program_id, num_rows, config, algorithm, *members))
     return blocks
+
+
+@functools.cache
+def static_fields(env_id: str) -> str:
+    """Return as text what a compiled program holds of an environment: bounds and its time limit."""
+    fields = make_env(env_id, 1)._replace(reset=None, step=None)
+    return str([np.asarray(x).tolist() for x in jax.tree.leaves(fields)])
 
 
 def log_points(num_updates: int, num_points: int) -> list[int]:

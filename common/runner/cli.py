@@ -8,11 +8,13 @@ import re
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
+import numpy as np
 import tyro
 
 from common.algorithm import flag, require
+from common.environments.env_parameters import join_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +27,19 @@ class Run:
     block: int = 0  # most seeds that one device trains together; 0: by seeds_at_once and devices
     share: str = ""  # i/n: train share i (from 0) of n of the run in --out; the last finishes it
     distributed: str = ""  # auto, or leader's host:port/n/i: one run by n JAX processes
-    sweep: tuple[str, ...] = ()  # a grid x seeds: learning_rate=1e-4,3e-4 gamma=0.9,0.99
+    env_params: tuple[str, ...] = ()  # gravity=9.8, or 8:12 drawn per episode; ends up in env_id
+    sweep: tuple[str, ...] = ()  # a grid x seeds: learning_rate=1e-4,3e-4 env.gravity=8,9.8
+    num_settings: int = 0  # draw so many from the ranges of the sweep: gamma=0.9:1 or log:1e-4:1e-2
     retrain_best: int = 0  # other seeds that train the best setting of the sweep again; 0: none
     eval_episodes: int = 100  # episodes of the final policy, per seed; 0: none
-    eval_every: int = 0  # environment steps between greedy evaluations during training; 0: none
+    eval_policy: Literal["greedy", "sample"] = "greedy"  # sample: from the distribution learned
+    eval_every: int = 0  # environment steps between evaluations during training; 0: none
     log_points: int = 100  # rows of metrics.csv per seed
     parquet: bool = False  # write metrics and evaluation as .parquet, not .csv; needs pyarrow
     track: str = ""  # tensorboard, wandb or both with a comma: show the metrics there
     out: str = ""  # the run's folder, made or continued; else runs/<algorithm>-<env_id>-<time>
     checkpoint_every: float = 60.0  # seconds, but at least 20 times as long as a save takes
+    keep_checkpoint: bool = False  # let the finished run go on: --resume DIR --total-timesteps MORE
     resume: str = ""  # the folder of an interrupted run: continue from its checkpoint
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()  # modules or .py files
     quiet: bool = False  # print nothing but errors
@@ -46,12 +52,15 @@ class Run:
             "seed + num_seeds < 2**31",
             "seeds_at_once >= 0",
             "block >= 0",
+            "num_settings >= 0",
             "retrain_best >= 0",
             "eval_episodes >= 0",
             "eval_every >= 0",
             "log_points >= 1",
             "checkpoint_every > 0",
         )
+        if self.num_settings and not self.sweep:
+            raise ValueError("--num-settings needs --sweep, which says what to draw from")
         if self.eval_every and not self.eval_episodes:
             raise ValueError("--eval-every needs --eval-episodes above 0")
         if not re.fullmatch("|(tensorboard|wandb)(,(?!\\1)(tensorboard|wandb))?", self.track):
@@ -105,42 +114,154 @@ def parse(Config: type, program: str, description: str, argv: list[str]) -> tupl
         if stop.code:
             fail(2, (_one_line(box.getvalue()) or "wrong flags") + " (--help lists the flags)")
         raise
-    return arguments.config, arguments.run
+    try:
+        return fold_parameters(arguments.config, arguments.run)
+    except ValueError as error:
+        fail(2, str(error))
+
+
+def fold_parameters(config: Any, run: Run) -> tuple[Any, Run]:
+    """Return the Config with `--env-params` in its env_id, where all else looks for them, and the
+    Run without. ValueError if one is not name=value."""
+    values = {}
+    for item in run.env_params:
+        name, equals, text = item.partition("=")
+        if not (equals and text and name.isidentifier()):
+            raise ValueError(f"--env-params {item}: write name=number or name=low:high")
+        if name in values:
+            raise ValueError(f"--env-params {name}: named twice")
+        values[name] = text
+    return configured(config, {f"env.{k}": x for k, x in values.items()}), dataclasses.replace(
+        run, env_params=()
+    )
+
+
+def configured(config: Any, setting: dict[str, Any]) -> Any:
+    """Return the Config with the fields of a setting; `env.<name>` is a parameter in its env_id."""
+    params, fields = split_setting(setting)
+    config = dataclasses.replace(config, **fields)
+    if not params:
+        return config
+    return dataclasses.replace(config, env_id=join_id(config.env_id, params))
+
+
+def split_setting(setting: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters of the environment, without `env.`, and the fields of Config."""
+    params = {k.removeprefix("env."): x for k, x in setting.items() if k.startswith("env.")}
+    return params, {k: x for k, x in setting.items() if not k.startswith("env.")}
 
 
 def given_fields(argv: list[str]) -> set[str]:
     """Return the fields of Config and Run that the arguments name."""
     names = {token[2:].partition("=")[0] for token in argv if token.startswith("--")}
     names |= {name.removeprefix("no-") for name in names}
-    return {"imports" if name == "import" else name.replace("-", "_") for name in names}
+    fields = {"import": "imports", "env-params": "env_id", "env_params": "env_id"}
+    return {fields.get(name, name).replace("-", "_") for name in names}
 
 
-def settings(sweep: tuple[str, ...], config: Any) -> list[dict[str, Any]]:
-    """Return the fields to replace for every combination of swept values; [{}] without a sweep.
+def settings(
+    sweep: tuple[str, ...],
+    config: Any,
+    num_settings: int = 0,
+    seed: int = 0,
+    parameters: dict[str, int | float] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the fields to replace in every setting of a sweep; [{}] without one.
 
-    ValueError for a field that does not exist, a value of the wrong type, or one that Config
+    That is every combination of values, or so many that are drawn: uniformly from low:high,
+    log-uniformly from log:low:high, to four digits, integers whole, and from lists. Setting i is
+    the same, however many are drawn. `parameters` are those of the environment; None: not known
+    yet. ValueError for a field that does not exist, a value of the wrong type, or one that Config
     refuses.
     """
     types = {field.name: field.type for field in dataclasses.fields(config)}
-    grid = {}
+    choices = {}
     for item in sweep:
         name, equals, values = item.partition("=")
         name = name.lstrip("-").replace("-", "_")
         if not equals or not values:
             raise ValueError(f"--sweep {item}: write field=value,value as in gamma=0.9,0.99")
-        if name not in types:
-            raise ValueError(f"--sweep {name}: no such field{_did_you_mean(name, types)}")
-        if name in grid:
+        if name in choices:
             raise ValueError(f"--sweep {name}: named twice; put all its values after one =")
-        grid[name] = [_value(name, types[name], text) for text in values.split(",")]
-        if len(set(grid[name])) < len(grid[name]):
-            raise ValueError(f"--sweep {item}: a value is there twice; write each once")
-    combinations = [
-        dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
-    ]
+        if name.startswith("env."):
+            kind = _parameter_type(name, config.env_id, parameters)
+        elif name in types:
+            kind = float if types[name] == float | None else types[name]
+        else:
+            raise ValueError(f"--sweep {name}: no such field{_did_you_mean(name, types)}")
+        choices[name] = _choices(name, kind, values, num_settings)
+    if num_settings:
+        combinations = _draw(choices, num_settings, seed)
+    else:
+        combinations = [
+            dict(zip(choices, values, strict=True))
+            for values in itertools.product(*choices.values())
+        ]
     for setting in combinations:
-        dataclasses.replace(config, **setting)
+        configured(config, setting)
     return combinations
+
+
+class _Range(NamedTuple):
+    """Numbers to draw from."""
+
+    kind: type
+    low: int | float
+    high: int | float
+    is_log: bool
+
+    def draw(self, generator: np.random.Generator) -> int | float:
+        ends = self.low, self.high
+        x = np.exp(generator.uniform(*np.log(ends))) if self.is_log else generator.uniform(*ends)
+        x = round(x) if self.kind is int else float(f"{x:.4g}")
+        return min(max(x, self.low), self.high)
+
+
+def _parameter_type(name: str, env_id: str, parameters: dict[str, int | float] | None) -> type:
+    """Return the type of `env.<name>`; ValueError if the environment has no such parameter."""
+    if parameters is None:
+        return float
+    if name.removeprefix("env.") not in parameters:
+        has = f"has only {', '.join(parameters)}" if parameters else "has none that can be set"
+        raise ValueError(f"--sweep {name}: {env_id} {has}")
+    return type(parameters[name.removeprefix("env.")])
+
+
+def _choices(name: str, kind: Any, text: str, num_settings: int) -> list | _Range:
+    """Return the values that the text lists, or the range that it names."""
+    item = f"--sweep {name}={text}"
+    if kind not in (int, float) or ":" not in text:
+        values = [_value(name, kind, x) for x in text.split(",")]
+        if len(set(values)) < len(values):
+            raise ValueError(f"{item}: a value is there twice; write each once")
+        return values
+    if not num_settings:
+        raise ValueError(f"{item}: a range is drawn from; say how often with --num-settings 32")
+    scale, _, rest = text.rpartition("log:")
+    ends = [_value(name, kind, x) for x in rest.split(":")]
+    is_log = text.startswith("log:")
+    if scale or len(ends) != 2 or not ends[0] < ends[1] or (is_log and ends[0] <= 0):
+        example = "log:1e-4:1e-2 with 0 < low < high" if is_log else "0.9:0.99 with low < high"
+        raise ValueError(f"{item}: write low:high or log:low:high, as in {example}")
+    return _Range(kind, ends[0], ends[1], is_log)
+
+
+def _draw(choices: dict[str, list | _Range], num_settings: int, seed: int) -> list[dict[str, Any]]:
+    """Return that many different settings."""
+    generator, drawn = np.random.default_rng(seed), []
+    for _ in range(100 * num_settings):
+        setting = {
+            name: x.draw(generator) if isinstance(x, _Range) else x[generator.integers(len(x))]
+            for name, x in choices.items()
+        }
+        if setting not in drawn:
+            drawn.append(setting)
+        if len(drawn) == num_settings:
+            return drawn
+    raise ValueError(
+        f"--num-settings {num_settings}: the sweep has only {len(drawn)} different settings; "
+        "draw fewer, or leave out --num-settings to train them all"
+    )
 
 
 def _value(name: str, kind: Any, text: str) -> Any:
@@ -150,7 +271,6 @@ def _value(name: str, kind: Any, text: str) -> Any:
         if text not in choices:
             raise ValueError(f"--sweep {name}: {text!r} is not one of {', '.join(choices)}")
         return choices[text]
-    kind = float if kind == float | None else kind
     if kind not in (int, float, bool, str):
         raise ValueError(f"--sweep {name}: only numbers, strings and true/false can be swept")
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from common.algorithm import Algorithm
 from common.runner.blocks import Block, Job, steps_after
 from common.runner.cli import Run
-from common.runner.evaluation import MAX_LENGTH
+from common.runner.evaluation import MAX_LENGTH, POLICIES
 from common.runner.program import RunState
 
 MAX_BYTES = 2**62
@@ -92,20 +92,27 @@ def free_bytes(devices: list) -> int:
 def summary_lines(job: Job, summary: dict, ranking: list[dict]) -> list[str]:
     """Return the last lines: a sweep's ranking, returns over seeds, diverged seeds, the folder."""
     lines = []
-    kind = "greedy" if summary["evaluation"] else "training"
+    policy = POLICIES[job.run.eval_policy]
+    kind = policy if summary["evaluation"] else "training"
     if job.run.sweep and any(row["iqm"] is not None for row in ranking):
         width = max(len(row["setting"]) for row in ranking)
-        lines.append(f"{kind} return, best settings first (equal ones share a rank):")
+        is_sure = len(ranking) > 1 and ranking[0]["best_probability"] is not None
+        rule = "; %: share of resamples of the seeds in which it leads" if is_sure else ""
+        lines.append(f"{kind} return, best settings first (equal ones share a rank{rule}):")
         for row in ranking[:20]:
             some = row["diverged"] and row["iqm"] is not None
             note = f"   {row['diverged']} diverged" if some else ""
-            lines.append(f"{row['rank']:4d}  {row['setting']:{width}}  {spread_text(row)}{note}")
+            share = f"{row['best_probability']:6.0%}" if is_sure else ""
+            lines.append(
+                f"{row['rank']:4d}{share}  {row['setting']:{width}}  {spread_text(row)}{note}"
+            )
         if summary["best"]:
             lines.append("of the best setting, whose scores above were also those that chose it:")
     seeds = f"({job.run.num_seeds:,} seed{'s' * (job.run.num_seeds > 1)})"
     if summary["training"] and summary["training"]["iqm"] is not None:
         lines.append(f"training return, last 10 %:  {spread_text(summary['training'])}   {seeds}")
-    for name, text in (("evaluation", "greedy policy"), ("fresh_evaluation", "on fresh episodes")):
+    scored = ("evaluation", f"{policy} policy"), ("fresh_evaluation", "on fresh episodes")
+    for name, text in scored:
         if summary.get(name) and summary[name]["iqm"] is not None:
             episodes = f"{text}, {job.run.eval_episodes} episodes:"
             lines.append(f"{episodes:28} {spread_text(summary[name])}   {seeds}")

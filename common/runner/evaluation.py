@@ -1,13 +1,17 @@
 """Evaluation of a policy."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from common.distributions import sample
 from common.envs import Env
 
+POLICIES = {"greedy": "greedy", "sample": "sampled"}  # in words, by --eval-policy
 MAX_LENGTH = 100_000  # steps after which an episode of an evaluation is cut, whatever its limit
 
 
@@ -42,6 +46,21 @@ def evaluate(
     start = jnp.int32(0), env.reset(key_reset), memory, zeros == 0, zeros, zeros.astype(jnp.int32)
     *_, returns, length = jax.lax.while_loop(unfinished, step, start)
     return returns, length
+
+
+def can_sample(act: Callable) -> bool:
+    """Return whether an Algorithm's `act` can sample from the distribution that it has learned."""
+    return "choose" in inspect.signature(act).parameters
+
+
+def sampled(act: Callable) -> Callable:
+    """Return an Algorithm's `act` that samples from its distribution instead of taking the mode."""
+
+    def act_at_random(*arguments):
+        key_act, key_sample = jax.random.split(arguments[-1])
+        return act(*arguments[:-1], key_act, choose=functools.partial(sample, key_sample))
+
+    return act_at_random
 
 
 def without_memory(act: Callable) -> Callable:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import time
 from collections import deque
@@ -26,7 +25,7 @@ import numpy as np
 from common.algorithm import Algorithm
 from common.runner import checkpoint
 from common.runner.blocks import Block, Job, log_points, plan, steps_after
-from common.runner.cli import fail, warn
+from common.runner.cli import configured, fail, warn
 from common.runner.console import (
     display,
     free_bytes,
@@ -58,6 +57,7 @@ from common.runner.results import (
 from common.runner.run_folder import (
     block_path,
     create,
+    drop_blocks,
     load_block,
     load_trained,
     save_block,
@@ -91,8 +91,9 @@ def run(job: Job) -> None:
     Raises Stopped after a signal, with checkpoints saved. Exits with 4 if all seeds diverged.
     """
     if (job.folder / "summary.json").exists():
-        shutil.rmtree(job.folder / "blocks", ignore_errors=True)
-        print_line(job.run, f"{job.folder} is finished; there is nothing to resume")
+        drop_blocks(job)
+        more = "; with a larger --total-timesteps it goes on" if job.run.keep_checkpoint else ""
+        print_line(job.run, f"{job.folder} is finished; there is nothing to resume{more}")
         return
     blocks = plan(job)
     own, (index, num_shares) = own_blocks(job, blocks), share_of(job.run)
@@ -166,7 +167,7 @@ def finish(work: Work, blocks: list[Block]) -> dict[str, Any] | None:
         if summary.get("best"):
             check_best(work, blocks, summary)
         write_json(job.folder / "summary.json", summary)  # last: it marks the run as finished
-        shutil.rmtree(job.folder / "blocks", ignore_errors=True)
+        drop_blocks(job)
     print_line(job.run, *summary_lines(job, summary, ranking))
     return summary
 
@@ -175,8 +176,15 @@ def check_best(work: Work, blocks: list[Block], summary: dict[str, Any]) -> None
     """Add to a sweep's summary what its best setting reaches on scores that did not choose it: of
     fresh episodes, and of fresh seeds with `--retrain-best`."""
     job = work.job
-    config = dataclasses.replace(job.config, **summary["best"])
-    alone = {"sweep": (), "share": "", "distributed": "", "retrain_best": 0}
+    config = configured(job.config, summary["best"])
+    alone = {
+        "sweep": (),
+        "num_settings": 0,
+        "keep_checkpoint": False,
+        "share": "",
+        "distributed": "",
+        "retrain_best": 0,
+    }
     if last_file(job, blocks) == "episodes.npz":
         again = evaluate_again(work, config, summary["best"])
         summary["fresh_evaluation"] = summarize(again.mean(-1))
@@ -184,7 +192,7 @@ def check_best(work: Work, blocks: list[Block], summary: dict[str, Any]) -> None
         seeds = {"seed": job.run.seed + job.run.num_seeds, "num_seeds": job.run.retrain_best}
         flags = dataclasses.replace(job.run, **alone, **seeds, quiet=True)
         folder = job.folder / "best"
-        create(folder, job.name, config, flags)
+        create(folder, job.name, config, flags, [{}])
         run(Job(job.name, job.make, config, flags, [{}], folder))
         best = json.loads((folder / "summary.json").read_text())
         summary["retrained"] = best["evaluation"] or best["training"]
@@ -325,6 +333,9 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
     assert program.init_run and program.run_updates
     if (found := restored(job, block, program)) is not None:
         at, history, run_state = found
+        is_over = bool(jnp.all(run_state.diverged >= 0))
+        at["ended"] = at["update"] == points[-1] or is_over  # not if a finished run goes on
+        yield run_state.diverged, False
     else:
         at, history = {"update": 0, "seconds": 0.0, "rows": [], "ended": False}, {}
         run_state = program.init_run(floats, seed)
@@ -334,7 +345,7 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
         start, clock = at["update"], time.monotonic()
         point = next(p for p in points if p > start)
         end = min(point, start + length)
-        is_new_row = start in (0, *points)
+        is_new_row = start in (0, *at["rows"])
         span = jnp.int32(start), jnp.int32(end), jnp.bool_(is_new_row)
         run_state = program.run_updates(run_state, *span)
         yield run_state.diverged, True
@@ -349,7 +360,7 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
             row = metrics_row(own)
             if program.evaluate:
                 row["evaluation_return"] = np.full(len(block.seed), np.nan)
-            if is_evaluated(job, algorithm, points, end):
+            if is_evaluated(job, algorithm, at["rows"], end):
                 evaluate = program.evaluate[evaluation_id(block.config, algorithm, end)]
                 returns, _ = evaluate(floats, run_state.state.params, seed)
                 yield returns, True
@@ -361,15 +372,21 @@ def train_block(work: Work, block: Block, program: Program) -> Iterator[tuple[An
         is_due = time.monotonic() - saved_at > max(
             job.run.checkpoint_every, save_seconds / SAVE_SHARE
         )
-        if at["ended"]:
-            save_trained(job, block, run_state, history, at)
-        elif work.received or is_due:
-            tree = {"run_state": unpad(run_state, len(block.seed)), "history": history}
+        if not at["ended"] and (work.received or is_due):
             saved_at = time.monotonic()
-            save_block(job, block, "checkpoint.npz", tree, at, keep_previous=True)
+            save_checkpoint(job, block, run_state, history, at)
             save_seconds, saved_at = time.monotonic() - saved_at, time.monotonic()
-        if work.received:
+        if not at["ended"] and work.received:
             return
+    save_trained(job, block, run_state, history, at)
+
+
+def save_checkpoint(
+    job: Job, block: Block, run_state: RunState, history: dict, at: dict[str, Any]
+) -> None:
+    """Save all that a block needs to go on. OSError if the disk refuses."""
+    tree = {"run_state": unpad(run_state, len(block.seed)), "history": history}
+    save_block(job, block, "checkpoint.npz", tree, at, keep_previous=True)
 
 
 def restored(
@@ -403,10 +420,11 @@ def add_row(history: dict[str, np.ndarray], row: dict[str, np.ndarray]) -> dict[
     return {name: np.concatenate([history[name], x[None]]) for name, x in row.items()}
 
 
-def is_evaluated(job: Job, algorithm: Algorithm, points: list[int], update: int) -> bool:
-    """Return whether a row is the first one at or after a multiple of `--eval-every` steps."""
+def is_evaluated(job: Job, algorithm: Algorithm, rows: list[int], update: int) -> bool:
+    """Return whether a row, after these, is the first one at or after a multiple of `--eval-every`
+    steps."""
     every = job.run.eval_every
-    previous = max((point for point in points if point < update), default=0)
+    previous = max(rows, default=0)
     if not every or algorithm.act is None:
         return False
     return steps_after(algorithm, previous) // every < steps_after(algorithm, update) // every
@@ -419,14 +437,19 @@ def save_trained(
     history: dict[str, np.ndarray],
     at: dict[str, Any],
 ) -> None:
-    """Save what a block has learned, draw the picture of the first, and drop its checkpoints."""
+    """Save what a block has learned, draw the picture of the first, and drop its checkpoints, but
+    for the last one with `--keep-checkpoint`."""
     if block.index == 0 and block.algorithm.picture is not None:
         draw_first(job, block.algorithm.picture, unpad(without_floats(run_state.state), 1))
     own = unpad((run_state.state.params, run_state.diverged), len(block.seed))
     params = {f"params/{name}": x for name, x in checkpoint.named_arrays(own[0]).items()}
     tree = {**params, "diverged": own[1], "history": history}
+    if job.run.keep_checkpoint:
+        save_checkpoint(job, block, run_state, history, at)
     save_block(job, block, "trained.npz", tree, at)
-    for name in ("checkpoint.npz", "previous.npz"):
+    for name in (
+        ("previous.npz",) if job.run.keep_checkpoint else ("checkpoint.npz", "previous.npz")
+    ):
         block_path(job, block, name).unlink(missing_ok=True)
 
 

@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.algorithm import MAX_INT, Algorithm
+from common.environments.env_parameters import swept
 from common.environments.tabular import id_after
 from common.envs import make_env
 from common.runner.blocks import Block, Job, environment_steps
-from common.runner.cli import warn
+from common.runner.cli import split_setting, warn
 from common.runner.compile_cache import use_compile_cache
-from common.runner.evaluation import evaluate
+from common.runner.evaluation import evaluate, sampled
 from common.runner.threefry import unroll_threefry
 
 EVALUATION = 0x5EED  # folded into a seed's key for its evaluation; `init` splits that key instead
@@ -198,6 +199,13 @@ def lower_training(
     return {"init_run": compiled_start, "shapes": shapes, "run_updates": compiled_training}
 
 
+def run_shapes(job: Job, block: Block) -> RunState:
+    """Return the shapes of a block's RunState, [P]."""
+    init, update, _ = member_functions(job, block.config, block.config.env_id)
+    floats, _, seed = member_shapes(block)
+    return jax.eval_shape(lambda *member: init_run(init, update, member), floats, seed)
+
+
 def lower_evaluation(
     job: Job,
     block: Block,
@@ -252,7 +260,9 @@ def member_functions(
     metrics` and `play(floats, params, seed) -> returns [E], lengths [E]` of one member."""
 
     def algorithm(floats) -> Algorithm:
-        return job.make(dataclasses.replace(config, **floats))
+        parameters, fields = split_setting(floats)
+        with swept(parameters):
+            return job.make(dataclasses.replace(config, **fields))
 
     def init(member):
         floats, seed = member
@@ -264,11 +274,13 @@ def member_functions(
         return with_floats(before.floats, state), metrics
 
     def play(floats, params, seed):
-        env = make_env(env_id, job.run.eval_episodes)
+        with swept(split_setting(floats)[0]):
+            env = make_env(env_id, job.run.eval_episodes)
         key = jax.random.fold_in(jax.random.key(seed), salt)
         member = algorithm(floats)
         assert member.act is not None
-        return evaluate(env, member.act, params, key, member.init_memory)
+        act = sampled(member.act) if job.run.eval_policy == "sample" else member.act
+        return evaluate(env, act, params, key, member.init_memory)
 
     return init, update, play
 

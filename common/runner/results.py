@@ -19,10 +19,12 @@ import jax
 import numpy as np
 
 from common.algorithm import Algorithm
+from common.environments.env_parameters import join_id
 from common.runner import checkpoint, plots, policy_map, statistics
 from common.runner.blocks import Block, Job, environment_steps, setting_label, steps_after
 from common.runner.checkpoint import CheckpointError
-from common.runner.evaluation import MAX_LENGTH
+from common.runner.cli import configured, split_setting
+from common.runner.evaluation import MAX_LENGTH, POLICIES
 from common.runner.program import load_module
 from common.runner.run_folder import from_json, load_block, load_trained, provenance
 
@@ -84,7 +86,7 @@ def write_results(
     evaluation = None if episodes is None else episodes[0].mean(-1)
     scores = training if evaluation is None else evaluation
     labels = [setting_label(setting) for setting in job.grid]
-    tasks = [setting.get("env_id") for setting in job.grid]
+    tasks = [task_of(setting) for setting in job.grid]
     ranking = statistics.sweep_table(labels, scores, tasks)
     best = labels.index(ranking[0]["setting"]) if len(set(tasks)) == 1 else None
     seconds = table.seconds / width
@@ -124,9 +126,15 @@ def write_results(
     write_policies(job, blocks, scores)
     if policy_map.has_map(job.config.env_id):
         draw_best(job)
-    score_name = "training return" if evaluation is None else "greedy return"
+    policy = POLICIES[job.run.eval_policy]
+    score_name = "training return" if evaluation is None else f"{policy} return"
     draw_training(job, table, scores, score_name)
     return summary, ranking
+
+
+def task_of(setting: dict[str, Any]) -> tuple:
+    """Return what tells the tasks of a sweep apart: the environment and its parameters."""
+    return tuple((k, x) for k, x in setting.items() if k == "env_id" or k.startswith("env."))
 
 
 def training_scores(table: Table) -> np.ndarray:
@@ -321,7 +329,9 @@ def load_expert(folder: str) -> tuple[Callable, str]:
 def env_id_of(path: Path, fields: dict) -> str:
     """Return the id of the environment that a member of policy.npz was trained in, by its fields.
     Errors as of `load_agent`."""
-    return fields.get("env_id") or checkpoint.load_header(path, "member/")[0]["config"]["env_id"]
+    header = checkpoint.load_header(path, "member/")[0]
+    parameters = split_setting(fields)[0]
+    return join_id(fields.get("env_id", header["config"]["env_id"]), parameters)
 
 
 def load_member(
@@ -344,7 +354,7 @@ def load_member(
     index = index if is_wanted[index] else int(np.argmax(is_wanted))
     module = load_source(header)
     fields = settings[table["member/setting"][index]]
-    config = dataclasses.replace(from_json(module.Config, header["config"]), **fields)
+    config = configured(from_json(module.Config, header["config"]), fields)
     algorithm = module.make(config)
     shapes = jax.eval_shape(lambda key: algorithm.init(key).params, jax.random.key(0))
     prefix = f"{table['member/program'][index]}/"
@@ -375,7 +385,7 @@ def draw_training(job: Job, table: Table, scores: np.ndarray, score_name: str) -
     path, labels = job.folder / "curves.png", [setting_label(setting) for setting in job.grid]
     steps = np.full((len(job.grid), table.updates.shape[-1]), np.nan)
     for g, setting in enumerate(job.grid):
-        algorithm = job.make(dataclasses.replace(job.config, **setting))
+        algorithm = job.make(configured(job.config, setting))
         updates = table.updates[g].max(0)
         steps[g] = [steps_after(algorithm, int(u)) if u else np.nan for u in updates]
     metrics = {name: x for name, x in table.metrics.items() if name != "episodes"}
@@ -406,7 +416,7 @@ def draw_best(job: Job) -> None:
         return
     if algorithm.init_memory is not None:  # what it does in a state depends on those before
         return
-    config = dataclasses.replace(job.config, **{k: x for k, x in fields.items() if k != "seed"})
+    config = configured(job.config, {k: x for k, x in fields.items() if k != "seed"})
     num_members = len(job.grid) * job.run.num_seeds
     choice = f", the best of {num_members}" if num_members > 1 else ""
     seed = fields.pop("seed")

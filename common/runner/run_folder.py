@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 from datetime import datetime
 from importlib.metadata import version
@@ -32,16 +33,19 @@ FREE_FLAGS |= {"parquet", "track"}
 
 def new_path(name: str, env_id: str) -> Path:
     """Return the path of a folder that does not exist, runs/<algorithm>-<environment>-<time>."""
+    env_id = env_id.replace(":", "to")  # rsync, scp and Windows read a colon otherwise
     stem = f"{name}-{env_id}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
     names = (f"{stem}{suffix}" for suffix in ("", *(f"-{i}" for i in range(2, 99))))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
-def create(folder: Path, name: str, config: Any, run: Run) -> bool:
+def create(folder: Path, name: str, config: Any, run: Run, grid: list[dict[str, Any]]) -> bool:
     """Make a run's folder with its config.json; return False if another process was first."""
     folder.mkdir(parents=True, exist_ok=True)
     flags = {"config": dataclasses.asdict(config), "run": dataclasses.asdict(run)}
     content = {"algorithm": name, **flags, "command": sys.argv[1:]}
+    if run.num_settings:
+        content["settings"] = grid
     own = folder / f".config.json.{os.getpid()}"
     write_json(own, content)
     try:
@@ -53,6 +57,42 @@ def create(folder: Path, name: str, config: Any, run: Run) -> bool:
     finally:
         own.unlink(missing_ok=True)
     return True
+
+
+def drop_blocks(job: Job) -> None:
+    """Remove the files of the blocks of a finished run, but for what it needs to go on with
+    `--keep-checkpoint`."""
+    if not job.run.keep_checkpoint:
+        shutil.rmtree(job.folder / "blocks", ignore_errors=True)
+    for path in (job.folder / "blocks").glob("*/*"):
+        if path.name != "checkpoint.npz":
+            path.unlink(missing_ok=True)
+
+
+def go_on(folder: Path, total_timesteps: int) -> None:
+    """Make a finished run one of more steps, whose blocks go on from their checkpoints. OSError if
+    the disk refuses; what is done so far is then the old run, which `--resume` finishes again."""
+    content = json.loads((folder / "config.json").read_text())
+    earlier = content["config"]["total_timesteps"]
+    (folder / "summary.json").unlink(missing_ok=True)
+    for path in (folder / "blocks").glob("*/*"):
+        if path.name != "checkpoint.npz":
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "best", ignore_errors=True)  # trained for fewer steps
+    content["config"]["total_timesteps"] = total_timesteps
+    content.setdefault("went_on_after", []).append(earlier)
+    write_json(folder / "config.json", content)
+
+
+def read_settings(folder: Path) -> list[dict[str, Any]]:
+    """Return the settings that were drawn when a run began; [] if none were, or if there is none.
+    CheckpointError if the file cannot be read."""
+    try:
+        return json.loads((folder / "config.json").read_text()).get("settings", [])
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}/config.json cannot be read: {error}") from None
 
 
 def read_flags(folder: Path, name: str, config: Any, run: Run, given: set[str]) -> tuple[Any, Run]:
@@ -82,6 +122,10 @@ def read_flags(folder: Path, name: str, config: Any, run: Run, given: set[str]) 
                 continue
             if field.name == "block" and not value:  # the run decided
                 continue
+            if field.name == "total_timesteps" and run.resume and value > old_value:
+                refuse_to_go_on(folder, old_run)
+                old_config = dataclasses.replace(old_config, total_timesteps=value)
+                continue
             if value != old_value:
                 raise CheckpointError(
                     f"the run in {folder} has {flag(field.name)} {old_value}, not {value}; "
@@ -100,6 +144,19 @@ def read_flags(folder: Path, name: str, config: Any, run: Run, given: set[str]) 
             value = getattr(old_config, field.name)
             warn(f"warning: the run had no {flag(field.name)} yet; it goes on with {value}")
     return old_config, dataclasses.replace(old_run, **now)
+
+
+def refuse_to_go_on(folder: Path, run: Run) -> None:
+    """Raise CheckpointError unless a run can go on for more steps."""
+    if not run.keep_checkpoint:
+        raise CheckpointError(
+            f"the run in {folder} kept no checkpoint, so it cannot go on for more steps; train it "
+            "anew with --keep-checkpoint, or with more --total-timesteps at once"
+        )
+    if not (folder / "summary.json").exists():
+        raise CheckpointError(
+            f"the run in {folder} is not finished; first --resume it without --total-timesteps"
+        )
 
 
 def from_json(kind: type, fields: dict[str, Any]) -> Any:
@@ -170,7 +227,12 @@ def load_trained(job: Job, block: Block) -> tuple[dict[str, np.ndarray], dict]:
 def check_header(job: Job, path: Path, header: dict) -> None:
     """Raise CheckpointError unless a file is of this run."""
     flags = json.loads(json.dumps(run_header(job)))
-    header["config"] = flags["config"] | header["config"]  # it may have gained a field since
+    for name in ("config", "run"):  # which may have gained a field since
+        header[name] = flags[name] | header[name]
+    steps = flags["config"].get("total_timesteps", 0)
+    goes_on = job.run.keep_checkpoint and path.name in ("checkpoint.npz", "previous.npz")
+    if goes_on and header["config"].get("total_timesteps", 0) < steps:
+        header["config"]["total_timesteps"] = steps
     if any(header[name] != x for name, x in flags.items()):
         raise CheckpointError(f"{path} was written with other flags than config.json names")
 

@@ -89,22 +89,51 @@ def sweep_table(labels: Iterable, scores: ArrayLike, tasks: Iterable | None = No
     They are ranked by the IQM in which a seed without a score counts as the worst one. Where more
     than a quarter of the seeds have none that is -inf, and the IQM of the others decides. Equal
     ones share a rank. `tasks` names the task of each configuration: scores of different tasks are
-    not compared, and each task has its own ranks.
+    not compared, and each task has its own ranks. `best_probability` says how sure a rank is, see
+    `probability_best`; None for fewer than MIN_SEEDS.
     """
     scores = np.asarray(scores, float)
     tasks = [None] * len(scores) if tasks is None else list(tasks)
     keys = [rank_key(x) for x in scores]
+    sure: list[float | None] = [None] * len(scores)
+    for task in dict.fromkeys(tasks) if scores.shape[1] >= MIN_SEEDS else ():
+        own = [i for i, other in enumerate(tasks) if other == task]
+        for i, x in zip(own, probability_best(scores[own]), strict=True):
+            sure[i] = float(x)
     rows = [
         {
             "rank": 1 + sum(keys[j] > keys[i] for j in range(len(keys)) if tasks[j] == tasks[i]),
             "setting": label,
             **summarize(scores[i]),
             "diverged": int(np.sum(~np.isfinite(scores[i]))),
+            "best_probability": sure[i],
         }
         for i, label in enumerate(labels)
     ]
     order = sorted(range(len(rows)), key=lambda i: (tasks.index(tasks[i]), rows[i]["rank"]))
     return [rows[i] for i in order]
+
+
+def probability_best(scores: ArrayLike, num_resamples: int = 2000) -> np.ndarray:
+    """Return for each configuration the share of bootstrap resamples in which its IQM is the
+    highest, from the scores [G, S]: [G], which add up to 1.
+
+    Each resample draws S seeds of each configuration, with replacement and by themselves. Those
+    with the same IQM share a resample, and a seed without a score counts as the worst one. A
+    configuration is ahead by chance if another one has a share that is not small, too.
+    """
+    scores = np.asarray(scores, float)
+    num_settings, n = scores.shape
+    num_resamples = int(np.clip(20_000_000 // n, 200, num_resamples))  # bounds the time
+    generator, cut = np.random.default_rng(0), n // 4  # the same data give the same shares
+    means = np.empty((num_settings, num_resamples))
+    for own, x in zip(means, np.where(np.isfinite(scores), scores, -np.inf), strict=True):
+        x = np.sort(x)
+        for part in np.array_split(np.arange(num_resamples), -(-num_resamples * n // 4_000_000)):
+            ranks = np.sort(generator.integers(n, size=(len(part), n)), axis=1)
+            own[part] = x[ranks[:, cut : n - cut]].mean(1)
+    is_best = means == means.max(0)
+    return np.mean(is_best / is_best.sum(0), axis=1)
 
 
 def rank_key(x: ArrayLike) -> tuple[float, float]:

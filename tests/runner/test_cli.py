@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers import ALGORITHMS, run
 
@@ -40,6 +41,51 @@ def test_flags_of_the_config_and_of_the_run_stand_side_by_side():
     assert config == Config(num_envs=3, hidden_sizes=(4, 5))
     assert run == Run(num_seeds=8)
     assert parsed("--no-anneal", "--quiet")[1].quiet
+
+
+SWEEP = ("learning_rate=log:1e-4:1e-1", "num_envs=log:2:200", "anneal=true,false")
+
+
+def test_settings_are_drawn_from_ranges_and_lists():
+    drawn = settings(SWEEP, Config(), 400, seed=3)
+    assert len(drawn) == 400 == len({tuple(x.items()) for x in drawn})
+    rate = np.array([x["learning_rate"] for x in drawn])
+    assert rate.min() >= 1e-4 and rate.max() <= 1e-1
+    decades = np.histogram(np.log10(rate), [-4, -3, -2, -1])[0]
+    np.testing.assert_allclose(decades / 400, 1 / 3, atol=4 * np.sqrt(2 / 9 / 400))
+    assert all(float(f"{x:.4g}") == x for x in rate.tolist())
+    envs = [x["num_envs"] for x in drawn]
+    assert {type(x) for x in envs} == {int} and 2 <= min(envs) < 6 < 60 < max(envs) <= 200
+    assert abs(np.mean([x["anneal"] for x in drawn]) - 0.5) < 0.1
+    uniform = [x["learning_rate"] for x in settings(("learning_rate=0.1:1",), Config(), 400)]
+    assert abs(np.mean(uniform) - 0.55) < 4 * 0.9 / np.sqrt(12 * 400)
+
+
+def test_draws_depend_on_the_seed_and_not_on_how_many():
+    assert settings(SWEEP, Config(), 9, seed=3) == settings(SWEEP, Config(), 20, seed=3)[:9]
+    assert settings(SWEEP, Config(), 9, seed=3) != settings(SWEEP, Config(), 9, seed=4)
+    few = settings(("anneal=true,false", "num_envs=3:4"), Config(), 4)
+    assert len(few) == 4  # all that there are
+
+
+@pytest.mark.parametrize(
+    "sweep, number, says",
+    [
+        (("learning_rate=1e-4:1e-2",), 0, "say how often with --num-settings"),
+        (("learning_rate=log:1e-4:1e-2",), 0, "say how often with --num-settings"),
+        (("learning_rate=1e-2:1e-4",), 3, "with low < high"),
+        (("learning_rate=log:0:1",), 3, "with 0 < low < high"),
+        (("learning_rate=1:2:3",), 3, "write low:high"),
+        (("learning_rate=lin:1:2",), 3, "'lin' is not of type float"),
+        (("num_envs=1.5:3",), 3, "'1.5' is not of type int"),
+        (("learning_rate=0.5:2",), 30, "must satisfy 0 < learning_rate <= 1"),
+        (("anneal=true,false",), 3, "the sweep has only 2 different settings"),
+        (("table=V:Q",), 3, "is not one of V, Q"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(sweep, number, says):
+    with pytest.raises(ValueError, match=says):
+        settings(sweep, Config(), number)
 
 
 @pytest.mark.parametrize("text", ["5e3", "5E3", "5000", "5_000", "5.0e3"])

@@ -113,13 +113,19 @@ def test_the_last_lines_rank_and_name_who_diverged(tmp_path):
     row = {"iqm": 472.0, "low": 455.0, "high": 490.0, "min": 201.0, "max": 500.0}
     ranking = [{"rank": 1, "setting": "gamma=0.99", "diverged": 1, **row}]
     ranking += [{"rank": 2, "setting": "gamma=0.9", "diverged": 4, **dict.fromkeys(row)}]
+    ranking = [x | {"best_probability": None} for x in ranking]  # too few seeds
     bad = [{"seed": s, "update": 17, "gamma": 0.9} for s in range(4)]
     summary = {"training": row, "evaluation": row, "fresh_evaluation": row, "retrained": None}
     summary |= {"diverged_seeds": bad, "best": {"gamma": 0.99}, "steps": 500, "episodes": 0}
     summary |= {"unfinished_episodes": 3}
     text = "\n".join(summary_lines(one, summary, ranking))
     assert "1  gamma=0.99  IQM 472 [455, 490]   min 201   max 500   1 diverged\n" in text
-    assert "2  gamma=0.9   diverged\n" in text
+    assert "2  gamma=0.9   diverged\n" in text and "%: share of" not in text
+    for x, share in zip(ranking, (0.875, 0.125), strict=True):
+        x["best_probability"] = share
+    sure = "\n".join(summary_lines(one, summary, ranking))
+    assert "1   88%  gamma=0.99  IQM" in sure and "2   12%  gamma=0.9   diverged\n" in sure
+    assert "%: share of resamples of the seeds in which it leads" in sure
     assert "on fresh episodes, 100 episodes: IQM 472" in text
     assert "no episode ended within 500 steps" in text
     assert "3 episodes of the evaluation had not ended after 100,000 steps" in text

@@ -1,6 +1,7 @@
 """The statistics over seeds, against independent computations."""
 
 import json
+import math
 import time
 import tracemalloc
 
@@ -170,6 +171,42 @@ def test_settings_of_different_tasks_are_not_ranked_together():
         ("b", 1),
         ("d", 2),
     ]
+
+
+def test_the_probability_of_being_best_by_hand():
+    """Two seeds, of which the IQM drops none: resamples of (0, 2) have the means 0, 1, 1, 2, and
+    those of (1, 1) always 1, so each wins one of four and they share two."""
+    shares = statistics.probability_best([[0, 2], [1, 1]], 20_000)
+    np.testing.assert_allclose(shares, 0.5, atol=4 * 0.35 / np.sqrt(20_000))
+    shares = statistics.probability_best([[0, 4], [1, 1]], 20_000)  # 0, 2, 2, 4 against 1
+    np.testing.assert_allclose(shares, [0.75, 0.25], atol=4 * 0.43 / np.sqrt(20_000))
+    certain = statistics.probability_best([[5] * 8, [9] * 8, [9] * 8])
+    np.testing.assert_array_equal(certain, [0, 0.5, 0.5])
+
+
+def test_the_probability_of_being_best_agrees_with_a_plain_loop():
+    scores, rng = noise(3, 9) + [[0.0], [0.3], [0.5]], np.random.default_rng(5)
+    best = [np.argmax([middle_half(rng.choice(x, 9)) for x in scores]) for _ in range(4000)]
+    expected = np.bincount(best, minlength=3) / 4000
+    np.testing.assert_allclose(statistics.probability_best(scores), expected, atol=0.05)
+
+
+def test_the_probability_of_being_best_counts_a_diverged_seed_as_the_worst():
+    half = [NAN] * 4 + [9.0] * 4  # a quarter may be missing, which a resample has now and then
+    shares = statistics.probability_best([half, [1.0] * 8], 20_000)
+    missing = sum(math.comb(8, k) for k in range(3)) / 2**8  # at most two of eight
+    assert shares[0] == pytest.approx(missing, abs=0.015)
+    rows = statistics.sweep_table("ab", [half, [1.0] * 8])
+    assert rows[0]["setting"] == "b" and rows[0]["best_probability"] > 0.8
+    json.dumps(rows, allow_nan=False)
+
+
+def test_how_sure_a_rank_is_needs_seeds_and_one_task():
+    rows = statistics.sweep_table("ab", [[1.0] * 4, [2.0] * 4])
+    assert [row["best_probability"] for row in rows] == [None, None]
+    rows = statistics.sweep_table("abc", [[1.0] * 5, [2.0] * 5, [9.0] * 5], ["x", "x", "y"])
+    shares = [(row["setting"], row["best_probability"]) for row in rows]
+    assert shares == [("b", 1), ("a", 0), ("c", 1)]
 
 
 def test_bands_are_the_iqm_and_bootstrap_interval_of_each_point():
