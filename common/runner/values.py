@@ -29,20 +29,21 @@ def make_values(algorithm: Algorithm, params: Any, env: Env, what: str) -> Calla
     module = sys.modules[act.__module__]
     learned = re.search(LEARNED, module.__doc__ or "")
     if learned and algorithm.init_memory is None:
-        tables = {name: getattr(params, name, None) for name in ("v", "q")}
+        v, q = getattr(params, "v", None), getattr(params, "q", None)
         if isinstance(params, jax.Array):
-            tables |= {{1: "v", 2: "q"}.get(params.ndim, ""): params}
-        table = tables[what]
-        if table is not None:
-            return lambda obs: table[obs]
-        if tables["q"] is not None:
-            return lambda obs: jnp.max(tables["q"][obs])
+            v, q = (params if params.ndim == n else None for n in (1, 2))
+        if what == "q" and q is not None:
+            return lambda obs: q[obs]
+        if what == "v" and v is not None:
+            return lambda obs: v[obs]
+        if what == "v" and q is not None:
+            return lambda obs: jnp.max(q[obs])
         obs = jax.eval_shape(lambda key: env.reset(key).obs[0], jax.random.key(0))
         traced = greedy_values(act, params, obs)
         is_q = learned[1].startswith("Q") and not hasattr(module, "mode")  # of logits
         if is_q and traced and traced.out_avals[0].shape == (env.num_actions,):
-            q = lambda obs: jaxpr_as_fun(traced)(*jax.tree.leaves((params, obs)))[0]
-            return q if what == "q" else lambda obs: jnp.max(q(obs))
+            values = lambda obs: jaxpr_as_fun(traced)(*jax.tree.leaves((params, obs)))[0]
+            return values if what == "q" else lambda obs: jnp.max(values(obs))
     name = module.__name__.rpartition(".")[2]
     raise ValueError(f"{name} acts without {what.upper()}: there is none in its policy.npz")
 

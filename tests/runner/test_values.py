@@ -12,11 +12,12 @@ from common.runner import checkpoint
 from common.runner.results import load_agent
 from common.runner.values import make_values
 
-KNOWN = {"policy_iteration": "v", "td_lambda": "v", "value_iteration": "qv"}
-KNOWN |= dict.fromkeys("sarsa expected_sarsa q_learning double_q_learning dyna_q".split(), "qv")
-KNOWN |= dict.fromkeys("dqn double_dqn dueling_dqn n_step_dqn noisy_dqn c51 rainbow".split(), "qv")
-KNOWN |= dict.fromkeys("prioritized_dqn online_q cql fitted_q_iteration".split(), "qv")
-KNOWN |= {"monte_carlo": "v"}
+LEARN_Q = ["sarsa", "expected_sarsa", "q_learning", "double_q_learning", "dyna_q", "dqn"]
+LEARN_Q += ["double_dqn", "dueling_dqn", "n_step_dqn", "noisy_dqn", "c51", "rainbow"]
+LEARN_Q += ["prioritized_dqn", "online_q", "cql", "fitted_q_iteration", "value_iteration"]
+KNOWN = dict.fromkeys(LEARN_Q, "qv") | dict.fromkeys(
+    ["policy_iteration", "td_lambda", "monte_carlo"], "v"
+)
 SMALL = "--total-timesteps 1000 --learning-starts 200 --buffer-size 500 --batch-size 8 --quiet"
 SMALL = [*SMALL.split(), "--hidden-sizes", "8", "--num-seeds", "2", "--eval-episodes", "2"]
 
