@@ -202,16 +202,17 @@ def draw_room(axes: Any, env_id: str, obs: np.ndarray, t: int) -> None:
 
 
 def draw_image(axes: Any, obs: np.ndarray, t: int) -> None:
-    """Draw an image [H, W] or [H, W, C] of 0 and 1, each channel in a colour of its own, the later
-    over the earlier. ValueError if it has other values."""
+    """Draw an image [H, W] or [H, W, C] of 0 and 1, each channel in a colour of its own, and those
+    that fill less over those that fill more. ValueError if it has other values."""
     from matplotlib.colors import to_rgb
 
     if not np.isin(obs, (0, 1)).all():
-        raise ValueError(f"no drawing; there are drawings of {DRAWN}")
-    image = obs[t].reshape(*obs.shape[1:3], -1) != 0
-    channels = np.arange(1, image.shape[-1] + 1)
-    colors = np.array([to_rgb(color) for color in ("0.1", *IMAGE_COLORS)])
-    axes.imshow(colors[np.max(image * channels, axis=-1)])
+        raise ValueError(f"no drawing of these images; there are drawings of {DRAWN}")
+    states = obs.reshape(*obs.shape[:3], -1) != 0
+    image = np.full((*obs.shape[1:3], 3), to_rgb("0.1"))
+    for channel in np.argsort(-states.sum((0, 1, 2)), kind="stable"):
+        image[states[t, ..., channel]] = to_rgb(IMAGE_COLORS[channel % len(IMAGE_COLORS)])
+    axes.imshow(image)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

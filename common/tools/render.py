@@ -234,6 +234,8 @@ def brax_page(env_id: str, env: Env, member: tuple, key: jax.Array) -> tuple[byt
     from common.environments.brax_envs import load
 
     brax_env, _ = load(env_id.partition("-history")[0])
+    if not hasattr(brax_env, "sys"):
+        raise ValueError(f"{env_id} has no bodies to draw; choose another of Brax")
 
     def step(state, action, key):
         after, transition = env.step(state, action, key)
