@@ -131,10 +131,14 @@ def make_scene(env_id: str, env: Env, member: tuple, key: jax.Array) -> Scene:
     if env_id.endswith("-game"):
         states, steps = boards_of(env_id, rows)
     returns = np.concatenate([[0], np.cumsum(rows.reward)])[steps]
-    end = "terminated" if rows.terminated[-1] else "time limit"
-    if not (rows.terminated | rows.truncated)[-1]:
-        end = "cut"
-    return Scene(f"seed {fields['seed']}", states, steps, returns, end)
+    return Scene(f"seed {fields['seed']}", states, steps, returns, end_of(rows))
+
+
+def end_of(rows: Transition) -> str:
+    """Return why the episode [T, ...] ended."""
+    if rows.terminated[-1]:
+        return "terminated"
+    return "time limit" if rows.truncated[-1] else "cut"
 
 
 def boards_of(env_id: str, rows: Transition) -> tuple[np.ndarray, np.ndarray]:
@@ -248,8 +252,8 @@ def brax_page(env_id: str, env: Env, member: tuple, key: jax.Array) -> tuple[byt
     states.append(jax.jit(brax_env.step)(states[-1], rows.action[-1]))  # before any reset
     system = brax_env.sys.tree_replace({"opt.timestep": brax_env.dt})
     page = html.render(system, [state.pipeline_state for state in states])
-    shown = f"seed {fields['seed']}: {length:,} steps, return {rows.reward.sum():.4g}"
-    return page.encode(), f"{env_id}; {shown}"
+    shown = f"{length:,} steps, return {rows.reward.sum():.4g}, {end_of(rows)}"
+    return page.encode(), f"{env_id}; seed {fields['seed']}: {shown}"
 
 
 def write_whole(path: Path, data: bytes) -> None:

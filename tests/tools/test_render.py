@@ -1,7 +1,11 @@
 """render.py and drawings.py: frames are an episode's states, from the first to the last before the
 reset, and files are small and of the right kind."""
 
+import base64
 import io
+import json
+import re
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +20,22 @@ from common.environments.games import make_game, perfect_player
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env
 from common.tools.drawings import make_drawing
-from common.tools.render import MAX_BYTES, PAUSE, as_gif, make_scene
+from common.tools.render import MAX_BYTES, PAUSE, as_gif, brax_page, make_scene
 from common.tools.render import Scene as SceneOf
 
 
 def scene(env_id, act=None, key=0, max_steps=1_000):
     """An episode of `act(obs, key) -> action`, or of action 0, as it is drawn."""
     env = make_env(env_id, 1)
+    env = env._replace(max_steps=min(env.max_steps, max_steps))
+    return make_scene(env_id, env, member(env, act), jax.random.key(key))
+
+
+def member(env, act=None):
+    """A seed that acts so, as `load_member` returns it."""
     zero = 0 if env.num_actions is not None else jnp.zeros(env.action_shape)
     policy = lambda params, obs, key: act(obs, key) if act else zero
-    algorithm = Algorithm(None, None, policy, 1, 1)
-    env = env._replace(max_steps=min(env.max_steps, max_steps))
-    return make_scene(env_id, env, (algorithm, (), {"seed": 3}), jax.random.key(key))
+    return Algorithm(None, None, policy, 1, 1), (), {"seed": 3}
 
 
 def drawn(env_id, states, t):
@@ -188,6 +196,26 @@ def test_a_gif_too_large_shows_fewer_steps(monkeypatch):
     monkeypatch.setattr("common.tools.render.MAX_BYTES", len(data))
     smaller, every = as_gif(drawing, scenes, "title", 10)
     assert len(smaller) < len(data) and every == 2
+
+
+@pytest.mark.slow
+def test_the_page_of_brax_has_each_state_and_the_one_that_ended_the_episode():
+    """The pole of Brax's pendulum, let go, falls past .2 radians."""
+    env = make_env("InvertedPendulum-brax", 1)
+    page, shown = brax_page("InvertedPendulum-brax", env, member(env), jax.random.key(0))
+    packed = re.search(r"\"(eJ[\w+/=]{500,})\"", page.decode())[1]
+    system = json.loads(zlib.decompress(base64.b64decode(packed)))
+    states = system["states"]["x"]
+    num_steps = int(re.search(r"(\d+) steps, return .*, terminated", shown)[1])
+    assert len(states) == num_steps + 1
+    w = [np.abs(state["rot"][1][0]) for state in states]  # of the pole's quaternion
+    assert 2 * np.arccos(w[-2]) <= 0.2 < 2 * np.arccos(w[-1])
+
+
+def test_brax_without_bodies_is_refused():
+    env = make_env("Fast-brax", 1)
+    with pytest.raises(ValueError, match="Fast-brax has no bodies to draw"):
+        brax_page("Fast-brax", env, member(env), jax.random.key(0))
 
 
 def test_a_run_is_rendered_from_the_command_line(tmp_path):
