@@ -101,7 +101,7 @@ def make(config: Config) -> Algorithm:
         return State(state.key, q, visits, env_state), metrics
 
     def act(params, obs, key):
-        return jnp.argmax(params[:, obs].sum(0))
+        return jnp.argmax(params[:, obs].mean(0))
 
     return Algorithm(init, update, act, num_updates, config.steps_per_update)
 

@@ -86,29 +86,39 @@ def plot_grid(
     Walls are dark; terminal states, and cells that no policy can reach, are grey; a cell without a
     value is white.
     """
-    shape = height, width = len(grid.layout), len(grid.layout[0])
-    visited = reachable(mdp.P.sum(1), mdp.start > 0).reshape(shape)
-    walls = cells(grid.layout, "#x").reshape(shape)
-    live = np.asarray(visited & ~mdp.terminal.reshape(shape))
-    value = np.where(live, value.reshape(shape), np.nan)
-
-    figure.set_size_inches(max(5, 1.6 + 0.55 * width), 1.1 + 0.55 * height)
+    figure.set_size_inches(max(5, 1.6 + 0.55 * len(grid.layout[0])), 1.1 + 0.55 * len(grid.layout))
     axes = figure.add_subplot()
     tidy(axes, title)
-    axes.grid(False)
-    background = np.where(walls, 0.25, np.where(live, 1.0, 0.85))
-    axes.imshow(background, cmap="gray", vmin=0, vmax=1)
+    live = live_cells(grid, mdp)
+    draw_cells(axes, grid, live)
+    value = np.where(live, value.reshape(live.shape), np.nan)
     image = plot_heat(axes, value, label)
     if np.isnan(value[live]).any():
         axes.set_xlabel("white: from here the policy may never end", loc="left")
     ink = np.where(value < np.mean(image.get_clim()), "white", "black")
     draw_arrows(axes, grid, policy, live, ink)
+    if np.count_nonzero(mdp.start) == 1:
+        i, j = np.argwhere(mdp.start.reshape(live.shape))[0]
+        axes.text(j - 0.45, i - 0.45, "S", va="top", size=8, weight="bold", color=ink[i, j])
+
+
+def live_cells(grid: Grid, mdp: MDP) -> np.ndarray:
+    """Return which cells can be reached and do not end the episode, bool [rows, columns]."""
+    visited = reachable(mdp.P.sum(1), mdp.start > 0)
+    return np.asarray(visited & ~mdp.terminal).reshape(len(grid.layout), -1)
+
+
+def draw_cells(axes: Any, grid: Grid, live: np.ndarray) -> None:
+    """Draw the map of a grid world: walls are dark; other cells that are not `live` are grey and
+    have their letters."""
+    height, width = live.shape
+    walls = cells(grid.layout, "#x").reshape(live.shape)
+    axes.grid(False)
+    background = np.where(walls, 0.25, np.where(live, 1.0, 0.85))
+    axes.imshow(background, cmap="gray", vmin=0, vmax=1)
     for i, j in np.argwhere(~live & ~walls):
         letter = grid.layout[i][j].strip(".")
         axes.text(j, i, letter, ha="center", va="center", size=11, weight="bold", color="0.25")
-    if np.count_nonzero(mdp.start) == 1:
-        i, j = np.argwhere(mdp.start.reshape(shape))[0]
-        axes.text(j - 0.45, i - 0.45, "S", va="top", size=8, weight="bold", color=ink[i, j])
     for set_ticks, length in ((axes.set_xticks, width), (axes.set_yticks, height)):
         set_ticks(np.arange(length + 1) - 0.5, minor=True)
         set_ticks([])

@@ -20,6 +20,7 @@ import numpy as np
 
 from common.algorithm import Algorithm
 from common.environments.env_parameters import join_id
+from common.envs import make_env
 from common.runner import checkpoint, plots, policy_map, statistics
 from common.runner.blocks import Block, Job, environment_steps, setting_label, steps_after
 from common.runner.checkpoint import CheckpointError
@@ -27,6 +28,7 @@ from common.runner.cli import configured, split_setting
 from common.runner.evaluation import MAX_LENGTH, POLICIES
 from common.runner.program import load_module
 from common.runner.run_folder import from_json, load_block, load_trained, provenance
+from common.runner.values import make_values
 
 
 class Table(NamedTuple):
@@ -290,21 +292,30 @@ def source_of(make: Callable) -> Path:
     return Path(str(sys.modules[make.__module__].__file__)).resolve()
 
 
-def load_agent(folder: str | Path, seed: int | None = None, **setting: Any) -> Callable:
+def load_agent(
+    folder: str | Path, seed: int | None = None, what: str = "action", **setting: Any
+) -> Callable:
     """Return the trained policy of one seed, `obs, key -> action`; by default the best seed's.
+
+    With `what="q"` return its values of a state, `obs -> Q [A]`, and with "v" `obs -> V []`.
 
     A policy with memory is `memory, obs, key -> action, memory`: give it None at the start of an
     episode, and then what it returned.
 
     `setting` selects among the configurations of a sweep, for example learning_rate=1e-3. Reads the
     params of that seed only. CheckpointError if policy.npz cannot be read; ValueError if it has no
-    such member, or if the algorithm has no policy that acts on an observation.
+    such member, or if the algorithm has no policy that acts on an observation, or no such values.
     """
+    if what not in ("action", "q", "v"):
+        raise ValueError(f'what={what!r}: must be "action", "q" or "v"')
     path = Path(folder) / "policy.npz"
-    algorithm, params = load_member(path, seed, setting)[:2]
+    algorithm, params, fields = load_member(path, seed, setting)
     act, init_memory = algorithm.act, algorithm.init_memory
     if act is None:
         raise ValueError(f"{folder}: this planner has no policy; it acts only inside its own run")
+    if what != "action":
+        env = make_env(env_id_of(path, fields), 1)
+        return jax.jit(make_values(algorithm, params, env, what))
     if init_memory is None:
         return jax.jit(functools.partial(act, params))
 

@@ -43,6 +43,9 @@ LEAN_DATASETS = "common.tools.standalone_datasets"  # goes with `common.datasets
 WRAPPERS = ("history", "positions")  # families of ids that end so, around another id
 UNDECLARED = {"gymnax": ["six"]}  # what a package imports and does not require
 ORIGIN = "Copied from manyseeds: stands alone, with the packages named above."
+WITH_GYMNAX = (
+    "Copied from manyseeds, stands alone; --env-id finds what you register with gymnax above."
+)
 MARK = re.compile(r"  # (?:not copied|copied (?P<rule>for|unless|--)(?: ?)(?P<text>.+))$")
 PRAGMA = re.compile(r"  # pyright: .+$")  # for the repository's own check
 
@@ -128,7 +131,8 @@ def standalone(name: str, options: Iterable[str] = (), root: Path = ROOT) -> str
     space = "\n\n\n" if sections[0].startswith(("class ", "def ", "@")) else "\n\n"  # as isort
     code = f"from __future__ import annotations\n\n{imports}{space}" + "\n\n\n".join(sections)
     docstring = load(path).docstring.partition("\n\nMetrics:")[0]  # a copy prints the return alone
-    docstring = f"{docstring.rstrip()}\n\n{ORIGIN}".strip()
+    origin = WITH_GYMNAX if "import gymnax\n" in f"{imports}\n" else ORIGIN
+    docstring = f"{docstring.rstrip()}\n\n{origin}".strip()
     text = f'"""{docstring}\n"""\n\n{code}\n'
     return script_header(text, root) + text
 

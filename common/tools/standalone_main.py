@@ -14,7 +14,7 @@ import tyro
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 
 from common.algorithm import Algorithm
-from common.envs import make_env
+from common.envs import Env, make_env
 from common.runner.threefry import unroll_threefry
 
 
@@ -37,7 +37,10 @@ def main(config_class: type, make: Callable[[Any], Algorithm]) -> None:
             raise ValueError("--total-timesteps and --num-seeds: nothing to train")
         keys = jax.vmap(jax.random.key)(flags.seed + jnp.arange(flags.num_seeds))
         if flags.load:
-            return play(algorithm, flags.env_id, flags.load, keys[0])
+            env = make_env(flags.env_id, 100)
+            score = lambda params: play(algorithm, env, params, keys[0])
+            returns = jax.jit(jax.vmap(score))(load_params(algorithm, flags.load))
+            return print("return of each policy:", *(f"{x:.4g}" for x in returns))
     except (KeyError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -57,24 +60,20 @@ def main(config_class: type, make: Callable[[Any], Algorithm]) -> None:
     print(f"params of {flags.num_seeds} seeds in {flags.out}")
 
 
-def play(algorithm: Algorithm, env_id: str, path: str, key: jax.Array) -> None:
-    """Print the mean return of 100 episodes of each policy in a file that `main` saved."""
+def load_params(algorithm: Algorithm, path: str) -> Any:
+    """Return the params in a file that `main` saved, with a leading axis of seeds."""
+    params = jax.eval_shape(algorithm.init, jax.random.key(0)).params
+    with np.load(path) as file:
+        return tree_map_with_path(lambda path, _: jnp.asarray(file[keystr(path)]), params)
+
+
+def play(algorithm: Algorithm, env: Env, params: Any, key: jax.Array) -> jax.Array:
+    """Return the mean return of one policy, of an episode in each of 100 environments."""
     if algorithm.act is None:  # copied for update, None
         raise ValueError("--load: this algorithm has no policy that plays without its planner")
-    params = jax.eval_shape(algorithm.init, key).params
-    with np.load(path) as file:
-        params = tree_map_with_path(lambda path, _: file[keystr(path)], params)
-    env, policy = make_env(env_id, 100), jax.vmap(algorithm.act, (None, 0, 0))
+    policy = jax.vmap(algorithm.act, (None, 0, 0))
     keys = jax.random.split(key, (env.max_steps + 1, 101))
-
-    def mean_return(params):
-        def step(state, keys):
-            action = policy(params, state.obs, keys[1:])
-            state, _ = env.step(state, action, keys[0])
-            return state, state.episode
-
-        _, (total, _, done) = jax.lax.scan(step, env.reset(keys[0, 0]), keys[1:])
-        first_end = jnp.argmax(done.at[-1].set(True), axis=0)
-        return jnp.mean(total[first_end, jnp.arange(100)])
-
-    print("return of each policy:", *(f"{x:.4g}" for x in jax.jit(jax.vmap(mean_return))(params)))
+    step = lambda state, keys: env.step(state, policy(params, state.obs, keys[1:]), keys[0])
+    _, played = jax.lax.scan(step, env.reset(keys[0, 0]), keys[1:])
+    done = played.terminated | played.truncated
+    return jnp.sum(played.reward * (jnp.cumsum(done, axis=0) - done == 0)) / 100

@@ -335,6 +335,42 @@ def test_saved_params_are_loaded_again_and_played(small_copy, capsys, name):
     assert len(returns) == 3 and all(8 <= x <= 500 for x in returns)
 
 
+def test_two_lines_import_a_copy_and_act_with_what_it_saved(tmp_path):
+    """As a user would, from a script of one's own beside the copy."""
+    (tmp_path / "dqn.py").write_text(copy_of("dqn"), encoding="utf-8")
+    flags = "--total-timesteps 600 --learning-starts 200 --num-seeds 2 --batch-size 8"
+    trained = python("dqn.py", *flags.split(), "--hidden-sizes", 8, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    script = """
+import jax, numpy as np
+from dqn import Config, load_params, make
+
+algorithm = make(Config(hidden_sizes=(8,)))
+params = load_params(algorithm, "dqn.npz")
+one = jax.tree.map(lambda x: x[1], params)
+obs = np.array([0.01, -0.02, 0.03, 0.04], np.float32)
+w = [np.load("dqn.npz")[name][1] for name in np.load("dqn.npz").files]
+q = np.maximum(obs @ w[0] + w[1], 0) @ w[2] + w[3]
+print(int(algorithm.act(one, obs, jax.random.key(0))) == int(q.argmax()), len(params))
+"""
+    (tmp_path / "use.py").write_text(script)
+    used = python("use.py", cwd=tmp_path)
+    assert used.stdout.startswith("True"), used.stderr
+
+
+def test_the_header_says_where_an_environment_is_registered_and_it_is_found(small_copy, tmp_path):
+    assert "register with gymnax above" in copy_of("dqn")
+    assert "register" not in copy_of("q_learning")[:2000]
+    own = "gymnax.registration.register('MyEnv-v0', gymnax.environments.classic_control.CartPole)"
+    text = copy_of("dqn").replace(
+        'if __name__ == "__main__":', f'{own}\n\nif __name__ == "__main__":'
+    )
+    (tmp_path / "own.py").write_text(text, encoding="utf-8")
+    flags = "--env-id MyEnv-v0 --total-timesteps 600 --learning-starts 200 --batch-size 8"
+    done = python("own.py", *flags.split(), cwd=tmp_path)
+    assert done.returncode == 0 and "params of 1 seeds" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
