@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ COMMANDS = [
 EXAMPLES = [block for language, block in BLOCKS if language == "python"]
 TRAINING = [command for command in COMMANDS if command.startswith("python -m algorithms.")]
 COPIES = [command for command in COMMANDS if command.startswith("python -m common.copy ")]
+TOOLS = [command for command in COMMANDS if re.search("runs/a", command)]  # of trained runs
 BY_CI = {  # which .ci/run runs, in a fresh environment, as its own words or the README's
     "python3 -m venv .venv": "-m venv",
     ". .venv/bin/activate": "bin/activate",
@@ -35,7 +37,7 @@ SMALL = "--total-timesteps 2000 --num-seeds 2 --eval-episodes 1 --quiet"
 def test_every_command_is_run_by_a_test_or_by_ci():
     script = (ROOT / ".ci" / "run").read_text()
     assert len(TRAINING) >= 3 and len(COPIES) == 1 and EXAMPLES
-    for command in set(COMMANDS) - {*TRAINING, *COPIES}:
+    for command in set(COMMANDS) - {*TRAINING, *COPIES, *TOOLS}:
         assert BY_CI[command] in script, command
 
 
@@ -80,6 +82,23 @@ def test_a_command_copies_with_and_without_what_is_optional(command, tmp_path):
     assert lengths[0] < lengths[1]
 
 
+@pytest.mark.parametrize("command", TOOLS)
+def test_a_command_looks_at_trained_runs(command, folder, tmp_path):
+    """`runs/a` and `runs/b` are what commands of README trained; nobody types a move."""
+    a = trained(next(x for x in TRAINING if "dqn" in x), folder)
+    b = trained(next(x for x in TRAINING if "q_learning" in x), folder)
+    words = shlex.split(command.partition("#")[0])[2:]
+    paths = {"runs/a": a, "runs/b": b}
+    words = [
+        str(paths.get(x, tmp_path / x if "." in x[1:] and "common" not in x else x)) for x in words
+    ]
+    if "common.play" in words:
+        assert "only games can be played" in run(*words, check=2).stderr
+        return
+    run(*words)
+    assert Path(words[words.index("--out") + 1]).exists()
+
+
 def test_the_examples_run(folder):
     """The first trains, the second loads what a command of README trained."""
     algorithm = load("dqn").make(small_config(load("dqn")))
@@ -101,7 +120,10 @@ def test_every_flag_in_the_text_exists():
         run("algorithms.dqn", "--help").stdout,
         run("algorithms.mcts", "--help").stdout,
         run("algorithms.behaviour_cloning", "--help").stdout,
-        run("common.copy", "--help").stdout,
+        *(
+            run(f"common.{x}", "--help").stdout
+            for x in ("copy", "compare", "render", "play", "record")
+        ),
         (ROOT / "tests" / "conftest.py").read_text(),
         (ROOT / "common" / "tools" / "standalone_main.py").read_text().replace("load:", "--load"),
     ]
