@@ -1,0 +1,187 @@
+"""How near an update is to what the machine allows: `python -m benchmarks.limits [NAME ...]`.
+
+Times an update of each algorithm with its defaults, all seeds in one program on one device and one
+thread, beside the least time that its parts take alone, and writes results/limits.csv. Microseconds
+of an update of all seeds; medians of interleaved rounds. The columns:
+
+    update_us       the update, as the runner performs it
+    environment_us  its environment steps alone, with constant actions
+    products_us     its matrix products, counted in the traced program, at the rate of a product of
+                    two 512 x 512 matrices
+    random_us       its random bits, counted there too, at the rate of a large draw
+    memory_us       its State without replay memory, read and written once, at the rate of a copy
+    largest         which of the four is the largest
+    ratio           the update over that one
+    compile_s       seconds of compiling it, from an empty cache
+    load            of the machine, its average over the last minute, before the first round
+
+Loops without a fixed number of rounds count once; of the branches of a `cond` the dearer one counts.
+"""
+
+import argparse
+import importlib
+import math
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from benchmarks.exploration import save
+from benchmarks.learning import RESULTS, ROOT
+from benchmarks.speed import fastest
+from benchmarks.updates import SECONDS, Run, compiled, play
+from common.envs import make_env
+from common.runner.cli import parse
+from common.runner.threefry import unroll_threefry
+
+
+class Work(NamedTuple):
+    """What a program does."""
+
+    products: float  # multiplications and additions in matrix products
+    random_words: float  # of 32 bits
+
+    def times(self, n: float) -> "Work":
+        return Work(n * self.products, n * self.random_words)
+
+    def plus(self, other: "Work") -> "Work":
+        return Work(self.products + other.products, self.random_words + other.random_words)
+
+
+class Rates(NamedTuple):
+    """What the machine does in a microsecond."""
+
+    products: float
+    random_words: float
+    bytes: float
+
+
+def main() -> None:
+    every = sorted(path.stem for path in (ROOT / "algorithms").glob("[!_]*.py"))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.limits",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: every algorithm")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(every):
+        parser.error(f"no such algorithm: {', '.join(sorted(unknown))}")
+    unroll_threefry()
+    rates = measured_rates()
+    runs = [compiled(name, n, "") for name in arguments.names or every for n in arguments.seeds]
+    load = round(os.getloadavg()[0], 1)
+    for _ in range(arguments.rounds):
+        for run in runs:
+            play(run, SECONDS)
+    save(RESULTS / "limits.csv", [line_of(run, rates, load) for run in runs])
+
+
+def measured_rates() -> Rates:
+    """Return what one device of this machine does in a microsecond."""
+    matrix, side = jnp.full((512, 512), 1e-3), 512
+    words = jnp.zeros(2**20, jnp.uint32)
+    numbers = jnp.zeros(2**24, jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    draw = jax.jit(lambda x: jax.random.bits(jax.random.key(x[0]), x.shape))
+    copy = jax.jit(lambda x: x + 1)
+    return Rates(
+        2 * side**3 / (1e6 * fastest(product, matrix)),
+        words.size / (1e6 * fastest(draw, words)),
+        2 * numbers.nbytes / (1e6 * fastest(copy, numbers)),
+    )
+
+
+def line_of(run: Run, rates: Rates, load: float) -> dict[str, Any]:
+    """Return a run's line of the table."""
+    module: Any = importlib.import_module(f"algorithms.{run.name}")
+    config, _ = parse(module.Config, run.name, "", [])
+    algorithm = run.algorithm
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    work = work_of(jax.make_jaxpr(algorithm.update)(state, jnp.int32(0))).times(run.seeds)
+    floors = {
+        "environment_us": environment_us(config, algorithm, run.seeds),
+        "products_us": work.products / rates.products,
+        "random_us": work.random_words / rates.random_words,
+        "memory_us": 2 * run.seeds * bytes_without_replay(state) / rates.bytes,
+    }
+    update = statistics.median(run.microseconds) * algorithm.steps_per_update * run.seeds
+    largest = max(floors, key=lambda name: floors[name])
+    shown = {name: f"{x:.3g}" for name, x in ({"update_us": update} | floors).items()}
+    return {
+        "algorithm": run.name,
+        "env_id": config.env_id,
+        "seeds": run.seeds,
+        "steps_per_update": algorithm.steps_per_update,
+        **shown,
+        "largest": largest.removesuffix("_us"),
+        "ratio": f"{update / floors[largest]:.3g}",
+        "compile_s": round(run.compile_seconds, 1),
+        "load": load,
+    }
+
+
+def environment_us(config: Any, algorithm: Any, seeds: int) -> float:
+    """Return the microseconds of an update's environment steps, all seeds together, with actions
+    that do not depend on anything; 0 where nothing is played."""
+    if not hasattr(config, "total_timesteps") or not algorithm.steps_per_update:
+        return 0.0
+    num_envs = getattr(config, "num_envs", 1)
+    env = make_env(config.env_id, num_envs)
+    num_steps = max(1, algorithm.steps_per_update // num_envs)
+    action = jnp.zeros((num_envs, *env.action_shape), float if env.num_actions is None else int)
+
+    def steps(states, keys):
+        def one(state, key):
+            body = lambda t, s: env.step(s, action, jax.random.fold_in(key, t))[0]
+            return jax.lax.fori_loop(0, num_steps, body, state)
+
+        return jax.vmap(one)(states, keys)
+
+    keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
+    states = jax.jit(jax.vmap(env.reset))(keys)
+    return 1e6 * fastest(jax.jit(steps), states, keys)
+
+
+def bytes_without_replay(state: Any) -> int:
+    """Return the bytes of a seed's State but for its replay memory."""
+    kept = state._replace(buffer=None) if hasattr(state, "buffer") else state
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(kept))
+
+
+def work_of(program: Any) -> Work:
+    """Return the work of a jaxpr, its inner ones included."""
+    total = Work(0, 0)
+    for equation in (program.jaxpr if isinstance(program, ClosedJaxpr) else program).eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            inner = math.prod(left[i] for i in contracted)
+            total = total.plus(Work(2 * inner * math.prod(out), 0))
+        elif name == "random_bits":
+            words = math.prod(equation.outvars[0].aval.shape) * params["bit_width"] / 32
+            total = total.plus(Work(0, words))
+        elif name == "cond":
+            total = total.plus(max(map(work_of, params["branches"]), key=lambda work: work[0]))
+        else:
+            times = params["length"] if name == "scan" else 1
+            for inner in inner_programs(params):
+                total = total.plus(work_of(inner).times(times))
+    return total
+
+
+def inner_programs(params: dict) -> list:
+    """Return the jaxprs among the parameters of a primitive."""
+    is_program: Callable = lambda x: isinstance(x, ClosedJaxpr | Jaxpr)
+    return [x for x in params.values() if is_program(x)]
+
+
+if __name__ == "__main__":
+    main()

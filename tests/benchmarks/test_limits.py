@@ -1,0 +1,64 @@
+"""How near an update is to the machine's limits: the counts, against programs of known work."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from algorithms import q_learning
+from benchmarks import limits, updates
+from benchmarks.limits import Rates, Work, work_of
+
+
+def count(function, *arguments):
+    return work_of(jax.make_jaxpr(function)(*arguments))
+
+
+def test_products_count_multiplications_and_additions():
+    a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
+    assert count(lambda a, b: a @ b, a, b) == Work(2 * 3 * 4 * 5, 0)
+    batched = count(jax.vmap(lambda a: a @ b), jnp.ones((7, 3, 4)))
+    assert batched == Work(7 * 2 * 3 * 4 * 5, 0)
+
+
+def test_loops_count_as_often_as_they_run_and_inner_functions_once():
+    a = jnp.ones((2, 2))
+
+    def looped(a):
+        return jax.lax.scan(lambda x, _: (jax.jit(lambda y: y @ y)(x), None), a, None, 6)[0]
+
+    assert count(looped, a) == Work(6 * 16, 0)
+    assert count(lambda a: looped(looped(a)), a) == Work(12 * 16, 0)
+
+
+def test_the_dearer_branch_counts():
+    a = jnp.ones((2, 2))
+    work = count(lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a), a)
+    assert work == Work(2 * 16, 0)
+
+
+def test_random_words_are_counted():
+    key = jax.random.key(0)
+    assert count(lambda key: jax.random.bits(key, (5,)), key) == Work(0, 5)
+    assert count(lambda key: jax.random.uniform(key, (3, 2)), key).random_words == 6
+
+
+def test_replay_memory_is_no_traffic_of_an_update():
+    from helpers import small_config
+
+    from algorithms import dqn
+
+    state = jax.eval_shape(dqn.make(small_config(dqn)).init, jax.random.key(0))
+    whole = limits.bytes_without_replay(tuple(state))
+    ring = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.buffer))
+    assert limits.bytes_without_replay(state) == whole - ring > 0
+
+
+def test_a_line_has_the_largest_floor_and_the_ratio_to_it():
+    run = updates.compiled("q_learning", 2, "")
+    run.microseconds = [3.0, 100.0, 5.0]
+    line = limits.line_of(run, Rates(1e9, 1e-6, 1e9), load=0.5)
+    made = q_learning.make(q_learning.Config())
+    update = 5.0 * made.steps_per_update * 2
+    assert line["largest"] == "random" and float(line["update_us"]) == pytest.approx(update, 0.01)
+    assert float(line["ratio"]) == pytest.approx(update / float(line["random_us"]), 0.02)
+    assert float(line["environment_us"]) > 0 and float(line["memory_us"]) > 0
