@@ -15,7 +15,7 @@ of an update of all seeds; medians of interleaved rounds. The columns:
     compile_s       seconds of compiling it, from an empty cache
     load            of the machine, its average over the last minute, before the first round
 
-Loops without a fixed number of rounds count once; of the branches of a `cond` the dearer one counts.
+Loops without a fixed number of rounds count once; of the branches of a `cond` the dearer counts.
 """
 
 import argparse
