@@ -219,4 +219,4 @@ def draw_image(axes: Any, obs: np.ndarray, t: int) -> None:
 
 IMAGE_COLORS = ["#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2"]
 IMAGE_COLORS += ["1.0", "0.7", "0.45"]
-DRAWN = "classic control, MinAtar, images of 0 and 1, grid worlds, -game, -linear, -obstacles, -brax"
+DRAWN = "classic control, MinAtar, images of 0 and 1, grid worlds, -game, -linear, -obstacles, Brax"
