@@ -56,7 +56,7 @@ def make_drawing(env_id: str) -> Drawing:
     height, width, *channels = (*make_env(env_id, 1).obs_shape, 1, 1)[:3]
     if min(height, width) > 1 and len(channels) == 1:
         return Drawing(draw_image, height / width, speed=12)
-    raise ValueError(f"{env_id} has no drawing; there are drawings of {DRAWN}")
+    raise ValueError(f"{env_id} has no drawing; there is one of {DRAWN}")
 
 
 def seen_through(function: Callable, drawing: Drawing) -> Drawing:
@@ -180,9 +180,9 @@ def draw_components(axes: Any, env_id: str, obs: np.ndarray, t: int) -> None:
     for i, values in enumerate(obs[: t + 1].T):
         label = full_name(env_id, f"obs[{i}]")
         axes.plot(values, ".-", color=COLORS[i], linewidth=1.2, markersize=4, label=label)
-    margin = 0.05 * (np.ptp(obs) + 1e-6)
-    axes.set(xlim=(-0.5, len(obs) - 0.5), ylim=(obs.min() - margin, obs.max() + margin))
-    axes.legend(loc="upper right", fontsize=7, frameon=False)
+    margin = 0.05 * (np.ptp(obs) + 1e-6)  # more above, for the legend
+    axes.set(xlim=(-0.5, len(obs) - 0.5), ylim=(obs.min() - margin, obs.max() + 5 * margin))
+    axes.legend(loc="upper right", fontsize=7, frameon=False, ncols=2)
 
 
 def draw_room(axes: Any, env_id: str, obs: np.ndarray, t: int) -> None:
@@ -207,7 +207,7 @@ def draw_image(axes: Any, obs: np.ndarray, t: int) -> None:
     from matplotlib.colors import to_rgb
 
     if not np.isin(obs, (0, 1)).all():
-        raise ValueError(f"no drawing of these images; there are drawings of {DRAWN}")
+        raise ValueError(f"no drawing of these images; there is one of {DRAWN}")
     states = obs.reshape(*obs.shape[:3], -1) != 0
     image = np.full((*obs.shape[1:3], 3), to_rgb("0.1"))
     for channel in np.argsort(-states.sum((0, 1, 2)), kind="stable"):
@@ -219,7 +219,4 @@ def draw_image(axes: Any, obs: np.ndarray, t: int) -> None:
 
 IMAGE_COLORS = ["#56B4E9", "#F0E442", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2"]
 IMAGE_COLORS += ["1.0", "0.7", "0.45"]
-DRAWN = (
-    "CartPole, Pendulum, Acrobot, MountainCar, MinAtar and other images of 0 and 1, grid worlds, "
-    "<name>-game, -linear, -obstacles, and as .html of <name>-brax"
-)
+DRAWN = "classic control, MinAtar, images of 0 and 1, grid worlds, -game, -linear, -obstacles, Brax"

@@ -162,7 +162,7 @@ def test_a_linear_system_is_drawn_over_time_and_a_robot_in_its_room():
 
 @pytest.mark.parametrize("env_id", ["MemoryChain-bsuite", "Taxi-tabular", "Blackjack-tabular"])
 def test_what_has_no_drawing_is_refused_with_what_has(env_id):
-    with pytest.raises(ValueError, match=f"{env_id} has no drawing; there are .*MinAtar"):
+    with pytest.raises(ValueError, match=f"{env_id} has no drawing; there is one of .*MinAtar"):
         make_drawing(env_id)
 
 
