@@ -97,10 +97,9 @@ def suggestion(env_id: str) -> str:
     close = get_close_matches(env_id, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}?" if close else f"try {known[0]}."
     families = (
-        "<Name>-tabular, -brax, -linear, -game, -obstacles, those of other suites with -navix, "
+        "<Name>-tabular, -brax, -linear, -game, -obstacles, -navix ... (docs/environments.md)"
     )
-    families += "-jumanji, -craftax, -pgx, -xminigrid, -playground"
-    return f"; {hint} Also {families}, and any id with -history<k> or -positions"
+    return f"; {hint} Also {families}, any id with -history<k> or -positions"
 
 
 # Cached, because JAX compiles for each instance: by id, and by precision, because functions that
