@@ -96,10 +96,8 @@ def suggestion(env_id: str) -> str:
     known = list(gymnax.registered_envs)
     close = get_close_matches(env_id, known, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}?" if close else f"try {known[0]}."
-    families = (
-        "<Name>-tabular, -brax, -linear, -game, -obstacles, -navix ... (docs/environments.md)"
-    )
-    return f"; {hint} Also {families}, any id with -history<k> or -positions"
+    families = "-tabular, -brax, -linear, -game, -obstacles, -navix, ..."
+    return f"; {hint} Also ids with {families}, -history<k> or -positions"
 
 
 # Cached, because JAX compiles for each instance: by id, and by precision, because functions that
