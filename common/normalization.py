@@ -27,7 +27,7 @@ def no_statistics(shape: tuple[int, ...]) -> Statistics:
 def no_obs_statistics(env: Env, norm_obs: bool) -> Statistics | None:
     """Return the statistics of no observations, None if not `norm_obs`."""
     if norm_obs and env.num_states is not None:
-        raise ValueError("--norm-obs needs observations that are arrays, not numbered states")
+        raise ValueError("--norm-obs needs arrays; those of this --env-id are numbered states")
     return no_statistics(env.obs_shape) if norm_obs else None
 
 

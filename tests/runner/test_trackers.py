@@ -335,7 +335,8 @@ def test_wandb_itself_offline(tmp_path):
 def test_a_missing_package_is_named_before_training(monkeypatch, tmp_path, name, package):
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     done = train(tmp_path / "run", "--track", name, check=2)
-    assert done.stderr == f"__main__: --track {name} needs {package}: pip install {package}\n"
+    assert done.stderr.endswith(f"--track {name} needs {package}: pip install {package}\n")
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
