@@ -1,5 +1,6 @@
 """The command line: an algorithm's Config, the run's own flags, and errors in one plain line."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -91,6 +92,17 @@ def warn(message: str) -> None:
     line = f"{program.name.rpartition('.')[2]}: " if program else ""
     line += " ".join(message.split())
     print(line if len(line) < 200 else line[:196] + "...", file=sys.stderr)
+
+
+def tool_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of `python -m common.<name>`; wrong usage is one line and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m common.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = lambda message: fail(2, f"{message}; see --help")
+    return parser
 
 
 def parse(Config: type, program: str, description: str, argv: list[str]) -> tuple[Any, Run]:

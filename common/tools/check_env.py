@@ -9,7 +9,6 @@ environment is played at random and shown to a network. A note does no harm, or 
 algorithm. Exit code 0 if there is no problem, 1 if there is one, 2 if there is no such environment.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator
 
@@ -32,7 +31,7 @@ from common.envs import (
 )
 from common.exploration import random_policy
 from common.networks import make_network
-from common.runner.cli import fail
+from common.runner.cli import fail, tool_parser
 
 NUM_ENVS, MAX_STEPS = 8, 1_000  # of the random episodes
 LARGE = 1_000  # observations beyond this make training slow or unstable
@@ -44,12 +43,7 @@ class Note(str):
 
 def main() -> None:
     """Check the environment that the command line names, and print the result."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.check_env",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: fail(2, f"{message}; see --help")
+    parser = tool_parser("check_env", __doc__)
     parser.add_argument("environment", help="an id, or a module or a file and an id: envs.py:ID")
     parser.add_argument(
         "--import", dest="modules", action="append", default=[], help="a module or a file to load"

@@ -15,7 +15,6 @@ with 95 % intervals from a bootstrap that resamples the seeds of each environmen
 diverged counts as the worst of the environment. Exit code 2 if the runs cannot be compared.
 """
 
-import argparse
 import csv
 import itertools
 import json
@@ -31,7 +30,7 @@ from common.algorithm import flag
 from common.runner import plots
 from common.runner.blocks import setting_label
 from common.runner.checkpoint import write_atomically
-from common.runner.cli import Run, fail, warn
+from common.runner.cli import Run, fail, tool_parser, warn
 from common.runner.console import print_line
 from common.runner.statistics import (
     MIN_SEEDS,
@@ -92,12 +91,7 @@ class Comparison(NamedTuple):
 
 def main() -> None:
     """Compare what the command line asks for, and print the tables."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: fail(2, f"{message}; see --help")
+    parser = tool_parser("compare", __doc__)
     parser.add_argument("runs", nargs="+", help="folders; NAME=FOLDER,FOLDER names a curve")
     parser.add_argument("--out", default="compare.png", help="the picture (compare.png)")
     parser.add_argument("--metric", default="episode_return", help="of the curves (episode_return)")

@@ -6,7 +6,6 @@ The run is one of a game, such as `python -m algorithms.alphazero`. A move is th
 or of a column. X begins. Exit code 2 if the run cannot be used.
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,18 +14,13 @@ import numpy as np
 
 from common.environments.games import Game, board, make_game
 from common.runner.checkpoint import CheckpointError
-from common.runner.cli import fail
+from common.runner.cli import fail, tool_parser
 from common.runner.results import env_id_of, load_agent, load_member
 
 
 def main() -> None:
     """Play one game."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.play",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: fail(2, f"{message}; see --help")
+    parser = tool_parser("play", __doc__)
     parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--seed", type=int, help="the policy of this seed; else the best")
     parser.add_argument("--second", action="store_true", help="the policy begins")

@@ -9,7 +9,6 @@ environment's units), `reward`, `next_obs` (before any reset), `terminated`, `tr
 versions. `sha256` is of all that. Exit code 2 if the run or the file cannot be used.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from common.datasets import first_episodes
 from common.envs import Env, make_env
 from common.memory import rollout_with_memory
 from common.runner.checkpoint import CheckpointError, load_header, save
-from common.runner.cli import fail
+from common.runner.cli import fail, tool_parser
 from common.runner.evaluation import MAX_LENGTH, without_memory
 from common.runner.results import env_id_of, load_member
 from common.runner.run_folder import versions
@@ -30,12 +29,7 @@ from common.runner.run_folder import versions
 
 def main() -> None:
     """Record what the command line asks for, and print what was recorded."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.record",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: fail(2, f"{message}; see --help")
+    parser = tool_parser("record", __doc__)
     parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--out", required=True, help="the file to write, .npz")
     parser.add_argument("--episodes", type=int, default=100, help="over all seeds (100)")

@@ -9,7 +9,6 @@ last frame is the state in which the episode ended, before any reset. Exit code 
 be played or drawn.
 """
 
-import argparse
 import io
 import os
 from pathlib import Path
@@ -23,7 +22,7 @@ from common.environments.games import board, make_game
 from common.environments.tabular import id_after
 from common.envs import Env, Transition, make_env
 from common.runner.checkpoint import CheckpointError, load_header
-from common.runner.cli import fail
+from common.runner.cli import fail, tool_parser
 from common.runner.results import env_id_of, load_member
 from common.tools.drawings import Drawing, make_drawing
 from common.tools.record import play
@@ -45,12 +44,7 @@ class Scene(NamedTuple):
 
 def main() -> None:
     """Write what the command line asks for, and print what was drawn."""
-    parser = argparse.ArgumentParser(
-        prog="python -m common.render",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = lambda message: fail(2, f"{message}; see --help")
+    parser = tool_parser("render", __doc__)
     parser.add_argument("run", help="the folder of a run")
     parser.add_argument("--out", required=True, help="the file to write: .gif, .png or .html")
     which = parser.add_mutually_exclusive_group()

@@ -97,9 +97,7 @@ def test_metrics_of_episodes_are_common_unless_the_file_explains_them():
 
 
 PROSE = ["README.md", "algorithms/README.md", ".github/CONTRIBUTING.md"]
-FOLDERS = ["benchmarks", "docs"]
-PROSE = [ROOT / path for path in PROSE]
-PROSE += [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("**/*.md"))]
+PROSE = [*(ROOT / path for path in PROSE), *sorted((ROOT / "benchmarks").glob("**/*.md"))]
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: str(path.relative_to(ROOT)))

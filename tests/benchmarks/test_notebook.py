@@ -1,11 +1,11 @@
-"""docs/notebook.ipynb: its code is that of docs/notebook.py, and runs."""
+"""notebook.ipynb: its code is that of notebook.py, and runs."""
 
 import json
 
 import numpy as np
 from helpers import ROOT
 
-SCRIPT, NOTEBOOK = ROOT / "docs" / "notebook.py", ROOT / "docs" / "notebook.ipynb"
+SCRIPT, NOTEBOOK = ROOT / "benchmarks" / "notebook.py", ROOT / "benchmarks" / "notebook.ipynb"
 
 
 def as_notebook(text):
@@ -26,7 +26,7 @@ def as_notebook(text):
 
 
 def test_the_notebook_is_that_of_the_script():
-    """To write it again: cd tests && python test_notebook.py"""
+    """To write it again: PYTHONPATH=tests python tests/benchmarks/test_notebook.py"""
     assert NOTEBOOK.read_text() == as_notebook(SCRIPT.read_text())
 
 
