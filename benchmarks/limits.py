@@ -38,6 +38,8 @@ from common.envs import make_env
 from common.runner.cli import parse
 from common.runner.threefry import unroll_threefry
 
+MANY_STEPS = 2_000  # of an environment, timed together
+
 
 class Work(NamedTuple):
     """What a program does."""
@@ -129,24 +131,25 @@ def line_of(run: Run, rates: Rates, load: float) -> dict[str, Any]:
 
 def environment_us(config: Any, algorithm: Any, seeds: int) -> float:
     """Return the microseconds of an update's environment steps, all seeds together, with actions
-    that do not depend on anything; 0 where nothing is played."""
+    that do not depend on anything; 0 where nothing is played. Many steps are timed at once, or the
+    call of the program would count."""
     if not hasattr(config, "total_timesteps") or not algorithm.steps_per_update:
         return 0.0
     num_envs = getattr(config, "num_envs", 1)
     env = make_env(config.env_id, num_envs)
-    num_steps = max(1, algorithm.steps_per_update // num_envs)
+    num_steps = algorithm.steps_per_update / num_envs
     action = jnp.zeros((num_envs, *env.action_shape), float if env.num_actions is None else int)
 
     def steps(states, keys):
         def one(state, key):
             body = lambda t, s: env.step(s, action, jax.random.fold_in(key, t))[0]
-            return jax.lax.fori_loop(0, num_steps, body, state)
+            return jax.lax.fori_loop(0, MANY_STEPS, body, state)
 
         return jax.vmap(one)(states, keys)
 
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
     states = jax.jit(jax.vmap(env.reset))(keys)
-    return 1e6 * fastest(jax.jit(steps), states, keys)
+    return 1e6 * fastest(jax.jit(steps), states, keys) * num_steps / MANY_STEPS
 
 
 def bytes_without_replay(state: Any) -> int:

@@ -62,3 +62,11 @@ def test_a_line_has_the_largest_floor_and_the_ratio_to_it():
     assert line["largest"] == "random" and float(line["update_us"]) == pytest.approx(update, 0.01)
     assert float(line["ratio"]) == pytest.approx(update / float(line["random_us"]), 0.02)
     assert float(line["environment_us"]) > 0 and float(line["memory_us"]) > 0
+
+
+def test_the_steps_of_an_update_alone_take_less_than_the_update():
+    """A call of a program takes longer than the 4 steps of an update of DQN: it must not count."""
+    run = updates.compiled("dqn", 1, "")
+    updates.play(run, 0.2)
+    line = limits.line_of(run, Rates(1e9, 1e9, 1e9), load=0.5)
+    assert 0 < float(line["environment_us"]) < float(line["update_us"])
