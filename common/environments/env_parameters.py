@@ -72,12 +72,8 @@ def make_parameters_env(env_id: str, num_envs: int) -> Env:
     """Return `num_envs` copies of an environment with parameters; ValueError, one line, if it has
     no such parameter or if a value is not a number or a range that the parameter can take."""
     base, texts = split_id(env_id)
-    asked = Asked(texts, {})
-    token = ASKED.set(asked)
-    try:
+    with asking(texts) as asked:
         env = find_family(base)(base, num_envs)
-    finally:
-        ASKED.reset(token)
     if not asked.known:
         raise ValueError(f"--env-params: {base} has none that can be set")
     return env
@@ -86,13 +82,21 @@ def make_parameters_env(env_id: str, num_envs: int) -> Env:
 def parameters_of(env_id: str) -> dict[str, int | float]:
     """Return the parameters of an environment that can be set, and their values; {} if it has
     none."""
-    asked = Asked({}, {})
+    base, _ = split_id(env_id)
+    with asking({}) as asked:
+        find_family(base)(base, 1)
+    return asked.known
+
+
+@contextlib.contextmanager
+def asking(texts: dict[str, str]) -> Iterator[Asked]:
+    """Make environments with these parameters; yield what is asked, with what is known then."""
+    asked = Asked(texts, {})
     token = ASKED.set(asked)
     try:
-        find_family(split_id(env_id)[0])(split_id(env_id)[0], 1)
+        yield asked
     finally:
         ASKED.reset(token)
-    return asked.known
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ diverged counts as the worst of the environment. Exit code 2 if the runs cannot 
 """
 
 import csv
+import io
 import itertools
 import json
 import textwrap
@@ -517,10 +518,12 @@ def table_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows; floats with 7 digits. OSError if the disk refuses."""
-    text = lambda x: "" if x is None else f"{x:.7g}" if isinstance(x, float) else str(x)
-    quoted = lambda x: f'"{x}"' if "," in x else x
-    lines = [",".join(quoted(text(row[k])) for k in COLUMNS) for row in rows]
-    write_text(path, "\n".join([",".join(COLUMNS), *lines]) + "\n")
+    text = lambda x: f"{x:.7g}" if isinstance(x, float) else x
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: text(x) for k, x in row.items()} for row in rows)
+    write_text(path, file.getvalue())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from common.environments.env_parameters import split_id
 from common.environments.games import make_game
 from common.environments.linear import LINEAR
 from common.environments.mdp import reachable
@@ -32,6 +33,7 @@ class Drawing(NamedTuple):
 
 def make_drawing(env_id: str) -> Drawing:
     """Return how an environment is drawn; ValueError, one line, if it cannot be."""
+    env_id, _ = split_id(env_id)  # other parameters look alike
     base, is_history, _ = env_id.partition("-history")
     if is_history:
         shape = make_env(base, 1).obs_shape

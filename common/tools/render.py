@@ -10,7 +10,6 @@ be played or drawn.
 """
 
 import io
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +17,11 @@ import jax
 import numpy as np
 
 from common.algorithm import Algorithm
+from common.environments.env_parameters import asking, split_id
 from common.environments.games import board, make_game
 from common.environments.tabular import id_after
 from common.envs import Env, Transition, make_env
-from common.runner.checkpoint import CheckpointError, load_header
+from common.runner.checkpoint import CheckpointError, load_header, write_atomically
 from common.runner.cli import fail, tool_parser
 from common.runner.results import env_id_of, load_member
 from common.tools.drawings import Drawing, make_drawing
@@ -61,7 +61,7 @@ def main() -> None:
         fail(2, "--grid and --seeds: from 1 to 64 seeds")
     try:
         data, message = render(Path(args.run), Path(args.out).suffix, args)
-        write_whole(Path(args.out), data)
+        write_atomically(Path(args.out), lambda file: file.write(data))
     except (CheckpointError, ValueError) as error:
         fail(2, str(error))
     except OSError as error:
@@ -230,10 +230,15 @@ def brax_page(env_id: str, env: Env, member: tuple, key: jax.Array) -> tuple[byt
     from brax.io import html
 
     from common.environments.brax_envs import load
+    from common.environments.brax_parameters import with_parameters
 
-    brax_env, _ = load(env_id.partition("-history")[0])
-    if not hasattr(brax_env, "sys"):
+    base, texts = split_id(env_id)
+    base = base.partition("-history")[0]
+    model, max_steps = load(base)
+    if not hasattr(model, "sys"):
         raise ValueError(f"{env_id} has no bodies to draw; choose another of Brax")
+    with asking(texts):
+        brax_env, _ = with_parameters(base, model, max_steps)
 
     def step(state, action, key):
         after, transition = env.step(state, action, key)
@@ -244,20 +249,10 @@ def brax_page(env_id: str, env: Env, member: tuple, key: jax.Array) -> tuple[byt
     length = len(rows.reward)
     states = [jax.tree.map(lambda x, t=t: x[t], rows.obs) for t in range(length)]
     states.append(jax.jit(brax_env.step)(states[-1], rows.action[-1]))  # before any reset
-    system = brax_env.sys.tree_replace({"opt.timestep": brax_env.dt})
+    system = model.sys.tree_replace({"opt.timestep": model.dt})
     page = html.render(system, [state.pipeline_state for state in states])
     shown = f"{length:,} steps, return {rows.reward.sum():.4g}, {end_of(rows)}"
     return page.encode(), f"{env_id}; seed {fields['seed']}: {shown}"
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. OSError if the disk refuses."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

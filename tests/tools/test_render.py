@@ -139,6 +139,16 @@ def test_what_is_seen_through_a_window_or_without_velocities_is_drawn_alike():
             )
 
 
+def test_an_environment_with_other_parameters_is_drawn_alike():
+    """The pole falls otherwise; a state's picture is that of CartPole."""
+    found, usual = scene("CartPole-v1+gravity=30"), scene("CartPole-v1")
+    assert found.end == "terminated" and np.abs(found.states[-1] - usual.states[-1]).max() > 0.1
+    lines = drawn("CartPole-v1+gravity=30", found.states, 3).lines
+    usual_lines = drawn("CartPole-v1", found.states, 3).lines
+    for one, other in zip(lines, usual_lines, strict=True):
+        np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
+
+
 def test_an_image_has_a_colour_for_each_channel():
     states = np.zeros((1, 4, 4, 3), bool)
     states[0, 0, 1, 0] = states[0, 2, 3, 2] = True
@@ -199,10 +209,12 @@ def test_a_gif_too_large_shows_fewer_steps(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_page_of_brax_has_each_state_and_the_one_that_ended_the_episode():
+@pytest.mark.parametrize("parameters", ["", "+gravity=5:12"])
+def test_the_page_of_brax_has_each_state_and_the_one_that_ended_the_episode(parameters):
     """The pole of Brax's pendulum, let go, falls past .2 radians."""
-    env = make_env("InvertedPendulum-brax", 1)
-    page, shown = brax_page("InvertedPendulum-brax", env, member(env), jax.random.key(0))
+    env_id = f"InvertedPendulum-brax{parameters}"
+    env = make_env(env_id, 1)
+    page, shown = brax_page(env_id, env, member(env), jax.random.key(0))
     packed = re.search(r"\"(eJ[\w+/=]{500,})\"", page.decode())[1]
     system = json.loads(zlib.decompress(base64.b64decode(packed)))
     states = system["states"]["x"]
