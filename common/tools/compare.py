@@ -520,9 +520,9 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows; floats with 7 digits. OSError if the disk refuses."""
     text = lambda x: f"{x:.7g}" if isinstance(x, float) else x
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: text(x) for k, x in row.items()} for row in rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([text(row[name]) for name in COLUMNS] for row in rows)
     write_text(path, file.getvalue())
 
 
