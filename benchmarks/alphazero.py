@@ -7,11 +7,13 @@ Values and moves are compared with exact ones: of minimax on all 4,520 positions
 a solver on the 360 positions of connect_four_positions.csv, whose columns are the moves so far and
 the solver's score of each column (-1000: full). A move keeps the value if it does not turn a win
 into a draw or a loss, or a draw into a loss; `network` is the action with the largest p, `search`
-what `act` plays, `uniform` a random legal move. Lines go to results/alphazero.csv.
+what `act` plays, `uniform` a random legal move. Lines go to results/alphazero.csv, where those of
+another environment or number of simulations stay.
 """
 
 import argparse
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run of alphazero")
     parser.add_argument("--games", type=int, default=1000, help="against each opponent, of a seed")
     parser.add_argument("--uct", type=int, nargs="*", default=[100], help="simulations of mcts.py")
+    parser.add_argument("--simulations", type=int, help="of its searches; default: as it trained")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the CSV goes")
     arguments = parser.parse_args()
     path = arguments.run / "policy.npz"
@@ -55,16 +58,22 @@ def main() -> None:
     if header["algorithm"] != "alphazero" or not header["config"]["env_id"].endswith("-game"):
         parser.error(f"{path} must be of a game that alphazero plays")
     config = from_json(alphazero.Config, header["config"])
+    config = replace(config, num_simulations=arguments.simulations or config.num_simulations)
     params = [load_member(path, int(seed), {})[1] for seed in members["member/seed"]]
     params = jax.tree.map(lambda *x: jnp.stack(x), *params)
+    same = {"environment": config.env_id, "simulations": config.num_simulations}
     lines = []
     for what, values in measures(config, params, arguments):
-        row = {"environment": config.env_id, "measure": what}
+        row = same | {"measure": what}
         row |= {key: x if x is None else f"{x:.4g}" for key, x in summarize(values).items()}
         lines.append(row | {"seeds": len(values), "commit": commit()})
         print(*(str(x) for x in lines[-1].values()), flush=True)
-    write(arguments.out / "alphazero.csv", lines)
     print(table([list(lines[0]), *(list(line.values()) for line in lines)]))
+    path, kept = arguments.out / "alphazero.csv", []
+    if path.exists():
+        with path.open() as file:
+            kept = [x for x in csv.DictReader(file) if any(x[k] != str(y) for k, y in same.items())]
+    write(path, kept + lines)
 
 
 def measures(config, params, arguments):

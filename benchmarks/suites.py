@@ -2,8 +2,8 @@
 
 Ours is `rollout` of `make_env`, which also counts the time and the return, and keeps each last
 observation; the suite's own is its vmapped step with the resets that it offers. Both act at random,
-in as many environments for as many steps, in turns. Prints a Markdown table: the best of several
-turns of each, and their ratio.
+in as many environments for as many steps, in turns, and add up all observations and rewards. Prints
+a Markdown table: the best of several turns of each, and their ratio.
 """
 
 import argparse
@@ -23,13 +23,22 @@ NUM_STEPS, TURNS = 200, 5
 
 def navix(name: str) -> tuple[Callable, Callable]:
     env = import_module("navix").make(name)
-    return env.reset, lambda key, timestep, action: env.step(timestep, action)
+
+    def step(key, timestep, action):
+        timestep = env.step(timestep, action)
+        return timestep, timestep.observation, timestep.reward
+
+    return env.reset, step
 
 
 def jumanji(name: str) -> tuple[Callable, Callable]:
     wrappers = import_module("jumanji.wrappers")
     env = wrappers.AutoResetWrapper(import_module("jumanji").make(name))
-    step = lambda key, state, action: env.step(state[0], action)
+
+    def step(key, state, action):
+        state, timestep = env.step(state[0], action)
+        return (state, timestep), timestep.observation, timestep.reward
+
     return env.reset, step
 
 
@@ -37,20 +46,33 @@ def craftax(name: str) -> tuple[Callable, Callable]:
     make = import_module("craftax.craftax_env").make_craftax_env_from_name
     env = make(name, auto_reset=True)
     params = env.default_params
-    step = lambda key, state, action: env.step(key, state[1], action, params)
-    return lambda key: env.reset(key, params), lambda *args: step(*args)[:2]
+
+    def step(key, state, action):
+        obs, state, reward, _, _ = env.step(key, state, action, params)
+        return state, obs, reward
+
+    return lambda key: env.reset(key, params)[1], step
 
 
 def pgx(name: str) -> tuple[Callable, Callable]:
     env = import_module("pgx").make(name)
-    step = import_module("pgx.experimental").auto_reset(env.step, env.init)
-    return env.init, lambda key, state, action: step(state, action, key)
+    step_and_reset = import_module("pgx.experimental").auto_reset(env.step, env.init)
+
+    def step(key, state, action):
+        state = step_and_reset(state, action, key)
+        return state, state.observation, state.rewards
+
+    return env.init, step
 
 
 def xminigrid(name: str) -> tuple[Callable, Callable]:
     env, params = import_module("xminigrid").make(name)
     env = import_module("xminigrid.wrappers").GymAutoResetWrapper(env)
-    step = lambda key, timestep, action: env.step(params, timestep, action)
+
+    def step(key, timestep, action):
+        timestep = env.step(params, timestep, action)
+        return timestep, timestep.observation, timestep.reward
+
     return lambda key: env.reset(params, key), step
 
 
@@ -97,7 +119,7 @@ def ours_of(env_id: str, num_envs: int) -> Callable:
 
     def play(key):
         state, steps, metrics = rollout(env, policy, env.reset(key), key, NUM_STEPS)
-        return state, jnp.sum(steps.reward), metrics
+        return state, total((steps.obs, steps.reward)), metrics
 
     return jax.jit(play)
 
@@ -112,16 +134,21 @@ def own_of(env_id: str, num_envs: int) -> Callable:
             key_action, key_step = jax.random.split(key)
             action = jax.random.randint(key_action, (num_envs,), 0, num_actions)
             keys = jax.random.split(key_step, num_envs)
-            states = jax.vmap(step)(jax.vmap(jax.random.key_data)(keys), states, action)
-            return states, None
+            states, *seen = jax.vmap(step)(jax.vmap(jax.random.key_data)(keys), states, action)
+            return states, total(seen)
 
         keys = jax.vmap(jax.random.key_data)(jax.random.split(key, num_envs))
         states = jax.vmap(reset)(keys)
         shapes = jax.eval_shape(step_all, states, key)[0]
         states = jax.tree.map(lambda x, y: x.astype(y.dtype), states, shapes)  # no weak types
-        return jax.lax.scan(step_all, states, jax.random.split(key, NUM_STEPS))[0]
+        return jax.lax.scan(step_all, states, jax.random.split(key, NUM_STEPS))
 
     return jax.jit(play)
+
+
+def total(arrays) -> jax.Array:
+    """Return the sum of all numbers, so that XLA leaves none of them out."""
+    return sum(jnp.sum(x, dtype=float) for x in jax.tree.leaves(arrays))
 
 
 if __name__ == "__main__":

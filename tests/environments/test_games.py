@@ -293,3 +293,35 @@ def test_a_game_is_an_environment_against_a_player_who_moves_at_random():
     state = env.reset(jax.random.key(0))
     _, _, metrics = jax.jit(lambda s, k: rollout(env, policy, s, k, 100))(state, jax.random.key(1))
     assert metrics["episodes"] > 500 and 0.1 < metrics["episode_return"] < 0.6
+
+
+@pytest.mark.parametrize(
+    "env_id,name", [("TicTacToe", "tic_tac_toe"), ("ConnectFour", "connect_four")]
+)
+def test_the_rules_are_those_of_pgx(env_id, name):
+    """500 games of random moves: legal moves, ends and rewards agree in each, until it is over."""
+    game, own = make_game(f"{env_id}-game"), pytest.importorskip("pgx").make(name)
+
+    def move(carry, key):
+        state, other, goes_on = carry
+        legal = game.legal(state)
+        action = jnp.argmax(jnp.where(legal, jax.random.uniform(key, legal.shape), -1))
+        after, reward, terminated = game.step(state, action)
+        follows = own.step(other, action)
+        theirs = follows.rewards[other.current_player], follows.terminated
+        is_same = jnp.all(legal == other.legal_action_mask)
+        is_same &= (reward == theirs[0]) & (terminated == theirs[1])
+        ended = goes_on & terminated
+        return (after, follows, goes_on & ~terminated), (is_same | ~goes_on, ended, reward * ended)
+
+    @jax.jit
+    @jax.vmap
+    def play(key):
+        start = game.init(), own.init(jax.random.key_data(key)), True
+        return jax.lax.scan(move, start, jax.random.split(key, game.max_steps))[1]
+
+    is_same, ended, reward = map(np.asarray, play(jax.random.split(jax.random.key(0), 500)))
+    assert is_same.all()
+    np.testing.assert_array_equal(ended.sum(axis=1), 1)
+    won_by = reward.sum(axis=0)
+    assert won_by[::2].sum() > 50 < won_by[1::2].sum()  # games that either player won
