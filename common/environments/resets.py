@@ -32,20 +32,19 @@ def reset_ahead_env(reset, step, observe, num_envs: int, max_steps: int, **field
     refill. Refill timing does not change any episode.
     """
     num_ahead = max(MIN_AHEAD, 2 * num_envs)
-
-    def start(key, n):
-        state = reset(jax.random.fold_in(key, n))
-        return state, observe(state)
+    obs = jax.eval_shape(lambda key: observe(reset(key)), jax.random.key(0))
+    fields |= {"obs_shape": obs.shape, "max_steps": max_steps}
 
     def starts(key, first, num):
-        return jax.vmap(start, (None, 0))(key, first + jnp.arange(num))
+        return jax.vmap(lambda n: reset(jax.random.fold_in(key, n)))(first + jnp.arange(num))
 
     def reset_all(key):
         both = starts(key, 0, num_envs + num_ahead)
-        states, obs = jax.tree.map(lambda x: x[:num_envs], both)
+        states = jax.tree.map(lambda x: x[:num_envs], both)
         ahead = jax.tree.map(lambda x: x[num_envs:], both)
         first = jnp.int32(num_envs)
-        return obs, (states, jnp.zeros(num_envs, jnp.int32), key, ahead, first, first)
+        inner = states, jnp.zeros(num_envs, jnp.int32), key, ahead, first, first
+        return jax.vmap(observe)(states), inner
 
     def step_all(key_step, inner, action):
         states, time, key, ahead, first, episodes = inner
@@ -64,12 +63,10 @@ def reset_ahead_env(reset, step, observe, num_envs: int, max_steps: int, **field
         def where_done(start, old):
             return jnp.where(done.reshape(-1, *[1] * (old.ndim - 1)), start[place], old)
 
-        next_obs = jax.vmap(observe)(after)
-        states, obs = jax.tree.map(where_done, ahead, (after, next_obs))
+        states = jax.tree.map(where_done, ahead, after)
         episodes += jnp.sum(done, dtype=jnp.int32)
         inner = states, jnp.where(done, 0, time + 1), key, ahead, first, episodes
+        obs, next_obs = jax.vmap(observe)(states), jax.vmap(observe)(after)
         return obs, inner, reward, terminated, truncated, next_obs
 
-    obs_shape = jax.eval_shape(start, jax.random.key(0), 0)[1].shape
-    fields |= {"obs_shape": obs_shape, "max_steps": max_steps}
     return batch_env(reset_all, step_all, num_envs, is_batched=True, **fields)
