@@ -13,7 +13,6 @@ from collections.abc import Callable
 from importlib import import_module
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.learning import table
 from common.envs import make_env, rollout

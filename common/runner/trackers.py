@@ -5,7 +5,8 @@ its 95 % interval as `<metric>/low` and `<metric>/high`. The first 10 seeds have
 own. A point of the IQM is written once all seeds have it, which they have at the end at the latest.
 
 A run that goes on writes what its checkpoints hold again, in place of what was there: every point
-is there once. Of several processes the one that merges the results writes, at the end.
+is there once. Of several processes the one that merges the results writes, at the end. A tracker
+that fails while the run trains is left out from then on.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common.runner.blocks import Block, Job, setting_label, steps_after
-from common.runner.cli import Run, fail
+from common.runner.cli import Run, fail, warn
 from common.runner.console import print_line
 from common.runner.run_folder import block_path, load_trained
 from common.runner.sharing import share_of
@@ -69,29 +70,43 @@ def trackers_of(run: Run) -> list[str]:
 
 @contextlib.contextmanager
 def tracking(job: Job, blocks: list[Block]) -> Iterator[Tracker]:
-    """Yield the Tracker of a run of these blocks. Exits with code 2 if a tracker refuses."""
+    """Yield the Tracker of a run of these blocks. Exits with code 2 if a tracker refuses at the
+    start."""
     if not job.run.track:
         yield Tracker(lambda *rows: None, lambda: None)
         return
-    kinds: list[Callable[[Job, str, dict], Writer]] = []
+    kinds: dict[str, Callable[[Job, str, dict], Writer]] = {}  # those that have not failed
     latest: dict[int, tuple[Block, list[int], dict]] = {}  # rows so far, by block
-    writers: dict[str, list[Writer]] = {}
+    writers: dict[tuple[str, str], Writer] = {}  # by tracker and curve
     written: dict[str, int] = {}  # rows
-    due = 0.0
+    is_started, due = False, 0.0
 
-    def open_curve(curve: str, about: dict) -> list[Writer]:
-        if not kinds:
-            kinds.extend(TRACKERS[name](job.folder) for name in trackers_of(job.run))
-        if curve not in writers:
-            writers[curve] = [open_writer(job, curve, about) for open_writer in kinds]
-        return writers[curve]
+    def attempt(name: str, function: Callable, *arguments) -> Any:
+        """Call a tracker. If it fails before the run has started, exit with code 2; if later, warn
+        and leave it out."""
+        try:
+            return function(*arguments)
+        except Exception as error:  # whatever its package raises
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            if not is_started:
+                fail(2, f"--track {name}: {kind}{error}")
+            kinds.pop(name, None)
+            warn(f"--track {name} failed and is left out; the run goes on: {kind}{error}")
+
+    def open_curve(curve: str, about: dict) -> None:
+        for name, open_writer in list(kinds.items()):
+            if (name, curve) not in writers:
+                writer = attempt(name, open_writer, job, curve, about)
+                if writer:
+                    writers[name, curve] = writer
 
     def add(curve: str, about: dict, steps: np.ndarray, rows: list[dict[str, float]]) -> None:
         """Write the rows of a curve that follow those written."""
         for step, row in zip(steps, rows, strict=True):
             values = {name: float(x) for name, x in row.items() if np.isfinite(x)}
-            for writer in open_curve(curve, about):
-                writer.write(int(step), values)
+            open_curve(curve, about)
+            for name in list(kinds):
+                attempt(name, writers[name, curve].write, int(step), values)
         written[curve] = written.get(curve, 0) + len(rows)
 
     def add_seeds(block: Block, updates: list[int], history: dict) -> None:
@@ -158,18 +173,25 @@ def tracking(job: Job, blocks: list[Block]) -> Iterator[Tracker]:
             add_setting(g, True)
 
     try:
+        kinds |= {name: TRACKERS[name](job.folder) for name in trackers_of(job.run)}
         if share_of(job.run)[1] > 1:  # the others' rows come at the end
+            is_started = True
             yield Tracker(lambda *rows: None, complete)
         else:
             for block in blocks:
                 if block_path(job, block, "trained.npz").exists():
                     read(block)
-            for writer in open_curve(*names_of(job, 0)):
-                print_line(job.run, writer.where)
+            open_curve(*names_of(job, 0))
+            for (_, curve), writer in writers.items():
+                if curve == names_of(job, 0)[0]:
+                    print_line(job.run, writer.where)
+            is_started = True
             yield Tracker(update, complete)
     finally:
-        for writer in (x for own in writers.values() for x in own):
-            writer.close()
+        is_started = True
+        for (name, _), writer in writers.items():
+            if name in kinds:
+                attempt(name, writer.close)
 
 
 def names_of(job: Job, g: int) -> tuple[str, dict[str, Any]]:
@@ -205,7 +227,8 @@ def tensorboard_writers(folder: Path) -> Callable[[Job, str, dict], Writer]:
 
 
 def wandb_writers(folder: Path) -> Callable[[Job, str, dict], Writer]:
-    """Return `open_writer(job, curve, about)`. A curve keeps its id when a run goes on."""
+    """Return `open_writer(job, curve, about)`, which raises ValueError, one line, if wandb refuses.
+    A curve keeps its id when a run goes on."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     (folder / "wandb").mkdir(exist_ok=True)
@@ -234,7 +257,7 @@ def wandb_writers(folder: Path) -> Callable[[Job, str, dict], Writer]:
                     settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
                 )
         except wandb.Error as error:
-            fail(2, f"--track wandb: {error} Or set WANDB_MODE=offline.")
+            raise ValueError(f"{error} Or set WANDB_MODE=offline.") from error
 
         def write(step: int, values: dict[str, float]) -> None:
             if step >= run.starting_step:  # else it is there, from before the run went on

@@ -194,21 +194,18 @@ class FakeWandb(types.ModuleType):
     class Error(Exception):
         pass
 
-    def __init__(self, folder, starting_step=0, refuses=False):
+    def __init__(self, folder, starting_step=0, refuses=False, fails_at=None):
         super().__init__("wandb")
         self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-        self.folder, self.starting_step, self.refuses, self.runs = (
-            folder,
-            starting_step,
-            refuses,
-            [],
-        )
+        self.folder, self.starting_step, self.runs = folder, starting_step, []
+        self.refuses = refuses  # from the start, or after so many curves
+        self.fails_at = fails_at  # so many rows of a curve
 
     def Settings(self, **settings):  # noqa: N802
         return settings
 
     def init(self, **flags):
-        if self.refuses:
+        if self.refuses is True or self.refuses and len(self.runs) == self.refuses:
             raise self.Error("No API key configured.\nUse `wandb login` to log in.")
         assert not sys.stdin.isatty()
         (Path(flags["dir"]) / "wandb" / f"offline-run-1-{flags['id']}").mkdir()
@@ -216,6 +213,8 @@ class FakeWandb(types.ModuleType):
         run.starting_step = self.starting_step
 
         def log(values, step):
+            if len(run.rows) == self.fails_at:
+                raise ConnectionError("the network\nis gone")
             is_live = not (self.folder / "metrics.csv").exists()
             run.rows.append((step, values, is_live))
 
@@ -230,10 +229,11 @@ class FakeWandb(types.ModuleType):
 def with_wandb(monkeypatch, folder, *flags, check=0, **kwargs):
     """The runs of a fake wandb, by their curves, of a training with that flag."""
     monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    track = kwargs.pop("track", "wandb")
     fake = FakeWandb(folder, **kwargs)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    done = train(folder, *flags, "--track", "wandb", check=check)
-    assert all(run.is_finished for run in fake.runs)
+    done = train(folder, *flags, "--track", track, check=check)
+    assert "left out" in done.stderr or all(run.is_finished for run in fake.runs)
     return {run.flags["name"].removeprefix(f"{folder.name} "): run for run in fake.runs}, done
 
 
@@ -288,6 +288,25 @@ def test_wandb_that_refuses_ends_before_training_in_one_line(monkeypatch, tmp_pa
     assert "WANDB_MODE=offline" in done.stderr
     assert not (tmp_path / "run" / "blocks").exists()
     with_wandb(monkeypatch, tmp_path / "run", *SEEDS)  # the same command goes on
+
+
+@pytest.mark.parametrize(
+    "kwargs, cause",
+    [
+        ({"fails_at": 3}, "ConnectionError: the network is gone"),
+        ({"refuses": 2}, "No API key configured."),
+    ],
+)
+def test_a_tracker_that_fails_while_the_run_trains_is_left_out(
+    monkeypatch, tmp_path, tracked, kwargs, cause
+):
+    """One line says so; the run ends as it would have, and another tracker has everything."""
+    folder = tmp_path / "run"
+    _, done = with_wandb(monkeypatch, folder, *SEEDS, track="wandb,tensorboard", **kwargs)
+    assert f"--track wandb failed and is left out; the run goes on: {cause}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (folder / "metrics.csv").read_bytes() == (tracked / "metrics.csv").read_bytes()
+    check_points(events_of(folder), folder, range(6))
 
 
 def wandb_history(path):
