@@ -65,8 +65,8 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
 def make_network(
     env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
 ) -> Network:
-    """Return `conv` for images that its filters fit into, else an MLP over `as_vector`."""
-    if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) >= 3:  # copied for MinAtar
+    """Return `conv` for images larger than its filters, else an MLP over `as_vector`."""
+    if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) > 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)
     network = mlp([num_inputs, *hidden_sizes, num_outputs], activation)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.distributions import orthonormalize, with_orthogonal_init
-from common.envs import make_env
+from common.envs import Env, make_env
 from common.networks import conv, dense, ensemble, make_network, make_q_network, mlp
 
 
@@ -54,6 +54,19 @@ def test_make_network_fits_vectors_integers_matrices_and_images(env_id, batch):
     out = network.apply(params, jnp.broadcast_to(obs, (*batch, *obs.shape)))
     assert out.shape == (*batch, 3) and out.dtype == jnp.float32
     np.testing.assert_allclose(out.reshape(-1, 3)[0], network.apply(params, obs), rtol=1e-5)
+
+
+def test_a_board_as_small_as_the_filters_is_a_vector():
+    """Filters of 3 x 3 fit a board of 3 x 3 in one place: it would come down to 16 numbers."""
+    env = Env(None, None, 1, obs_shape=(3, 3, 2), num_actions=9)
+    network = make_network(env, (64,), 9)
+    params = network.init(jax.random.key(0))
+    assert [w.shape for w, _ in params] == [(18, 64), (64, 9)]
+    obs = jax.random.bernoulli(jax.random.key(1), shape=(5, 3, 3, 2))
+    expected = mlp([18, 64, 9]).apply(params, obs.reshape(5, 18).astype(float))
+    np.testing.assert_array_equal(network.apply(params, obs), expected)
+    larger = make_network(env._replace(obs_shape=(4, 4, 2)), (64,), 9)
+    assert larger.init(jax.random.key(0))[1][0].shape == (4 * 16, 64)
 
 
 def test_integers_are_one_hot():
