@@ -172,7 +172,7 @@ def draw(lines: list[dict], config: Config, folder: Path) -> None:
     axes.axhline(iqm(lines[-1]["real"]), color="0.4", linestyle="--", label="random actions")
     axes.set_xticks(places, [f"{x['temperature']:g}" for x in evolved])
     axes.set_xlabel("temperature of the dream, τ")
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
     tidy(axes, f"{config.env_id}: return of controllers evolved in a dream")
     caption = f"{alone['seeds']} seeds and their IQM · python -m benchmarks.world_models"
     name = config.env_id.partition("-")[0].lower()
