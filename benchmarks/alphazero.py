@@ -65,7 +65,7 @@ def main() -> None:
     lines = []
     for what, values in measures(config, params, arguments):
         row = same | {"measure": what}
-        row |= {key: x if x is None else f"{x:.4g}" for key, x in summarize(values).items()}
+        row |= {key: "" if x is None else f"{x:.4g}" for key, x in summarize(values).items()}
         lines.append(row | {"seeds": len(values), "commit": commit()})
         print(*(str(x) for x in lines[-1].values()), flush=True)
     print(table([list(lines[0]), *(list(line.values()) for line in lines)]))
