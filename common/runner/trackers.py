@@ -173,7 +173,8 @@ def tracking(job: Job, blocks: list[Block]) -> Iterator[Tracker]:
             add_setting(g, True)
 
     try:
-        kinds |= {name: TRACKERS[name](job.folder) for name in trackers_of(job.run)}
+        for name in trackers_of(job.run):
+            kinds[name] = attempt(name, TRACKERS[name], job.folder)
         if share_of(job.run)[1] > 1:  # the others' rows come at the end
             is_started = True
             yield Tracker(lambda *rows: None, complete)
