@@ -190,4 +190,5 @@ def test_it_learns_the_values_and_best_actions_of_the_probes(name):
         gradient_steps=200,
         total_timesteps=4_000,
         epsilon=0.1,
+        learning_rate=1e-3,  # at 3e-3 the last fit may be off by the tolerance: rounding decides
     )
