@@ -290,7 +290,7 @@ def visited_values(config, state, obs):
 def test_it_learns_the_values_and_best_actions_of_the_probes():
     fields = {"num_envs": 4, "num_steps": 8, "burn_in": 2, "gradient_steps": 6, "num_policies": 2}
     fields |= {"total_timesteps": 10_000, "target_network_frequency": 20, "epsilon_power": 1.0}
-    fields |= {"gamma_last": 0.8}
+    fields |= {"gamma_last": 0.8, "memory_size": 16}
     check_q_probe(agent57, "TogetherVector-probe", visited_values, **fields)
 
 

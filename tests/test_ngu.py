@@ -351,6 +351,7 @@ def test_it_learns_the_values_and_best_actions_of_the_probes():
     not fall, those of the last updates move by 6 % around what they are."""
     fields = {"num_envs": 4, "num_steps": 8, "burn_in": 2, "gradient_steps": 6, "num_policies": 2}
     fields |= {"total_timesteps": 10_000, "target_network_frequency": 20, "epsilon_power": 1.0}
+    fields |= {"memory_size": 16}
     check_q_probe(ngu, "TogetherVector-probe", visited_values, tolerance=0.08, **fields)
 
 
