@@ -22,7 +22,7 @@ import numpy as np
 
 from algorithms import alphazero, mcts
 from benchmarks.learning import RESULTS, commit, table
-from benchmarks.speed import write
+from benchmarks.speed import others, write
 from common.environments.games import (
     Game,
     decisive,
@@ -69,11 +69,8 @@ def main() -> None:
         lines.append(row | {"seeds": len(values), "commit": commit()})
         print(*(str(x) for x in lines[-1].values()), flush=True)
     print(table([list(lines[0]), *(list(line.values()) for line in lines)]))
-    path, kept = arguments.out / "alphazero.csv", []
-    if path.exists():
-        with path.open() as file:
-            kept = [x for x in csv.DictReader(file) if any(x[k] != str(y) for k, y in same.items())]
-    write(path, kept + lines)
+    path = arguments.out / "alphazero.csv"
+    write(path, others(path, lines, *same) + lines)
 
 
 def measures(config, params, arguments):

@@ -47,7 +47,7 @@ def main() -> None:
         config = agent57.Config(env_id=env_id, total_timesteps=STEPS[env_id])
         lines.append(line(env_id, config.total_timesteps, final_returns(config, seeds)))
         print(lines[-1], flush=True)
-    save(arguments.out / "arms.csv", lines)
+    save(arguments.out / "arms.csv", lines, "environment")
 
 
 def final_returns(config: agent57.Config, seeds: np.ndarray) -> np.ndarray:

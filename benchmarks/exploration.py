@@ -20,7 +20,7 @@ import numpy as np
 
 from algorithms import ppo, rnd
 from benchmarks.learning import RESULTS, table
-from benchmarks.speed import origin, rows_to_show, write
+from benchmarks.speed import origin, others, rows_to_show, write
 from common.environments.gridworlds import FOUR_ROOMS, cells, maze
 from common.environments.tabular import TABULAR
 from common.envs import make_env
@@ -63,10 +63,13 @@ def main() -> None:
         save(arguments.out / "four_rooms.csv", lines)
 
 
-def save(path: Path, lines: list[dict]) -> None:
-    """Print the lines as a table, and write them with their origin."""
+def save(path: Path, lines: list[dict], *names: str) -> None:
+    """Print the lines as a table, and write them with their origin. Lines of the file that differ
+    from each of them in the columns `names`, if any are given, stay."""
     print(table(rows_to_show(lines)))
-    write(path, [line | origin([{"versions": {"jax": jax.__version__}}]) for line in lines])
+    versions = {"jax": jax.__version__}
+    new = [line | origin([{"versions": versions}]) for line in lines]
+    write(path, others(path, lines, *names) + new)
 
 
 def train(algorithm, look, num_seeds: int):

@@ -82,7 +82,8 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for run in runs:
             play(run, SECONDS)
-    save(RESULTS / "limits.csv", [line_of(run, rates, load) for run in runs])
+    lines = [line_of(run, rates, load) for run in runs]
+    save(RESULTS / "limits.csv", lines, "algorithm", "seeds")
 
 
 def measured_rates() -> Rates:

@@ -573,6 +573,15 @@ def write(path: Path, lines: list[dict]) -> None:
         writer.writerows({k: shown(x, comma="") for k, x in line.items()} for line in lines)
 
 
+def others(path: Path, lines: list[dict], *names: str) -> list[dict]:
+    """Return the lines of a file that differ from each of `lines` in some of these columns."""
+    if not names or not path.exists():
+        return []
+    new = {tuple(str(line[name]) for name in names) for line in lines}
+    with open(path, newline="") as file:
+        return [x for x in csv.DictReader(file) if tuple(x[name] for name in names) not in new]
+
+
 def rows_to_show(lines: list[dict]) -> list[list]:
     """Return a table for the screen, without the machine, versions and commit."""
     names = [name for name in lines[0] if name not in ("machine", "versions", "commit")]

@@ -11,9 +11,7 @@ lines of environments that were not asked for stay.
 """
 
 import argparse
-import csv
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 import jax
@@ -62,17 +60,14 @@ def main() -> None:
     if set(env_ids) - set(SETTINGS) or not arguments.out.is_dir():
         parser.error(f"ENV must be of {', '.join(SETTINGS)}, --out a folder")
     start_jax()
-    path, lines = arguments.out / "world_models.csv", {}
-    if path.exists():
-        with path.open() as file:
-            lines = {x: list(y) for x, y in groupby(csv.DictReader(file), lambda x: x["env_id"])}
+    lines = []
     for env_id in env_ids:
         fields, num_seeds = SETTINGS[env_id]
         config = Config(env_id=env_id, **fields)
         scores = measure(config, arguments.first_seed, arguments.seeds or num_seeds)
         draw(scores, config, arguments.out)
-        lines[env_id] = [as_words(x) for x in scores]
-    save(path, [line for x in lines.values() for line in x])
+        lines += [as_words(x) for x in scores]
+    save(arguments.out / "world_models.csv", lines, "env_id")
 
 
 def measure(config: Config, first_seed: int, num_seeds: int) -> list[dict]:

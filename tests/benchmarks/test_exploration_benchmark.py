@@ -1,5 +1,7 @@
 """What benchmarks/exploration.py measures, on small runs, and its arithmetic."""
 
+import csv
+
 import numpy as np
 
 from algorithms import ppo, rnd
@@ -19,6 +21,20 @@ def test_the_first_time():
     is_so = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 0]], bool)
     episodes = np.array([[8], [16], [24]])
     np.testing.assert_array_equal(exploration.first(is_so, episodes), [16, 8, np.inf])
+
+
+def test_what_was_not_measured_again_stays_as_it_was(tmp_path, monkeypatch):
+    path, line = tmp_path / "lines.csv", lambda name, n, x: {"name": name, "seeds": n, "x": x}
+    monkeypatch.setattr("benchmarks.speed.commit", lambda: "first")
+    exploration.save(path, [line("a", 1, 0.5), line("a", 8, 1.5), line("b", 1, 2.5)], "name")
+    monkeypatch.setattr("benchmarks.speed.commit", lambda: "second")
+    exploration.save(path, [line("a", 1, 3.5), line("c", 1, 4.5)], "name", "seeds")
+    with open(path, newline="") as file:
+        found = [(x["name"], x["seeds"], x["x"], x["commit"]) for x in csv.DictReader(file)]
+    old = [("a", "8", "1.5", "first"), ("b", "1", "2.5", "first")]
+    assert found == [*old, ("a", "1", "3.5", "second"), ("c", "1", "4.5", "second")]
+    exploration.save(path, [line("d", 1, 0.0)])
+    assert path.read_text().count("\n") == 2
 
 
 def test_what_is_counted_in_a_small_sea():

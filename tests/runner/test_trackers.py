@@ -194,18 +194,17 @@ class FakeWandb(types.ModuleType):
     class Error(Exception):
         pass
 
-    def __init__(self, folder, starting_step=0, refuses=False, fails_at=None):
+    def __init__(self, folder, starting_step=0, refuses_after=None, fails_at=None):
         super().__init__("wandb")
         self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
         self.folder, self.starting_step, self.runs = folder, starting_step, []
-        self.refuses = refuses  # from the start, or after so many curves
-        self.fails_at = fails_at  # so many rows of a curve
+        self.refuses_after, self.fails_at = refuses_after, fails_at  # curves, and rows of a curve
 
     def Settings(self, **settings):  # noqa: N802
         return settings
 
     def init(self, **flags):
-        if self.refuses is True or self.refuses and len(self.runs) == self.refuses:
+        if len(self.runs) == self.refuses_after:
             raise self.Error("No API key configured.\nUse `wandb login` to log in.")
         assert not sys.stdin.isatty()
         (Path(flags["dir"]) / "wandb" / f"offline-run-1-{flags['id']}").mkdir()
@@ -282,7 +281,7 @@ def test_wandb_goes_on_where_it_was(monkeypatch, tmp_path):
 
 
 def test_wandb_that_refuses_ends_before_training_in_one_line(monkeypatch, tmp_path):
-    _, done = with_wandb(monkeypatch, tmp_path / "run", *SEEDS, check=2, refuses=True)
+    _, done = with_wandb(monkeypatch, tmp_path / "run", *SEEDS, check=2, refuses_after=0)
     line = "--track wandb: No API key configured. Use `wandb login` to log in."
     assert line in done.stderr and done.stderr.count("\n") == 1
     assert "WANDB_MODE=offline" in done.stderr
@@ -294,7 +293,7 @@ def test_wandb_that_refuses_ends_before_training_in_one_line(monkeypatch, tmp_pa
     "kwargs, cause",
     [
         ({"fails_at": 3}, "ConnectionError: the network is gone"),
-        ({"refuses": 2}, "No API key configured."),
+        ({"refuses_after": 2}, "No API key configured."),
     ],
 )
 def test_a_tracker_that_fails_while_the_run_trains_is_left_out(
