@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -54,21 +55,30 @@ def made(name):
     return module.make(small_config(module))
 
 
-@functools.lru_cache(maxsize=2)
-def shapes(name):
-    """Those of a State, of the next one, and of the metrics."""
-    before = jax.eval_shape(made(name).init, jax.random.key(0))
-    return before, *jax.eval_shape(made(name).update, before, jnp.int32(0))
+class Traced(NamedTuple):
+    init: jax.extend.core.Jaxpr
+    update: jax.extend.core.Jaxpr
+    before: Any  # shapes of a State
+    after: Any  # of the next one
+    metrics: dict[str, Any]
+
+
+def trace(init, update, key):
+    jaxpr = functools.partial(jax.make_jaxpr, return_shape=True)
+    of_init, before = jaxpr(init)(key)
+    of_update, after = jaxpr(update)(before, jnp.int32(0))
+    return Traced(of_init.jaxpr, of_update.jaxpr, before, *after)
 
 
 @functools.lru_cache(maxsize=2)
-def jaxprs_of_seeds(name):
-    """`init` and `update` of three seeds."""
-    states = jax.eval_shape(jax.vmap(made(name).init), keys(0, 1, 2))
-    return (
-        jax.make_jaxpr(jax.vmap(made(name).init))(keys(0, 1, 2)).jaxpr,
-        jax.make_jaxpr(jax.vmap(made(name).update, (0, None)))(states, jnp.int32(0)).jaxpr,
-    )
+def traced(name):
+    return trace(made(name).init, made(name).update, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=2)
+def traced_for_seeds(name):
+    update = jax.vmap(made(name).update, (0, None))
+    return trace(jax.vmap(made(name).init), update, keys(0, 1, 2))
 
 
 def equations(jaxpr, name: str):
@@ -148,7 +158,7 @@ def test_file_has_a_test_file_and_a_place_in_the_index(name):
 @pytest.mark.smoke
 @every_algorithm
 def test_update_is_a_scan_body(name):
-    before, after, _ = shapes(name)
+    before, after = traced(name).before, traced(name).after
     assert jax.tree.structure(before) == jax.tree.structure(after)
     described = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
     assert described(before) == described(after)
@@ -160,9 +170,8 @@ def test_update_is_a_scan_body(name):
 def test_metrics_are_a_flat_dict_of_scalars_with_the_return_and_the_value(name):
     """And, if several episodes may end in one update, their number; that of the steps that the
     means are over, if it varies."""
-    *_, metrics = shapes(name)
-    assert {"episode_return", "value"} <= set(metrics)
-    for metric, x in metrics.items():
+    assert {"episode_return", "value"} <= set(traced(name).metrics)
+    for metric, x in traced(name).metrics.items():
         assert x.shape == (), metric
         assert jnp.issubdtype(x.dtype, jnp.integer if metric in NUMBERS else jnp.floating)
 
@@ -171,9 +180,8 @@ def test_metrics_are_a_flat_dict_of_scalars_with_the_return_and_the_value(name):
 def test_the_docstring_explains_each_metric_and_no_other(name):
     """Its last paragraph does; those of episodes stand in common/envs.py."""
     docstring = ast.get_docstring(ast.parse((ROOT / "algorithms" / f"{name}.py").read_text()))
-    *_, metrics = shapes(name)
     assert docstring.split("\n\n")[-1].startswith("Metrics: `")
-    assert set(all_explained(docstring)) == set(metrics)
+    assert set(all_explained(docstring)) == set(traced(name).metrics)
 
 
 @pytest.mark.smoke
@@ -182,22 +190,20 @@ def test_no_key_is_used_twice(name):
     module = load(name)
     algorithm = module.make(small_config(module))  # what was traced before is not looked at again
     with jax.debug_key_reuse(True):
-        state = jax.eval_shape(algorithm.init, jax.random.key(0))
-        jax.make_jaxpr(algorithm.init)(jax.random.key(0))
-        jax.make_jaxpr(algorithm.update)(state, jnp.int32(0))
+        params = trace(algorithm.init, algorithm.update, jax.random.key(0)).before.params
         if algorithm.act is not None:
             env = make_env(small_config(module).env_id, 2)
             play = lambda params, key: evaluate(
                 env, algorithm.act, params, key, algorithm.init_memory
             )
-            jax.make_jaxpr(play)(state.params, jax.random.key(1))
+            jax.make_jaxpr(play)(params, jax.random.key(1))
 
 
 @every_algorithm
 def test_state_keeps_a_key_of_its_own(name):
     """split(key, n)[i] equals fold_in(key, i): a State that kept the key it split in `init` would
     give its first updates the keys that made its networks."""
-    if "key" in shapes(name)[0]._fields:
+    if "key" in traced(name).before._fields:
         key = jax.random.key(7)
         kept = jax.jit(lambda key: made(name).init(key).key)(key)
         assert not np.array_equal(jax.random.key_data(kept), jax.random.key_data(key))
@@ -207,9 +213,9 @@ def test_state_keeps_a_key_of_its_own(name):
 @every_algorithm
 def test_conditions_stay_conditions_under_vmap(name):
     """A cond on a batched value becomes a select that runs both branches for every seed."""
-    single = jax.make_jaxpr(made(name).update)(shapes(name)[0], jnp.int32(0)).jaxpr
-    counts = [len(list(equations(x, "cond"))) for x in (jaxprs_of_seeds(name)[1], single)]
-    assert counts[0] == counts[1]
+    jaxprs = traced(name).update, traced_for_seeds(name).update
+    alone, together = (len(list(equations(x, "cond"))) for x in jaxprs)
+    assert alone == together
 
 
 NUMBERS = {"episodes", "counted"}  # what means are over
@@ -222,7 +228,7 @@ def test_no_lapack_call_has_a_seed_axis(name):
     the program hangs."""
     calls = [
         equation
-        for jaxpr in jaxprs_of_seeds(name)
+        for jaxpr in (traced_for_seeds(name).init, traced_for_seeds(name).update)
         for primitive in LAPACK
         for equation in equations(jaxpr, primitive)
     ]
@@ -361,15 +367,24 @@ def test_a_policy_acts_within_the_bounds(name):
 
 
 @every_algorithm
+def test_a_seed_has_the_same_bits_in_every_batch(name):
+    """At another place, beside other seeds."""
+    algorithm = small_algorithm(name)
+    num = min(algorithm.num_updates, 10)
+    with float64():
+        batch, other = (to_numpy(trained(algorithm, x, num)) for x in (SEEDS, [4, 5, 6]))
+    for many, others in zip(jax.tree.leaves(batch), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(many[1], others[0])
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_seed_alone_is_the_seed_inside_the_batch(name):
     """In float64, so that the batch size cannot change what matters: parameters to 1e-9, and the
     actions taken (all integers of the State) exactly."""
     algorithm = small_algorithm(name)
+    num = min(algorithm.num_updates, 10)
     with float64():
-        if name in ("ilqr", "guided_policy_search"):  # a swing-up is chaotic: it blows up last bits
-            module = load(name)
-            algorithm = module.make(small_config(module, env_id="DoubleIntegrator-linear"))
-        num = min(algorithm.num_updates, 10)
         batch, alone = (to_numpy(trained(algorithm, x, num)) for x in (SEEDS, SEEDS[1:2]))
     for many, one in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
         if np.issubdtype(many.dtype, np.floating):
@@ -463,6 +478,5 @@ def to_numpy(tree):
 @every_algorithm
 def test_no_metric_has_the_name_of_a_field(name):
     """In metrics.csv of a sweep over that field there would be two columns of one name."""
-    state = jax.eval_shape(made(name).init, jax.random.key(0))
-    _, metrics = jax.eval_shape(made(name).update, state, jnp.int32(0))
-    assert not set(metrics) & {field.name for field in dataclasses.fields(load(name).Config)}
+    fields = {field.name for field in dataclasses.fields(load(name).Config)}
+    assert not set(traced(name).metrics) & fields
