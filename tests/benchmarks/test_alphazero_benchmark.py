@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from algorithms.alphazero import Config, make
 from benchmarks.alphazero import (
@@ -64,6 +65,7 @@ def test_a_perfect_agent_loses_no_match():
     assert outcomes.shape == (2, 40) and outcomes.min() >= 0 and outcomes.mean() > 0.3
 
 
+@pytest.mark.slow
 def test_everything_is_measured_of_every_seed():
     config = Config(num_simulations=8, hidden_sizes=(16,))
     params = jax.vmap(lambda key: make(config).init(key).params)(

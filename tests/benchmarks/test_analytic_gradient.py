@@ -21,6 +21,7 @@ def test_predicted_gains():
     np.testing.assert_allclose(myopic_gain(EPISODE), [0.415724, 1.232586], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_small_figure(tmp_path):
     lines = [gain_line(module, 2, 2, total_timesteps=4_096) for module in (apg, shac)]
     assert [line["algorithm"] for line in lines] == ["apg", "shac"]

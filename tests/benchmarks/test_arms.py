@@ -5,6 +5,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from algorithms import agent57
 from benchmarks import arms
@@ -28,6 +29,7 @@ CONFIG = agent57.Config(
 )
 
 
+@pytest.mark.slow
 def test_a_fixed_arm_plays_every_episode_and_is_the_best():
     def last_metrics(arm):
         with mock.patch.multiple(agent57, **arms.fixed_arm(arm)):
@@ -40,6 +42,7 @@ def test_a_fixed_arm_plays_every_episode_and_is_the_best():
     np.testing.assert_array_equal(metrics["best_arm"][:, 1:], [[0, 0], [1, 1], [2, 2]])
 
 
+@pytest.mark.slow
 def test_the_bandit_and_each_arm_are_evaluated_and_the_file_is_as_it_was():
     before = agent57.choose_arm, agent57.mean_returns
     returns = arms.final_returns(CONFIG, np.arange(2))

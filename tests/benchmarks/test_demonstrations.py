@@ -7,6 +7,7 @@ import pytest
 from benchmarks import demonstrations
 
 
+@pytest.mark.slow
 def test_a_whole_run_has_a_line_for_each_number_of_episodes(tmp_path, monkeypatch):
     words = ["_", "--episodes", "2", "0", "--iterations", "2", "--seeds", "2"]
     monkeypatch.setattr("sys.argv", [*words, "--out", str(tmp_path)])

@@ -24,6 +24,7 @@ def test_controls_are_those_of_the_model_within_the_bound():
     np.testing.assert_array_equal(nothing, jnp.zeros((50, 5, 3)))
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "DEMONSTRATIONS", (10,))
     monkeypatch.setattr(benchmark, "LEARNERS", ("network", "cost"))

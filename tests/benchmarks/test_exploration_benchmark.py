@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+import pytest
 
 from algorithms import ppo, rnd
 from benchmarks import exploration
@@ -37,6 +38,7 @@ def test_what_was_not_measured_again_stays_as_it_was(tmp_path, monkeypatch):
     assert path.read_text().count("\n") == 2
 
 
+@pytest.mark.slow
 def test_what_is_counted_in_a_small_sea():
     """At size 2 a quarter of all episodes is good by chance. The first 100 of RND, which are its
     random steps, are not looked at, and may not be solved before the bound of 104."""
@@ -51,6 +53,7 @@ def test_what_is_counted_in_a_small_sea():
         assert (line["solved"] == "3 of 3") == solved
 
 
+@pytest.mark.slow
 def test_the_rooms_are_drawn(tmp_path):
     curve = exploration.rooms(1.0, 2, total_timesteps=800)
     assert curve["novelty"].shape == curve["visits"].shape == (9, 2, 169)

@@ -1,11 +1,13 @@
 """The comparison of searches, small."""
 
 import numpy as np
+import pytest
 
 from algorithms import rrt
 from benchmarks import graph_search
 
 
+@pytest.mark.slow
 def test_lines_and_picture_of_few_seeds(tmp_path):
     line = graph_search.search("GridWorld-tabular", 12)
     assert line["length, Dijkstra"] == line["length, A*"] <= line["length, greedy"]

@@ -26,6 +26,7 @@ def test_the_ledge_tells_the_two_apart():
     np.testing.assert_allclose(aggregated[:, 99], 1.0)
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path, monkeypatch):
     words = "_ --tasks Pendulum-v1 --episodes 1 --gradient-steps 100 --seeds 2"
     monkeypatch.setattr("sys.argv", [*words.split(), "--out", str(tmp_path)])

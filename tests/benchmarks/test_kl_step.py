@@ -17,6 +17,7 @@ def test_curves_are_those_of_every_seed(tmp_path):
     np.testing.assert_array_equal(returns, [[np.nan, 2.5], [np.nan, 7]])
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_what_is_left_alone_the_second_time(tmp_path, monkeypatch, capfd):
     flags = "--total-timesteps 9_000 --hidden-sizes 8"
     row = suite()["a2c-cartpole"] | {"flags": flags, "episodes": 2}

@@ -9,6 +9,7 @@ from benchmarks import many_seeds
 from benchmarks.many_seeds import COLUMNS, PARTS
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_run_add_up_and_replace_their_rows(tmp_path, monkeypatch):
     path = tmp_path / "many_seeds.csv"
     path.write_text(",".join(COLUMNS) + "\n20,9,start,1,1,9,2,1,today\n4,9,whole,1,1,9,2,1,today\n")

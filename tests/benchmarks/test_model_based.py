@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+import pytest
 
 from benchmarks import model_based
 
@@ -25,6 +26,7 @@ def test_a_curve_that_falls_again_has_not_reached_the_threshold():
     assert first(-9, -9, -9, -9) == ""
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_the_table_and_the_picture(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(model_based, "CACHE", tmp_path / "cache")
     small = "--total-timesteps 900 --learning-starts 300 --hidden-sizes 8 --batch-size 8"

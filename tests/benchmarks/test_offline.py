@@ -21,6 +21,7 @@ def test_data_are_of_the_quality_that_is_asked_for(monkeypatch, quality):
     assert jnp.abs(transitions.action).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path, monkeypatch):
     contestants = {"Pendulum-v1": {}}
     for label, (module, fields) in offline.CONTESTANTS["Pendulum-v1"].items():

@@ -41,6 +41,7 @@ def test_means_and_shares_by_hand(monkeypatch):
     assert option_critic.in_words(np.full(16, 2.5)) == "2.50 [2.50, 2.50]"
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path, monkeypatch):
     entry = TABULAR["MovingGoalMaze-tabular"]._replace(change_after=10_000)
     monkeypatch.setitem(TABULAR, "MovingGoalMaze-tabular", entry)

@@ -1,6 +1,7 @@
 """What benchmarks/policy_lag.py measures, on small runs, and its arithmetic."""
 
 import numpy as np
+import pytest
 
 from algorithms import a3c, impala
 from benchmarks import policy_lag
@@ -25,6 +26,7 @@ def test_both_panels_vary_one_thing_alone():
     assert [config.num_workers for config in configs[21:]] == policy_lag.WORKERS
 
 
+@pytest.mark.slow
 def test_a_small_figure(tmp_path):
     lines = [
         policy_lag.line_of(config, 2)

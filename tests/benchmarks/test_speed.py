@@ -200,6 +200,7 @@ def test_bad_input_is_a_usage_error(argv, capsys):
     assert "error: " in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_ours_runs_as_users_run_it():
     settings = WORKS["dqn"].equal(4_000)[OURS] | {"hidden_sizes": (8,), "batch_size": 8}
     cache = speed.ROOT / ".cache" / "jax"

@@ -3,6 +3,7 @@
 import csv
 
 import numpy as np
+import pytest
 
 from benchmarks import steps_to_threshold
 from benchmarks.learning import suite
@@ -26,6 +27,7 @@ def test_curves_are_the_rows_that_have_an_evaluation(tmp_path):
     np.testing.assert_array_equal(returns, [[2.5, 4], [7, 9.5], [3, np.nan]])
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_what_is_left_alone_the_second_time(tmp_path, monkeypatch, capfd):
     flags = "--total-timesteps 2_000 --hidden-sizes 8 8 --batch-size 8"
     row = suite()["dqn-cartpole"] | {"flags": flags, "threshold": 5.0, "episodes": 2}

@@ -1,13 +1,11 @@
-"""One run by several devices and processes, and what the end of any of them leaves: the bits of a
-run by one process on one device."""
+"""One run by several devices and by two processes: the bits of one process on one device. What the
+end of a process leaves is in test_processes.py."""
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -17,7 +15,6 @@ from helpers import ROOT, run, run_here
 FLAGS = "--total-timesteps 6_000 --learning-starts 200 --buffer-size 1000 --batch-size 16"
 FLAGS += " --hidden-sizes 16 --num-envs 4 --eval-episodes 3 --log-points 10 --checkpoint-every 0.1"
 FLAGS = [*FLAGS.split(), "--num-seeds", "4", "--sweep", "learning_rate=1e-3,3e-3", "--quiet"]
-LONG = ["--total-timesteps", "60_000"]  # to be stopped in the middle
 ONE = {"JAX_NUM_CPU_DEVICES": "1"}
 RESULTS = ("metrics.csv", "evaluation.csv")
 
@@ -26,13 +23,6 @@ RESULTS = ("metrics.csv", "evaluation.csv")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blocks") / "whole"
     run("algorithms.dqn", *FLAGS, "--out", folder, env=ONE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def long_whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("blocks") / "long"
-    run("algorithms.dqn", *FLAGS, *LONG, "--out", folder, env=ONE)
     return folder
 
 
@@ -48,24 +38,16 @@ def assert_same(folder, whole):
     assert not (folder / "blocks").exists()
 
 
-def start(folder, *flags, **env):
+def start(folder, *flags):
     command = [sys.executable, "-m", "algorithms.dqn", *FLAGS, "--out", str(folder), *flags]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | ONE | env, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | ONE, **pipes)
 
 
 def ended(*processes, timeout=240):
     """Return the exit codes and the errors of processes."""
     errors = [process.communicate(timeout=timeout)[1] for process in processes]
     return [process.returncode for process in processes], errors
-
-
-def wait_for_blocks(folder, number, *processes):
-    """Wait until so many blocks have a file."""
-    deadline = time.monotonic() + 200
-    while len(list(folder.glob("blocks/*/*.npz"))) < number:
-        assert all(x.poll() is None for x in processes) and time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def on(num_devices, *arguments):
@@ -92,55 +74,21 @@ def test_ppo_has_the_bits_of_one_device_on_two(tmp_path):
             np.testing.assert_array_equal(one[name], two[name])
 
 
-@pytest.mark.slow
-def test_shares_need_no_connection_and_the_last_one_finishes_the_run(long_whole, tmp_path):
-    first = start(tmp_path / "a", *LONG, "--share", "0/2")
-    wait_for_blocks(tmp_path / "a", 1, first)
-    first.send_signal(signal.SIGKILL)
-    ended(first)
-    second = start(tmp_path / "a", *LONG, "--share", "1/2")
-    assert ended(second)[0] == [0]
-    assert not (tmp_path / "a" / "summary.json").exists()
-    assert ended(start(tmp_path / "a", *LONG, "--share", "0/2"))[0] == [0]
-    assert_same(tmp_path / "a", long_whole)
-
-
 def free_port():
     with socket.socket() as any_socket:
         any_socket.bind(("127.0.0.1", 0))
         return any_socket.getsockname()[1]
 
 
-def together(folder, count, *flags):
+def together(folder, count):
     address = f"127.0.0.1:{free_port()}"
-    address = f"{address}/{count}"
-    return [start(folder, *flags, "--distributed", f"{address}/{i}") for i in range(count)]
+    return [start(folder, "--distributed", f"{address}/{count}/{i}") for i in range(count)]
 
 
 def test_processes_that_are_connected_train_one_run(whole, tmp_path):
     codes, errors = ended(*together(tmp_path / "a", 2))
     assert codes == [0, 0], errors
     assert_same(tmp_path / "a", whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "victim, number, code",
-    [(1, signal.SIGKILL, -9), (0, signal.SIGKILL, -9), (1, signal.SIGTERM, 143)],
-)
-def test_if_one_dies_the_other_ends_soon_and_any_number_goes_on(
-    victim, number, code, long_whole, tmp_path
-):
-    processes = together(tmp_path / "a", 2, *LONG)
-    wait_for_blocks(tmp_path / "a", 2, *processes)
-    processes[victim].send_signal(number)
-    clock = time.monotonic()
-    codes, _ = ended(*processes)
-    assert time.monotonic() - clock < 30
-    assert codes[victim] == code and codes[1 - victim] != 0
-    assert not (tmp_path / "a" / "summary.json").exists()
-    assert ended(start(tmp_path / "a", *LONG))[0] == [0]
-    assert_same(tmp_path / "a", long_whole)
 
 
 def test_the_best_setting_is_reported_on_fresh_episodes_and_fresh_seeds(tmp_path):
