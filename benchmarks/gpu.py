@@ -71,11 +71,15 @@ class Sizes(NamedTuple):
     flags: str = ""  # of the others
     rows: tuple[str, ...] = ("dqn-breakout", "rainbow-breakout", "ppo-ant", "sac-half-cheetah")
     row_flags: str = ""
+    switched: tuple[str, ...] = ("dqn", "ppo")
 
 
 FULL = Sizes()
-TINY = Sizes((2,), (2,), (1,), 4_000, "--total-timesteps 2_000", ("ppo-cartpole",))
-TINY = TINY._replace(row_flags="--total-timesteps 1_024")
+TINY = Sizes((2,), (2,), (1,), 4_000, rows=("ppo-cartpole",), switched=("dqn",))
+TINY = TINY._replace(
+    flags="--total-timesteps 2_000 --hidden-sizes 8 --eval-episodes 2",
+    row_flags="--total-timesteps 1_024",
+)
 
 
 class Entry(NamedTuple):
@@ -200,10 +204,10 @@ def rows_part(arguments, sizes: Sizes) -> list[Entry]:
 
 
 def switches_part(arguments, sizes: Sizes) -> list[Entry]:
-    """Return the runs of the loops of DQN and PPO with each of the SWITCHES."""
+    """Return the runs of loops with each of the SWITCHES."""
     return [
         Entry("switches", f"{name}, {switch}", n, loop_of(name, "", n, variables, is_unrolled))
-        for name in ("dqn", "ppo")
+        for name in sizes.switched
         for n in sizes.seeds[:2]
         for switch, (variables, is_unrolled) in SWITCHES.items()
     ]

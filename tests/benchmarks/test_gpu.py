@@ -34,7 +34,8 @@ def test_every_command_is_one_that_its_algorithm_takes(sizes, monkeypatch):
         for entry in gpu.PARTS[part](NO_PEERS, sizes):
             entry.measure(10.0)
     assert len(words) == len(sizes.dqn_seeds) + 4 * len(sizes.seeds) + len(sizes.search_seeds)
-    assert len(loops) == len(sizes.dqn_seeds) + 2 * len(sizes.seeds[:2]) * len(gpu.SWITCHES)
+    switched = len(sizes.switched) * len(sizes.seeds[:2]) * len(gpu.SWITCHES)
+    assert len(loops) == len(sizes.dqn_seeds) + switched
     for name, flags in [(own[0], own[1:]) for own in words] + [
         (name, shlex.split(flags)) for name, flags, *_ in loops
     ]:
