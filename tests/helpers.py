@@ -31,6 +31,8 @@ from common.runner.program import init_run, run_updates
 
 ROOT = Path(__file__).parent.parent
 ALGORITHMS = sorted(path.stem for path in (ROOT / "algorithms").glob("[a-z]*.py"))
+# One of each family, for what is not worth a compilation of every file in the quick tier.
+FAMILIES = ["value_iteration", "q_learning", "n_step_dqn", "ppo", "sac", "lqr", "mcts", "pets"]
 SMALL = {
     "total_timesteps": 1_200,
     "learning_starts": 200,

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from helpers import (
     ALGORITHMS,
+    FAMILIES,
     ROOT,
     first_act,
     float64,
@@ -36,7 +37,6 @@ from common.runner import checkpoint
 from common.runner.evaluation import evaluate
 
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
-FAMILIES = ["value_iteration", "q_learning", "n_step_dqn", "ppo", "sac", "lqr", "mcts", "pets"]
 every_algorithm_smoke_for_some = pytest.mark.parametrize(
     "name",
     [pytest.param(x, marks=[pytest.mark.smoke] if x in FAMILIES else []) for x in ALGORITHMS],

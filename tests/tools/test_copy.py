@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from helpers import (
     ALGORITHMS,
+    FAMILIES,
     first_act,
     float64,
     keys,
@@ -170,10 +171,10 @@ def run_copy(text, path, *flags, monkeypatch):
         del sys.modules[path.stem]
 
 
-def tiers(name):
-    """The marks of an algorithm's copy that is trained alone."""
-    marks = {"dqn": [pytest.mark.smoke], "q_learning": []}
-    return marks.get(name, [pytest.mark.slow])
+def tiers(name, quick):
+    """An algorithm's name with its marks, where the quick tier has some of them only."""
+    marks = [pytest.mark.smoke] if name == "dqn" else [] if name in quick else [pytest.mark.slow]
+    return pytest.param(name, marks=marks)
 
 
 def train_original(algorithm, seeds):
@@ -192,7 +193,7 @@ def train_original(algorithm, seeds):
     return state.params
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=tiers(x)) for x in ALGORITHMS])
+@pytest.mark.parametrize("name", [tiers(x, ["dqn", "q_learning"]) for x in ALGORITHMS])
 def test_a_copy_trains_alone_and_bit_for_bit_as_the_original(name, tmp_path):
     """In a process and a folder of its own, where nothing of the repository can be imported."""
     settings, flags = flags_of(name)
@@ -214,6 +215,7 @@ def test_a_copy_trains_alone_and_bit_for_bit_as_the_original(name, tmp_path):
         assert got[leaf].tobytes() == x.tobytes(), leaf
 
 
+@pytest.mark.parametrize("name", [tiers(x, FAMILIES) for x in ALGORITHMS])
 def test_a_copy_does_what_the_original_does(name):
     """In the setting of the contract's tests, whose program is compiled already, if a copy has its
     environment."""
