@@ -168,6 +168,7 @@ def test_it_learns_the_values_and_best_actions_of_the_probes():
     check_continuous_probe(ddpg, values_of)
 
 
+@pytest.mark.slow
 def test_a_linear_policy_finds_the_gains_of_riccati(monkeypatch):
     """u = -K x on the double integrator, discounted, to 5 %, on average over the second half of the
     training: with its critic the policy drifts slowly around the best one. Episodes of 5 steps keep

@@ -227,6 +227,7 @@ def test_a_tree_is_that_of_mctx_with_the_rule_of_the_paper_and_the_same_values()
 # Against perfect play.
 
 
+@pytest.mark.slow
 def test_values_are_those_of_minimax_on_500_positions_of_tic_tac_toe():
     """The return of the most visited action, rounded; the sample is of all 4,520 that go on."""
     q = tic_tac_toe_values()
@@ -248,6 +249,7 @@ def test_values_are_those_of_minimax_on_500_positions_of_tic_tac_toe():
     np.testing.assert_array_equal(exact[np.arange(500), action], exact.max(-1))
 
 
+@pytest.mark.slow
 def test_with_1000_simulations_a_perfect_player_never_wins():
     """Random play alone hides traps of five moves for longer: one game in a hundred is lost."""
     config = Config(opponent="perfect", num_simulations=1_000, num_envs=100, total_timesteps=1_000)

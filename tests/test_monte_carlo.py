@@ -199,6 +199,7 @@ def test_value_of_blackjack_where_the_player_sticks_on_20_and_21(tmp_path):
     assert v[90:99].min() > 0.5 and v[30:60].max() < -0.4  # high on 21, low on 15 to 17
 
 
+@pytest.mark.slow
 def test_control_of_blackjack_comes_near_the_optimum():
     """-.0431 by dynamic programming; the policies are valued exactly."""
     mdp = make_mdp("Blackjack-tabular")

@@ -173,6 +173,7 @@ def test_it_learns_the_values_and_best_actions_of_the_probes():
     check_continuous_probe(qt_opt, values_of)
 
 
+@pytest.mark.slow
 def test_the_search_agrees_with_a_grid_on_the_learned_q_of_pendulum():
     """Its action loses less than 1 % of the range of the value over all actions: at 200 states of
     the replay, but for 1 % of them, where there are two peaks."""
