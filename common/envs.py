@@ -86,7 +86,8 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     its actions ("discrete", or "continuous" within finite bounds) or its observations ("integer")
     are of another kind.
     """
-    env = find_family(env_id)(env_id, num_envs)
+    with jax.ensure_compile_time_eval():  # not traced, even where a sweep traces `make`
+        env = find_family(env_id)(env_id, num_envs)
     kind = "continuous" if env.num_actions is None else "discrete"
     if actions not in ("any", kind):
         raise ValueError(f"{env_id} has {kind} actions; this algorithm needs {actions} ones")

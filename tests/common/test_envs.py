@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from probes import ALL_PROBES, GAMMA, TOGETHER_ACTIONS, TOGETHER_VALUES, best_actions
 
+from common.environments import brax_envs
 from common.environments.linear import LINEAR
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env, map_actions, rollout, scale_action
@@ -193,6 +194,21 @@ def test_tabular_starts_follow_the_start_distribution():
     env = make_env("Taxi-tabular", 30_000)
     starts = np.bincount(np.asarray(jax.jit(env.reset)(jax.random.key(0)).obs), minlength=500)
     assert (starts > 0).sum() == 300 and starts[starts > 0].min() > 50
+
+
+@pytest.mark.parametrize(
+    "env_id",
+    ["CartPole-v1", "CartPole-v1+gravity=8:12", "Pendulum-v1-positions", "CartPole-v1-history2"]
+    + ["Garnet-tabular", "Random-linear", "PointRobot-obstacles", "TicTacToe-game"]
+    + ["InvertedPendulum-brax", "InvertedPendulum-brax+gravity=8:12", "Reacher-brax-mjx"],
+)
+def test_an_environment_is_made_while_it_is_traced(env_id):
+    """As in a sweep; and nothing of the first trace is kept for the second."""
+    brax_envs.load.cache_clear()
+    reset = lambda: make_env(env_id, 2).reset(jax.random.key(0)).obs
+    first, second = (jax.jit(lambda: reset())() for _ in range(2))  # noqa: PLW0108
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first, reset(), atol=1e-5)
 
 
 def test_unsuitable_environments_are_refused_in_one_line():

@@ -447,6 +447,17 @@ def test_the_checker_finds_no_problem(env_id):
     assert check(env_id)[0] == []
 
 
+@pytest.mark.parametrize("env_id", REAL)
+def test_it_is_made_while_it_is_traced(env_id):
+    """As in a sweep; and nothing of the first trace is kept for the second."""
+    REAL[env_id][0](env_id.rpartition("-")[0])  # or skip
+    load.cache_clear()
+    shapes = [
+        jax.eval_shape(lambda: make_env(env_id, 2).reset(jax.random.key(0)).obs) for _ in range(2)
+    ]
+    assert shapes[0] == shapes[1]
+
+
 @pytest.mark.parametrize("env_id", ["Navix-Empty-5x5-v0-navix", "MiniGrid-Empty-5x5-xminigrid"])
 def test_a_limit_of_a_suite_truncates_and_does_not_terminate(env_id):
     """Action 0 turns left, for ever."""
