@@ -90,8 +90,8 @@ class Config:
     num_minibatches: int = 4  # gradient steps of an epoch
     learning_rate: float = 1e-3  # of Adam
     anneal_lr: bool = True  # the learning rate falls linearly to 0
-    gamma: float = 0.95  # discount factor
-    gae_lambda: float = 0.9  # λ of GAE
+    gamma: float = 0.97  # discount factor
+    gae_lambda: float = 0.95  # λ of GAE
     norm_adv: bool = True  # scale the advantages of a minibatch to mean 0 and standard deviation 1
     clip_coef: float = 0.2  # ε
     clip_vloss: bool = True  # clip V(s; w) to within ε of V(s; w_old)
@@ -102,10 +102,10 @@ class Config:
     norm_reward: bool = True  # divide rewards by the standard deviation of their discounted sum
     init_std: float = 1.0  # initial standard deviation of actions whose bounds are -1 and 1
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
-    discriminator_learning_rate: float = 1e-3  # of its Adam; 0: it stays as it began
+    discriminator_learning_rate: float = 5e-4  # of its Adam; 0: it stays as it began
     discriminator_steps: int = 10  # gradient steps of the discriminator on a rollout
     batch_size: int = 512  # pairs of the policy, and as many of the expert, in each of these
-    penalty_coef: float = 3.0  # of the discriminator's gradient penalty
+    penalty_coef: float = 0.1  # of the discriminator's gradient penalty
 
     def __post_init__(self):
         require(
