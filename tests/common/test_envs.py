@@ -200,7 +200,7 @@ def test_tabular_starts_follow_the_start_distribution():
     "env_id",
     ["CartPole-v1", "CartPole-v1+gravity=8:12", "Pendulum-v1-positions", "CartPole-v1-history2"]
     + ["Garnet-tabular", "Random-linear", "PointRobot-obstacles", "TicTacToe-game"]
-    + ["InvertedPendulum-brax", "InvertedPendulum-brax+gravity=8:12", "Reacher-brax-mjx"],
+    + ["InvertedPendulum-brax", "InvertedPendulum-brax+gravity=8:12"],
 )
 def test_an_environment_is_made_while_it_is_traced(env_id):
     """As in a sweep; and nothing of the first trace is kept for the second."""
