@@ -221,10 +221,11 @@ def check_picture_of_values(algorithm, exact, policy):
     np.testing.assert_array_equal(picture["policy"], policy)
 
 
-def histories(algorithm, metric, num_seeds):
+def histories(algorithm, metric, num_seeds, long=True):
     """The last States of seeds 0, 1, ..., and that metric of their updates, [S, T]."""
     train = jax.vmap(lambda key: history(algorithm, metric, key))
-    states, values = jax.jit(train, compiler_options=LONG)(keys(*range(num_seeds)))
+    train = jax.jit(train, compiler_options=LONG if long else None)
+    states, values = train(keys(*range(num_seeds)))
     return states, np.asarray(values)
 
 
@@ -237,7 +238,7 @@ def episode_returns(algorithm, num_seeds):
 # Probes: what is learned is compared with the values that are known, and with the best actions.
 
 
-def check_probe(module, config, values_of, tolerance):
+def check_probe(module, config, values_of, tolerance, long=True):
     """Two seeds learn the values of the probe that `config` names, to `tolerance(value)`, and the
     best actions. `values_of(config, state, obs)` gives the values [S] of one seed's State; it is
     jitted where the policy has no memory, and plays itself where it has one."""
@@ -245,7 +246,7 @@ def check_probe(module, config, values_of, tolerance):
     algorithm = module.make(config)
     obs = jnp.arange(len(tables[0]))
     obs = jax.nn.one_hot(obs, len(obs)) if "Vector-" in config.env_id else obs
-    run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=True)
+    run_state = trained(algorithm, [0, 1], algorithm.num_updates, long=long)
     jit = jax.jit if algorithm.init_memory is None else lambda function: function
     values_of_state = jit(lambda state: values_of(config, state, obs))
     act = jax.jit(jax.vmap(first_act(algorithm), (None, 0, None)))
@@ -319,13 +320,14 @@ def check_actor_critic_probe(module, name, values_of=critic_values, **fields):
         "hidden_sizes": (16,),
     }
     config = config_of(module, defaults, **fields)
-    check_probe(module, config, values_of, lambda value: 0.05 * max(abs(value), 2))
+    check_probe(module, config, values_of, lambda value: 0.05 * max(abs(value), 2), long=False)
 
 
 def check_always_cut(module, **fields):
     """Where the time limit cuts every step, each of reward 1, the value is still 1 / (1 - γ)."""
     defaults = {"env_id": "Cut-probe", "num_envs": 4, "gamma": GAMMA, "hidden_sizes": (16,)}
-    _, values = histories(module.make(config_of(module, defaults, **fields)), "value", 2)
+    algorithm = module.make(config_of(module, defaults, **fields))
+    _, values = histories(algorithm, "value", 2, long=False)
     np.testing.assert_allclose(values[:, -1], 1 / (1 - GAMMA), rtol=0.05)
 
 
