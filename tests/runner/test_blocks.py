@@ -57,7 +57,7 @@ def on(num_devices, *arguments):
     return run(*arguments, env={"JAX_NUM_CPU_DEVICES": str(num_devices)})
 
 
-@pytest.mark.parametrize("num_devices", [2, 4])
+@pytest.mark.parametrize("num_devices", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_devices_change_no_bit(num_devices, whole, tmp_path):
     on(num_devices, "algorithms.dqn", *FLAGS, "--out", tmp_path / "a")
     assert_same(tmp_path / "a", whole)
