@@ -84,8 +84,7 @@ def find_family(env_id: str) -> Callable:
 def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str = "any") -> Env:
     """Return `num_envs` copies of an environment; ValueError if there is none with that id, or if
     its actions ("discrete", or "continuous" within finite bounds) or its observations ("integer")
-    are of another kind.
-    """
+    are of another kind."""
     with jax.ensure_compile_time_eval():  # not traced, even where a sweep traces `make`
         env = find_family(env_id)(env_id, num_envs)
     kind = "continuous" if env.num_actions is None else "discrete"
