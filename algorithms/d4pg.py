@@ -202,7 +202,9 @@ def make(config: Config) -> Algorithm:
             next_action = policy(target_actor_params, transition.next_obs)
             next_logits = critic.apply(target_critic_params, transition.next_obs, next_action)
             reward, discount = transition.reward, transition.discount * (1 - transition.terminated)
-            target = project(support, reward, discount, jax.nn.softmax(next_logits))
+            # Not in one kernel with the projection, which takes XLA minutes to compile for a GPU.
+            next_probabilities = jax.lax.optimization_barrier(jax.nn.softmax(next_logits))
+            target = project(support, reward, discount, next_probabilities)
             return cross_entropy(target, logits)
 
         return jnp.mean(jax.vmap(transition_loss)(batch))
