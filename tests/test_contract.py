@@ -377,14 +377,22 @@ def test_a_seed_has_the_same_bits_in_every_batch(name):
         np.testing.assert_array_equal(many[1], others[0])
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=pytest.mark.smoke if x in FAMILIES else pytest.mark.slow)
+        for x in ALGORITHMS
+    ],
+)
 def test_a_seed_alone_is_the_seed_inside_the_batch(name):
     """In float64, so that the batch size cannot change what matters: parameters to 1e-9, and the
     actions taken (all integers of the State) exactly."""
     algorithm = small_algorithm(name)
-    num = min(algorithm.num_updates, 10)
     with float64():
+        if name in ("ilqr", "guided_policy_search"):  # a swing-up is chaotic: it blows up last bits
+            module = load(name)
+            algorithm = module.make(small_config(module, env_id="DoubleIntegrator-linear"))
+        num = min(algorithm.num_updates, 10)
         batch, alone = (to_numpy(trained(algorithm, x, num)) for x in (SEEDS, SEEDS[1:2]))
     for many, one in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
         if np.issubdtype(many.dtype, np.floating):

@@ -205,9 +205,10 @@ def test_tabular_starts_follow_the_start_distribution():
 def test_an_environment_is_made_while_it_is_traced(env_id):
     """As in a sweep; and nothing of the first trace is kept for the second."""
     brax_envs.load.cache_clear()
-    obs = lambda: make_env(env_id, 2).reset(jax.random.key(0)).obs
-    first, second = (jax.eval_shape(lambda: obs()) for _ in range(2))  # noqa: PLW0108 - a new one
-    assert first == second
+    shapes = [
+        jax.eval_shape(lambda: make_env(env_id, 2).reset(jax.random.key(0)).obs) for _ in range(2)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_unsuitable_environments_are_refused_in_one_line():

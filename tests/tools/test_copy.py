@@ -171,10 +171,10 @@ def run_copy(text, path, *flags, monkeypatch):
         del sys.modules[path.stem]
 
 
-def tiers(name, quick):
-    """An algorithm's name with its marks, where the quick tier has some of them only."""
-    marks = [pytest.mark.smoke] if name == "dqn" else [] if name in quick else [pytest.mark.slow]
-    return pytest.param(name, marks=marks)
+def tiers(name):
+    """The marks of an algorithm's copy that is trained alone."""
+    marks = {"dqn": [pytest.mark.smoke], "q_learning": []}
+    return marks.get(name, [pytest.mark.slow])
 
 
 def train_original(algorithm, seeds):
@@ -193,9 +193,10 @@ def train_original(algorithm, seeds):
     return state.params
 
 
-@pytest.mark.parametrize("name", [tiers(x, ["dqn", "q_learning"]) for x in ALGORITHMS])
+@pytest.mark.parametrize("name", [pytest.param(x, marks=tiers(x)) for x in ALGORITHMS])
 def test_a_copy_trains_alone_and_bit_for_bit_as_the_original(name, tmp_path):
-    """In a process and a folder of its own, where nothing of the repository can be imported."""
+    """In a process and a folder of its own, where nothing of the repository can be imported. Its
+    policy takes the same actions."""
     settings, flags = flags_of(name)
     (tmp_path / f"copied_{name}.py").write_text(copy_of(name), encoding="utf-8")
     flags += ["--seed", 3, "--num-seeds", 2]
@@ -204,7 +205,8 @@ def test_a_copy_trains_alone_and_bit_for_bit_as_the_original(name, tmp_path):
     assert len(result.stdout.splitlines()) <= 11
     assert f"params of 2 seeds in copied_{name}.npz" in result.stdout
 
-    params = train_original(load(name).make(load(name).Config(**settings)), [3, 4])
+    original = load(name).make(load(name).Config(**settings))
+    params = train_original(original, [3, 4])
     got = np.load(tmp_path / f"copied_{name}.npz")
     leaves = jax.tree_util.tree_leaves_with_path(params)
     expected = {jax.tree_util.keystr(where): np.asarray(x) for where, x in leaves}
@@ -213,12 +215,14 @@ def test_a_copy_trains_alone_and_bit_for_bit_as_the_original(name, tmp_path):
         assert got[leaf].shape[0] == 2
         assert got[leaf].dtype == x.dtype
         assert got[leaf].tobytes() == x.tobytes(), leaf
+    config = load(name).Config(**settings)
+    check_actions(made_of(copy_of(name), config), original, config.env_id, params, [3, 4])
 
 
-@pytest.mark.parametrize("name", [tiers(x, FAMILIES) for x in ALGORITHMS])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_copy_does_what_the_original_does(name):
     """In the setting of the contract's tests, whose program is compiled already, if a copy has its
-    environment."""
+    environment. Copies of the other files are compared where they train alone."""
     module = load(name)
     original = small_algorithm(name)
     config = small_config(module)
@@ -231,10 +235,7 @@ def test_a_copy_does_what_the_original_does(name):
 def check_copy(text, config, original):
     """A copy has the bits of the original, which is the Algorithm of that Config, and its policy
     takes the same actions."""
-    module, defaults = imported(text), vars(type(config)())
-    copied = module.make(
-        module.Config(**{field: x for field, x in vars(config).items() if x != defaults[field]})
-    )
+    copied = made_of(text, config)
     numbers = lambda algorithm: (
         algorithm.num_updates,
         algorithm.steps_per_update,
@@ -249,11 +250,22 @@ def check_copy(text, config, original):
     assert {"episode_return", "value"} <= known
     metrics = [to_bits({metric: end.mean[metric] for metric in known}) for end in ends]
     assert metrics[0] == metrics[1]
+    check_actions(copied, original, config.env_id, params[0], SEEDS)
+
+
+def made_of(text, config):
+    """The Algorithm of a copy, with the fields of an original's Config."""
+    module, defaults = imported(text), vars(type(config)())
+    fields = {field: x for field, x in vars(config).items() if x != defaults[field]}
+    return module.make(module.Config(**fields))
+
+
+def check_actions(copied, original, env_id, params, seeds):
+    """Two policies take the same first actions with the params of each seed."""
     if original.act is not None:
-        obs = jax.vmap(make_env(config.env_id, 1).reset)(keys(*SEEDS)).obs[:, 0]
+        obs = jax.vmap(make_env(env_id, 1).reset)(keys(*seeds)).obs[:, 0]
         acts = [
-            jax.jit(jax.vmap(first_act(x)))(params[0], obs, keys(*SEEDS))
-            for x in (copied, original)
+            jax.jit(jax.vmap(first_act(x)))(params, obs, keys(*seeds)) for x in (copied, original)
         ]
         assert to_bits(acts[0]) == to_bits(acts[1])
 
