@@ -135,11 +135,27 @@ def step_size(squared_norm, target_kl) -> jax.Array:
     return jnp.sqrt(2 * target_kl / jnp.maximum(squared_norm, jnp.finfo(squared_norm.dtype).tiny))
 
 
-def line_search(improvements, kls, target_kl) -> tuple[jax.Array, jax.Array]:
-    """Return the first of the steps [J] that improves the objective with KL ≤ δ, and whether there
-    is one."""
-    is_accepted = (improvements > 0) & (kls <= target_kl)
-    return jnp.argmax(is_accepted), is_accepted.any()
+def line_search(outcome, longest, shrink, num_tries, target_kl) -> tuple:
+    """Return the first of the sizes longest · shrinkʲ that improves the objective with KL ≤ δ, the
+    improvement and the KL divergence that `outcome(size)` gives for it, and whether there is one.
+
+    Under vmap it tries as many as the seed with the most tries has.
+    """
+
+    def goes_on(trial):
+        j, _, accepted = trial
+        return ~accepted & (j < num_tries)
+
+    def try_next(trial):
+        size = longest * shrink ** trial[0]
+        improvement, kl = outcome(size)
+        accepted = (improvement > 0) & (kl <= target_kl)
+        return trial[0] + 1, (size, improvement, kl), accepted
+
+    zero = jnp.zeros_like(longest)
+    first = jnp.int32(0), (zero, zero, zero), jnp.bool_(False)
+    _, step, accepted = jax.lax.while_loop(goes_on, try_next, first)
+    return *step, accepted
 
 
 def value_loss(value, target) -> jax.Array:
@@ -184,17 +200,17 @@ def make(config: Config) -> Algorithm:
         product = fisher_vector_product(policy, theta, config.cg_damping)
         direction = conjugate_gradient(product, gradient, config.num_cg_iterations)
         beta = step_size(direction @ product(direction), target_kl)
-        step_sizes = beta * config.backtrack_coef ** jnp.arange(config.num_backtracks)
 
-        def outcome(step_size):
-            new = theta + step_size * direction
+        def outcome(size):
+            new = theta + size * direction
             return mean_improvement(new), kl_divergence(old, policy(new)).mean()
 
-        improvements, kls = jax.vmap(outcome)(step_sizes)
-        j, accepted = line_search(improvements, kls, target_kl)
-        metrics = {"kl": kls[j], "improvement": improvements[j], "step_size": step_sizes[j]}
+        size, gain, kl, accepted = line_search(
+            outcome, beta, config.backtrack_coef, config.num_backtracks, target_kl
+        )
+        theta = jnp.where(accepted, theta + size * direction, theta)
+        metrics = {"kl": kl, "improvement": gain, "step_size": size}
         metrics = {name: jnp.where(accepted, x, 0) for name, x in metrics.items()}
-        theta = jnp.where(accepted, theta + step_sizes[j] * direction, theta)
         metrics |= {"accepted": accepted.astype(float), "entropy": entropy(old).mean()}
         return to_params(theta), metrics
 

@@ -94,14 +94,14 @@ MUTANTS = [
     ),
     algorithm(
         *("a step is taken where none is accepted", "trpo"),
-        "theta = jnp.where(accepted, theta + step_sizes[j] * direction, theta)",
-        "theta += step_sizes[j] * direction",
+        "theta = jnp.where(accepted, theta + size * direction, theta)",
+        "theta += size * direction",
         "trust_region",
     ),
     algorithm(
         *("a step need not improve the objective", "trpo"),
-        "is_accepted = (improvements > 0) & (kls <= target_kl)",
-        "is_accepted = kls <= target_kl",
+        "accepted = (improvement > 0) & (kl <= target_kl)",
+        "accepted = kl <= target_kl",
         "line_search",
     ),
     common(

@@ -37,8 +37,17 @@ def test_equations_by_hand():
     ],
 )
 def test_line_search_by_hand(improvements, kls, expected):
-    j, accepted = line_search(jnp.array(improvements), jnp.array(kls), 0.01)
-    assert (int(j) if accepted else None) == expected
+    tried, outcomes = [], jnp.array([improvements, kls])
+
+    def outcome(size):
+        jax.debug.callback(lambda x: tried.append(float(x)), size, ordered=True)
+        return tuple(outcomes[:, jnp.log2(4 / size).astype(int)])
+
+    size, gain, kl, accepted = line_search(outcome, jnp.float32(4), 0.5, 3, 0.01)
+    jax.effects_barrier()
+    last = 2 if expected is None else expected
+    assert accepted == (expected is not None) and tried == [4, 2, 1][: last + 1]
+    np.testing.assert_array_equal([size, gain, kl], [tried[-1], *outcomes[:, last]])
 
 
 @pytest.mark.parametrize("sign, cuts", [(1, 1), (-1, 0)])
