@@ -1,4 +1,4 @@
-"""Race against peers: `python -m benchmarks.speed [--work dqn|ppo|td3] [--table equal|...]`.
+"""Race against peers: `python -m benchmarks.speed [--work dqn|ppo|...] [--table equal|...]`.
 
 Peers come from PyPI, each into its own virtual environment under .cache/peers, and train
 through their public interface (peers/driver.py); PureJaxRL, which is not there, joins with
@@ -117,9 +117,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error(f"--table best is not of --work {arguments.work}")
     if arguments.purejaxrl and not (arguments.purejaxrl / "purejaxrl").is_dir():
         parser.error(f"--purejaxrl {arguments.purejaxrl}: has no folder purejaxrl; give a clone")
-    if arguments.purejaxrl and arguments.table in ("equal", "best") and arguments.work != "td3":
+    if arguments.purejaxrl and arguments.table in ("equal", "best"):
         arguments.peers = [*arguments.peers, "purejaxrl"]
     arguments.steps = arguments.steps or work.steps
+    arguments.peers = [name for name in arguments.peers if name in work.equal(arguments.steps)]
     if arguments.steps < 4_000:
         parser.error(f"--steps {arguments.steps}: must be at least 4000, of which 1000 are random")
     return arguments

@@ -17,9 +17,10 @@ class Work(NamedTuple):
     best: Callable | None  # -> settings of every contestant
 
 
-def by_contestant(ours: dict, rejax: dict, stable: dict, **others: dict) -> dict[str, dict]:
+def by_contestant(ours: dict, stable: dict, **others: dict) -> dict[str, dict]:
+    """Return the settings of every library that has the algorithm."""
     ours = dict.fromkeys((OURS, OURS_ALONE), ours)
-    return ours | {"rejax": rejax} | others | dict.fromkeys(ONE_SEED, stable)
+    return ours | others | dict.fromkeys(ONE_SEED, stable)
 
 
 def dqn_equal(steps: int) -> dict[str, dict]:
@@ -44,7 +45,7 @@ def dqn_equal(steps: int) -> dict[str, dict]:
     pure |= {"BUFFER_BATCH_SIZE": 128, "TRAINING_INTERVAL": 10, "TARGET_UPDATE_INTERVAL": 500}
     pure |= {"EPSILON_START": 1.0, "EPSILON_FINISH": 0.05, "EPSILON_ANNEAL_TIME": steps // 2}
     pure |= {"LEARNING_STARTS": 1_000, "GAMMA": 0.99, "TAU": 1.0, "hidden_sizes": HIDDEN_SIZES}
-    return by_contestant(shared | ours, shared | rejax, shared | stable, purejaxrl=pure)
+    return by_contestant(shared | ours, shared | stable, rejax=shared | rejax, purejaxrl=pure)
 
 
 def dqn_best() -> dict[str, dict]:
@@ -66,7 +67,7 @@ def dqn_best() -> dict[str, dict]:
     pure |= {"BUFFER_BATCH_SIZE": 128, "TRAINING_INTERVAL": 10, "TARGET_UPDATE_INTERVAL": 500}
     pure |= {"EPSILON_START": 1.0, "EPSILON_FINISH": 0.05, "EPSILON_ANNEAL_TIME": 250_000}
     pure |= {"LEARNING_STARTS": 10_000, "GAMMA": 0.99, "TAU": 1.0, "hidden_sizes": (120, 84)}
-    return by_contestant({}, rejax, zoo | {"device": "cpu"}, purejaxrl=pure)
+    return by_contestant({}, zoo | {"device": "cpu"}, rejax=rejax, purejaxrl=pure)
 
 
 def ppo_equal(steps: int) -> dict[str, dict]:
@@ -85,7 +86,7 @@ def ppo_equal(steps: int) -> dict[str, dict]:
     stable = {"num_envs": 4, "n_steps": 128, "n_epochs": 4, "batch_size": 128, "device": "cpu"}
     stable |= {"clip_range": 0.2, "policy_kwargs": {"net_arch": HIDDEN_SIZES}}  # tanh by default
     pure = purejaxrl_ppo(steps) | {"ANNEAL_LR": False}
-    return by_contestant(shared | ours, shared | rejax, shared | stable, purejaxrl=pure)
+    return by_contestant(shared | ours, shared | stable, rejax=shared | rejax, purejaxrl=pure)
 
 
 def purejaxrl_ppo(steps: int) -> dict:
@@ -108,7 +109,7 @@ def ppo_best() -> dict[str, dict]:
     zoo = {"total_timesteps": 100_000, "num_envs": 8, "n_steps": 32, "batch_size": 256}
     zoo |= {"gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20, "ent_coef": 0.0, "device": "cpu"}
     zoo |= {"learning_rate": 5e-4, "clip_range": 0.1}
-    return by_contestant({}, rejax, zoo, purejaxrl=purejaxrl_ppo(500_000))
+    return by_contestant({}, zoo, rejax=rejax, purejaxrl=purejaxrl_ppo(500_000))
 
 
 def td3_equal(steps: int) -> dict[str, dict]:
@@ -128,11 +129,40 @@ def td3_equal(steps: int) -> dict[str, dict]:
     stable |= {"target_policy_noise": 0.2, "target_noise_clip": 0.5, "action_noise": 0.1}
     stable |= {"train_freq": 1, "gradient_steps": 1}
     stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
-    return by_contestant(shared | ours, shared | rejax, shared | stable)
+    return by_contestant(shared | ours, shared | stable, rejax=shared | rejax)
+
+
+def sac_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same SAC.
+
+    One environment, one step of both critics, the policy and the temperature, from 1, with 128
+    transitions for each of its steps, ReLU, Adam 1e-3, gamma 0.98, 1,000 random steps first.
+    """
+    shared = {"total_timesteps": steps, "num_envs": 1, "learning_rate": 1e-3, "gamma": 0.98}
+    shared |= {"buffer_size": 20_000, "batch_size": 128}
+    ours = {"learning_starts": 1_000, "tau": 0.005, "alpha": 1.0, "hidden_sizes": HIDDEN_SIZES}
+    rejax = {"fill_buffer": 1_000, "polyak": 0.995, "num_epochs": 1}
+    rejax |= {"agent_kwargs": {"activation": "relu"}}
+    stable = {"learning_starts": 1_000, "tau": 0.005, "ent_coef": "auto_1.0", "device": "cpu"}
+    stable |= {"train_freq": 1, "gradient_steps": 1}
+    stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
+    return by_contestant(shared | ours, shared | stable, rejax=shared | rejax)
+
+
+def ddpg_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same DDPG: TD3's, with an actor step for every critic step."""
+    shared = {"total_timesteps": steps, "num_envs": 1, "learning_rate": 1e-3, "gamma": 0.98}
+    shared |= {"buffer_size": 20_000, "batch_size": 100, "learning_starts": 1_000, "tau": 0.005}
+    ours = {"exploration_noise": 0.1, "ou_theta": 1.0, "hidden_sizes": HIDDEN_SIZES}
+    stable = {"action_noise": 0.1, "train_freq": 1, "gradient_steps": 1, "device": "cpu"}
+    stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
+    return by_contestant(shared | ours, shared | stable)
 
 
 WORKS = {
     "dqn": Work("dqn", "DQN", "CartPole-v1", 100_000, dqn_equal, dqn_best),
     "ppo": Work("ppo", "PPO", "CartPole-v1", 200_000, ppo_equal, ppo_best),
     "td3": Work("td3", "TD3", "Pendulum-v1", 20_000, td3_equal, None),
+    "sac": Work("sac", "SAC", "Pendulum-v1", 20_000, sac_equal, None),
+    "ddpg": Work("ddpg", "DDPG", "Pendulum-v1", 20_000, ddpg_equal, None),
 }

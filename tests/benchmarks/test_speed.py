@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from algorithms import dqn, ppo, td3
+from algorithms import ddpg, dqn, ppo, sac, td3
 from benchmarks import speed
 from benchmarks.peers.settings import OURS, OURS_ALONE, WORKS
 
@@ -74,10 +74,12 @@ def test_purejaxrl_joins_with_a_clone_and_where_it_has_the_algorithm(tmp_path):
     assert speed.parse(clone).peers[-1] == "purejaxrl"
     assert speed.parse([*clone, "--work", "ppo", "--table", "best"]).peers[-1] == "purejaxrl"
     assert "purejaxrl" not in speed.parse([*clone, "--work", "td3"]).peers
+    assert "rejax" in speed.parse(["--work", "sac"]).peers
+    assert "rejax" not in speed.parse(["--work", "ddpg"]).peers
     assert speed.parse([*clone, "--table", "hangs"]).peers == []
 
 
-def test_ppo_and_td3_do_the_same_work_everywhere():
+def test_the_others_do_the_same_work_everywhere():
     settings = WORKS["ppo"].equal(200_000)
     config = ppo.Config(**settings[OURS])
     ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
@@ -102,6 +104,23 @@ def test_ppo_and_td3_do_the_same_work_everywhere():
     assert rejax["num_epochs"] == stable["gradient_steps"] == stable["train_freq"] == 1
     for name in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size"):
         assert ours[name] == rejax[name] == stable[name]
+
+    settings = WORKS["sac"].equal(20_000)
+    config = sac.Config(**settings[OURS])
+    ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
+    assert config.tau == stable["tau"] == pytest.approx(1 - rejax["polyak"])
+    assert stable["ent_coef"] == f"auto_{config.alpha}"
+    assert config.learning_starts == rejax["fill_buffer"] == stable["learning_starts"]
+    assert rejax["num_epochs"] == stable["gradient_steps"] == stable["train_freq"] == 1
+    for name in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size"):
+        assert ours[name] == rejax[name] == stable[name]
+
+    settings = WORKS["ddpg"].equal(20_000)
+    config = ddpg.Config(**settings[OURS])
+    ours, stable = settings[OURS], settings["sbx-rl"]
+    assert config.exploration_noise == stable["action_noise"] and config.ou_theta == 1
+    for name in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size", "tau"):
+        assert ours[name] == stable[name]
 
 
 def test_medians_and_ratios():
@@ -187,7 +206,7 @@ def test_a_peer_that_does_not_install_is_named(monkeypatch, tmp_path):
     [["--seeds", "0"], ["--rounds", "1.5"], ["--peers", "cleanrl"], ["--table", "worst"]]
     + [["--steps", "100"], ["--out", "no/such/folder"], ["--timeout", "-1"], ["--what"]]
     + [
-        ["--work", "sac"],
+        ["--work", "c51"],
         ["--work", "td3", "--table", "best"],
         ["--work", "ppo", "--table", "floor"],
     ]
