@@ -1,8 +1,9 @@
 """Race against peers: `python -m benchmarks.speed [--work dqn|ppo|...] [--table equal|...]`.
 
 Peers come from PyPI, each into its own virtual environment under .cache/peers, and train
-through their public interface (peers/driver.py); PureJaxRL, which is not there, joins with
-`--purejaxrl CLONE` (of https://github.com/luchris429/purejaxrl). Ours is the command that users
+through their public interface (peers/driver.py). Two that are not there join with
+`--purejaxrl CLONE` (of https://github.com/luchris429/purejaxrl) and `--stoix CLONE` (of
+https://github.com/EdanToledo/Stoix), where they have the algorithm. Ours is the command that users
 type. Everything is interleaved: round 1 runs every contestant once, then round 2, each run in a
 fresh process with a time limit. A peer that does not install, fails or hangs is a line of the
 table.
@@ -54,7 +55,12 @@ PACKAGES = {
     "stable-baselines3": ("stable-baselines3", "torch==2.13.0"),  # that pin is a small CPU build
     "sbx-rl": ("sbx-rl", "torch==2.13.0"),
     "purejaxrl": ("gymnax<1", "jax<0.11", "six", "flax", "optax", "flashbax"),
+    "stoix": (  # with the versions of JAX, and of what depends on it, in Stoix's lock file
+        *("jax==0.5.3", "flax==0.10.5", "chex==0.1.89", "tensorflow-probability==0.25.0"),
+        *("distrax==0.1.5", "rlax", "flashbax", "stoa-env", "gymnax<1", "hydra-core", "colorama"),
+    ),
 }
+CLONES = {"purejaxrl": "purejaxrl", "stoix": "stoix/systems"}  # peers, and a folder of the clone
 TARGET = 475.0  # the IQM that `best` races to
 EVAL_EVERY = 2_500  # environment steps between looks at it
 BEST_SEEDS, BEST_SEEDS_ONE_BY_ONE = 32, 3  # a peer that trains one seed reaches it on so many
@@ -71,7 +77,7 @@ class Job(NamedTuple):
     first_seed: int
     settings: dict  # in the contestant's own words
     eval_every: int = 0  # environment steps between greedy evaluations; 0: none
-    folder: str = ""  # PureJaxRL's clone
+    folder: str = ""  # a clone, for the peers of CLONES
 
 
 def main() -> None:
@@ -91,14 +97,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--table", choices=RACES, default="equal")
     add("--seeds", type=positive, nargs="+", default=[1, 8, 32, 128], help="of table equal")
     add("--rounds", type=positive, default=5, help="every contestant runs once in each")
-    peers = [name for name in PACKAGES if name != "purejaxrl"]
+    peers = [name for name in PACKAGES if name not in CLONES]
     add("--peers", choices=peers, nargs="*", default=peers, help="default: all")
-    add(
-        "--purejaxrl",
-        type=Path,
-        metavar="CLONE",
-        help="a clone of PureJaxRL; it is then a peer too",
-    )
+    for name in CLONES:
+        add(flag(name), type=Path, metavar="CLONE", help="a clone of it; it is then a peer too")
     add("--steps", type=positive, help="of table equal, of one seed; default: as the work says")
     add("--timeout", type=positive, default=1_800, help="seconds, after which a run counts as hung")
     add(
@@ -115,10 +117,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--table floor is of --work dqn")
     if arguments.table == "best" and work.best is None:
         parser.error(f"--table best is not of --work {arguments.work}")
-    if arguments.purejaxrl and not (arguments.purejaxrl / "purejaxrl").is_dir():
-        parser.error(f"--purejaxrl {arguments.purejaxrl}: has no folder purejaxrl; give a clone")
-    if arguments.purejaxrl and arguments.table in ("equal", "best"):
-        arguments.peers = [*arguments.peers, "purejaxrl"]
+    for name, folder in CLONES.items():
+        clone = getattr(arguments, name)
+        if clone and not (clone / folder).is_dir():
+            parser.error(f"{flag(name)} {clone}: has no folder {folder}; give a clone")
+        if clone and arguments.table in ("equal", "best"):
+            arguments.peers = [*arguments.peers, name]
     arguments.steps = arguments.steps or work.steps
     arguments.peers = [name for name in arguments.peers if name in work.equal(arguments.steps)]
     if arguments.steps < 4_000:
@@ -155,7 +159,7 @@ def race_equal(arguments, broken: dict[str, str]) -> list[list]:
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(arguments.rounds):
             for name, seeds in entries:
-                first, folder = number * seeds, str(arguments.purejaxrl or "")
+                first, folder = number * seeds, clone_of(name, arguments)
                 job = Job(name, work, seeds, first, settings[name], folder=folder)
                 cache = Path(scratch) / f"{name}-{seeds}"
                 run = {"cold": number % 2 == 0, "contestant": name, "seeds": seeds}
@@ -204,12 +208,13 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
     work = WORKS[arguments.work]
     settings = work.best()
     names = (OURS, OURS_ALONE, *arguments.peers)
-    curves, runs, lines, folder = {}, [], [], str(arguments.purejaxrl or "")
+    curves, runs, lines = {}, [], []
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch) / "cache"
         for name in names:
             seeds = 1 if name in ONE_SEED else BEST_SEEDS
             parts = range(BEST_SEEDS_ONE_BY_ONE if name in ONE_SEED else 1)
+            folder = clone_of(name, arguments)
             done = [
                 attempt(
                     Job(name, work, seeds, part, settings[name], EVAL_EVERY, folder),
@@ -223,6 +228,7 @@ def race_best(arguments, broken: dict[str, str]) -> list[list]:
             for name in names:
                 seeds = 1 if name in ONE_SEED else BEST_SEEDS
                 run = {"contestant": name, "seeds": seeds, "cold": True}
+                folder = clone_of(name, arguments)
                 job = Job(name, work, seeds, number, settings[name], folder=folder)
                 runs.append(run | attempt(job, arguments.timeout, cache, True, broken))
                 report(number, runs[-1])
@@ -494,6 +500,10 @@ def last_line(text: str) -> str:
 
 
 # Peers
+
+
+def clone_of(peer: str, arguments: argparse.Namespace) -> str:
+    return str(getattr(arguments, peer) or "") if peer in CLONES else ""
 
 
 def peer_python(peer: str) -> Path:

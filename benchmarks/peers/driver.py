@@ -3,7 +3,7 @@
 It runs inside the peer's own virtual environment, so it imports nothing of this repository. The
 request is JSON: `algorithm`, the peer's class; `env_id`; `settings` in the peer's own words;
 `seeds`, `first_seed`; and `eval_every`, the environment steps between greedy evaluations, 0 for
-none; and for PureJaxRL `folder`, a clone.
+none; and for PureJaxRL and Stoix `folder`, a clone.
 """
 
 import importlib
@@ -28,6 +28,7 @@ def main() -> None:
     packages = {
         "rejax": ("rejax", "gymnax", "jax"),
         "purejaxrl": ("gymnax", "jax"),
+        "stoix": ("gymnax", "jax"),
         "stable-baselines3": ("stable-baselines3", "torch"),
         "sbx-rl": ("sbx-rl", "jax"),
     }
@@ -195,6 +196,102 @@ def purejaxrl_curve(metrics: dict, steps: int, every: int) -> list:
     return [[points[i], np.asarray(returns[:, i]).tolist()] for i in picked]
 
 
+SYSTEMS = {  # of Stoix: the module, and how many keys its networks need
+    "R2D2": ("q_learning.rec_r2d2", 1),
+    "Rainbow": ("q_learning.ff_rainbow", 2),
+    "C51": ("q_learning.ff_c51", 1),
+    "REINFORCE": ("vpg.ff_reinforce", 2),
+}
+
+
+def stoix(request: dict) -> dict:
+    """Run a system of a clone, as it is but for logging and checkpoints, which are left out.
+
+    Stoix trains one seed: its devices and its `update_batch_size` average gradients. But its setup,
+    learner and evaluator are pure functions inside a `pmap` over devices. Here that is a `vmap` of
+    one device, and around it another `vmap` has the seeds; with one seed that takes as long as its
+    `pmap` does. The learner runs once. The warm-up is part of the setup, which is not timed.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    folder, settings = Path(request["folder"]), request["settings"]
+    for name in ("stoix.utils.logger", "stoix.utils.checkpointing"):
+        sys.modules[name] = mock.MagicMock()
+    sys.path.insert(0, str(folder))
+    path, num_network_keys = SYSTEMS[request["algorithm"]]
+    module = importlib.import_module(f"stoix.systems.{path}")
+    config = stoix_config(folder, path.split(".")[-1], request["env_id"], settings)
+    train_env, eval_env = module.environments.make(config=config)
+    made = {}
+
+    def setup(key):
+        keys = tuple(jax.random.split(key, 1 + num_network_keys))
+        made["learn"], made["network"], state, *made["memory"] = module.learner_setup(
+            train_env, keys, config
+        )
+        return state
+
+    def evaluate(params, key):
+        apply, more = made["network"].apply, {}
+        if made["memory"]:
+            act = module.get_rec_distribution_act_fn(config, apply)
+            more = {"use_recurrent_net": True, "scanned_rnn": made["memory"][0]}
+        else:
+            rngs = {"noise": key} if request["algorithm"] == "Rainbow" else None
+            act = module.get_distribution_act_fn(config, apply, rngs)
+        play, _, inputs = module.evaluator_setup(eval_env, key, act, params, config, **more)
+        return play(*inputs).episode_metrics["episode_return"]
+
+    def as_vmap(function, axis_name):
+        return jax.vmap(function, axis_name=axis_name)
+
+    def as_stack(tree, devices):
+        return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+
+    seeds = request["seeds"]
+    keys = jax.vmap(jax.random.PRNGKey)(request["first_seed"] + jnp.arange(seeds))
+    with mock.patch("jax.pmap", as_vmap), mock.patch("flax.jax_utils.replicate", as_stack):
+        states = jax.block_until_ready(jax.vmap(setup)(keys))  # it refuses jit
+        clock = time.monotonic()
+        train = jax.jit(jax.vmap(made["learn"])).lower(states).compile()
+        compile_seconds = time.monotonic() - clock
+        clock = time.monotonic()
+        state = jax.block_until_ready(train(states)).learner_state
+        seconds = time.monotonic() - clock
+        params = getattr(state.params, "online", None) or state.params.actor_params
+        # Loaded from the cache, this program returned 0 for every episode, so it is kept out of it.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
+        returns = jax.jit(jax.vmap(evaluate))(params, keys)
+    arch, rollout_length = config.arch, config.system.rollout_length
+    steps = arch.num_updates_per_eval * rollout_length * arch.num_envs
+    return {
+        "steps_per_second": steps * seeds / seconds,
+        "compile_seconds": compile_seconds,
+        "episode_return": float(returns.mean()),
+        "curve": [],
+    }
+
+
+def stoix_config(folder: Path, system: str, env_id: str, settings: dict):
+    """Return a system's configuration with these settings, as Stoix completes it."""
+    import hydra
+    from omegaconf import OmegaConf
+    from stoix.utils.total_timestep_checker import check_total_timesteps
+
+    configs = folder.resolve() / "stoix" / "configs"
+    with hydra.initialize_config_dir(str(configs / "default" / "anakin"), version_base="1.2"):
+        search = f"hydra.searchpath=[file://{configs}]"
+        config = hydra.compose(f"default_{system}", overrides=[search])
+    OmegaConf.set_struct(config, False)
+    arch = {"num_evaluation": 1, "num_eval_episodes": EPISODES, "evaluation_greedy": True}
+    settings = {f"arch.{name}": value for name, value in arch.items()} | settings
+    for name, value in settings.items():
+        OmegaConf.update(config, name, value)
+    config.env.scenario.name, config.num_devices = env_id, 1
+    return check_total_timesteps(config)
+
+
 def stable_baselines3(request: dict) -> dict:
     import stable_baselines3
 
@@ -257,6 +354,7 @@ def one_seed(kind: type, request: dict) -> dict:
 PEERS = {
     "rejax": rejax,
     "purejaxrl": purejaxrl,
+    "stoix": stoix,
     "stable-baselines3": stable_baselines3,
     "sbx-rl": sbx,
 }

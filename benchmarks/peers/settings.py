@@ -17,10 +17,10 @@ class Work(NamedTuple):
     best: Callable | None  # -> settings of every contestant
 
 
-def by_contestant(ours: dict, stable: dict, **others: dict) -> dict[str, dict]:
+def by_contestant(ours: dict, stable: dict | None, **others: dict) -> dict[str, dict]:
     """Return the settings of every library that has the algorithm."""
     ours = dict.fromkeys((OURS, OURS_ALONE), ours)
-    return ours | others | dict.fromkeys(ONE_SEED, stable)
+    return ours | others | (dict.fromkeys(ONE_SEED, stable) if stable else {})
 
 
 def dqn_equal(steps: int) -> dict[str, dict]:
@@ -159,10 +159,129 @@ def ddpg_equal(steps: int) -> dict[str, dict]:
     return by_contestant(shared | ours, shared | stable)
 
 
+NO_CLIPPING = 1e9  # Stoix always clips gradients to a norm
+
+
+def c51_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same C51.
+
+    10 environments, a batch of 128, one gradient step per 10 environment steps, 51 atoms from 0 to
+    100, ReLU, Adam 5e-4, a buffer of 10,000, target networks that follow with 0.01 at every
+    gradient step, epsilon 0.1, 1,000 steps first.
+
+    Stoix chooses next actions with the online network, a forward pass that ours has not; counts
+    time limits as termination; computes the norm of gradients; and draws its first steps from the
+    policy, ours at random.
+    """
+    ours = {"total_timesteps": steps, "num_envs": 10, "buffer_size": 10_000, "batch_size": 128}
+    ours |= {"learning_rate": 5e-4, "gamma": 0.99, "learning_starts": 1_000, "train_frequency": 1}
+    ours |= {"target_network_frequency": 1, "tau": 0.01, "epsilon_start": 0.1, "epsilon_end": 0.1}
+    ours |= {"num_atoms": 51, "v_min": 0.0, "v_max": 100.0, "hidden_sizes": HIDDEN_SIZES}
+    system = {"rollout_length": 1, "epochs": 1, "warmup_steps": 100, "total_buffer_size": 10_000}
+    system |= {"total_batch_size": 128, "q_lr": 5e-4, "tau": 0.01, "gamma": 0.99, "num_atoms": 51}
+    system |= {"training_epsilon": 0.1, "vmin": 0.0, "vmax": 100.0, "max_grad_norm": NO_CLIPPING}
+    torso = {"layer_sizes": HIDDEN_SIZES, "activation": "relu"}
+    network = {"actor_network.pre_torso": torso}
+    return by_contestant(ours, None, stoix=stoix(steps - 1_000, 10, system, network))
+
+
+def rainbow_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same Rainbow.
+
+    10 environments, a batch of 128, one gradient step per 10 environment steps, 3-step returns, 51
+    atoms from 0 to 300, noise in all layers, ReLU, Adam 5e-4, a prioritised buffer of 10,000 with
+    exponents 0.6 and 1, target networks that follow with 0.01 at every gradient step, 1,000 steps
+    first.
+
+    Stoix multiplies the value after three steps by gamma, not by gamma to the third, so that its
+    values go up to 300, and ours to 100; counts time limits as termination; computes the norm of
+    gradients; draws its first steps from the policy, ours at random; and its final policy has
+    noise, ours has not.
+    """
+    ours = {"total_timesteps": steps, "num_envs": 10, "buffer_size": 10_000, "batch_size": 128}
+    ours |= {"learning_rate": 5e-4, "gamma": 0.99, "learning_starts": 1_000, "train_frequency": 1}
+    ours |= {"target_network_frequency": 1, "tau": 0.01, "n_step": 3, "sigma_init": 0.5}
+    ours |= {"prioritized_replay_alpha": 0.6, "prioritized_replay_beta": 1.0}
+    ours |= {"num_atoms": 51, "v_min": 0.0, "v_max": 300.0, "hidden_sizes": HIDDEN_SIZES}
+    system = {"rollout_length": 1, "epochs": 1, "warmup_steps": 100, "total_buffer_size": 10_000}
+    system |= {"total_batch_size": 128, "q_lr": 5e-4, "tau": 0.01, "gamma": 0.99, "num_atoms": 51}
+    system |= {"n_step": 3, "priority_exponent": 0.6, "importance_sampling_exponent": 1.0}
+    system |= {"sigma_zero": 0.5, "vmin": 0.0, "vmax": 300.0, "max_grad_norm": NO_CLIPPING}
+    first, last = ({"layer_sizes": (size,), "activation": "relu"} for size in HIDDEN_SIZES)
+    network = {"actor_network.pre_torso": first, "actor_network.action_head": last}
+    return by_contestant(ours, None, stoix=stoix(steps - 1_000, 10, system, network))
+
+
+def r2d2_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same R2D2.
+
+    8 environments, 16 gradient steps per 20 steps of each, 16 sequences of 34 steps, of which 10
+    are burn-in, that begin every 20 steps, 5-step returns, a layer of 32, a GRU of 32, two linear
+    streams, Adam 1e-3, a prioritised buffer of 20,480 steps, target networks that follow with 0.02
+    at every gradient step, epsilon 0.1 everywhere, 1,280 steps first (ours: 1,232).
+
+    Stoix learns from 23 steps of a sequence, of which the last have shorter returns, ours from 20;
+    it weights sequences by importance. Ours sees the previous action too, and evaluates the
+    observation before a reset with a step of the GRU of its own: Stoix takes the next one of the
+    sequence for it. Stoix computes the norm of gradients.
+    """
+    ours = {"total_timesteps": steps, "num_envs": 8, "num_steps": 20, "burn_in": 10, "n_step": 5}
+    ours |= {"gradient_steps": 16, "learning_rate": 1e-3, "anneal_lr": False, "gamma": 0.99}
+    ours |= {"buffer_size": 20_480, "batch_size": 16, "prioritized_replay_alpha": 0.9}
+    ours |= {"prioritized_replay_eta": 0.9, "learning_starts": 1_120, "tau": 0.02}
+    ours |= {"target_network_frequency": 1, "epsilon": 0.1, "epsilon_power": 0.0}
+    ours |= {"hidden_sizes": (32,), "memory_size": 32}
+    system = {"rollout_length": 20, "epochs": 16, "warmup_steps": 160, "total_buffer_size": 20_480}
+    system |= {"total_batch_size": 16, "burn_in_length": 10, "sample_sequence_length": 34}
+    system |= {"period": 20, "priority_exponent": 0.9, "priority_eta": 0.9, "n_step": 5}
+    system |= {"q_lr": 1e-3, "tau": 0.02, "gamma": 0.99, "max_grad_norm": NO_CLIPPING}
+    system |= {"training_epsilon": 0.1}
+    layers = {"pre_torso": (32,), "post_torso": (), "action_head": ()}
+    network = {
+        f"actor_network.{name}": {"layer_sizes": sizes, "use_layer_norm": False}
+        for name, sizes in layers.items()
+    }
+    network["actor_network.rnn_layer.hidden_state_dim"] = 32
+    return by_contestant(ours, None, stoix=stoix(steps - 1_280, 8, system, network))
+
+
+def reinforce_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same REINFORCE with a baseline.
+
+    2 environments x 1,000 steps for each gradient step of the policy and of the baseline, tanh,
+    Adam 2e-3 and 2e-2, which fall to 0, gamma 0.99, no entropy.
+
+    Stoix learns from all steps, with V where the rollout ends, and goes on with its episodes; ours
+    leaves out episodes that the rollout cuts, and begins each with new ones. Stoix counts time
+    limits as termination, evaluates the baseline once more in the rollout, and computes the norm
+    of gradients.
+    """
+    ours = {"total_timesteps": steps, "num_envs": 2, "num_steps": 501, "gamma": 0.99}
+    ours |= {"learning_rate": 2e-3, "critic_learning_rate": 2e-2, "anneal_lr": True}
+    ours |= {"estimator": "baseline", "hidden_sizes": HIDDEN_SIZES}
+    system = {"rollout_length": 1_000, "actor_lr": 2e-3, "critic_lr": 2e-2, "gamma": 0.99}
+    system |= {"ent_coef": 0.0, "vf_coef": 1.0, "decay_learning_rates": True}
+    system |= {"max_grad_norm": NO_CLIPPING}
+    torso = {"layer_sizes": HIDDEN_SIZES, "activation": "tanh"}
+    network = {f"{name}_network.pre_torso": torso for name in ("actor", "critic")}
+    return by_contestant(ours, None, stoix=stoix(steps, 2, system, network))
+
+
+def stoix(steps: int, num_envs: int, system: dict, network: dict) -> dict:
+    """Return the values that replace some in Stoix's configuration, by their paths in it."""
+    values = {"arch.total_timesteps": steps, "arch.total_num_envs": num_envs}
+    values |= {f"system.{name}": value for name, value in system.items()}
+    return values | {f"network.{name}": value for name, value in network.items()}
+
+
 WORKS = {
     "dqn": Work("dqn", "DQN", "CartPole-v1", 100_000, dqn_equal, dqn_best),
     "ppo": Work("ppo", "PPO", "CartPole-v1", 200_000, ppo_equal, ppo_best),
     "td3": Work("td3", "TD3", "Pendulum-v1", 20_000, td3_equal, None),
     "sac": Work("sac", "SAC", "Pendulum-v1", 20_000, sac_equal, None),
     "ddpg": Work("ddpg", "DDPG", "Pendulum-v1", 20_000, ddpg_equal, None),
+    "c51": Work("c51", "C51", "CartPole-v1", 100_000, c51_equal, None),
+    "rainbow": Work("rainbow", "Rainbow", "CartPole-v1", 100_000, rainbow_equal, None),
+    "r2d2": Work("r2d2", "R2D2", "CartPole-v1", 100_000, r2d2_equal, None),
+    "reinforce": Work("reinforce", "REINFORCE", "CartPole-v1", 300_000, reinforce_equal, None),
 }

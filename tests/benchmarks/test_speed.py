@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from algorithms import ddpg, dqn, ppo, sac, td3
+from algorithms import c51, ddpg, dqn, ppo, r2d2, rainbow, reinforce, sac, td3
 from benchmarks import speed
 from benchmarks.peers.settings import OURS, OURS_ALONE, WORKS
 
@@ -77,6 +77,90 @@ def test_purejaxrl_joins_with_a_clone_and_where_it_has_the_algorithm(tmp_path):
     assert "rejax" in speed.parse(["--work", "sac"]).peers
     assert "rejax" not in speed.parse(["--work", "ddpg"]).peers
     assert speed.parse([*clone, "--table", "hangs"]).peers == []
+
+
+def test_stoix_joins_with_a_clone_and_where_it_has_the_algorithm(tmp_path):
+    (tmp_path / "stoix" / "systems").mkdir(parents=True)
+    clone = ["--stoix", str(tmp_path)]
+    for name in ("r2d2", "rainbow", "c51", "reinforce"):
+        assert speed.parse(["--work", name]).peers == []
+        assert speed.parse([*clone, "--work", name]).peers == ["stoix"]
+    assert "stoix" not in speed.parse(clone).peers
+    arguments = speed.parse([*clone, "--work", "r2d2"])
+    assert speed.clone_of("stoix", arguments) == str(tmp_path)
+    assert speed.clone_of("purejaxrl", arguments) == speed.clone_of(OURS, arguments) == ""
+
+
+@pytest.mark.parametrize(("name", "module"), [("c51", c51), ("rainbow", rainbow)])
+def test_stoix_gets_the_same_numbers_for_distributional_dqn(name, module):
+    settings = WORKS[name].equal(100_000)
+    config, stoix = module.Config(**settings[OURS]), settings["stoix"]
+    theirs = {k.removeprefix("system."): x for k, x in stoix.items() if k.startswith("system.")}
+    assert_same_replay(config, stoix)
+    assert config.train_frequency == theirs["rollout_length"] == theirs["epochs"] == 1
+    assert (config.num_atoms, config.v_min) == (theirs["num_atoms"], theirs["vmin"])
+    assert config.v_max == theirs["vmax"] and config.learning_rate == theirs["q_lr"]
+    assert config.learning_starts == config.num_envs * theirs["warmup_steps"]
+    if name == "c51":
+        assert config.epsilon_start == config.epsilon_end == theirs["training_epsilon"]
+        sizes = stoix["network.actor_network.pre_torso"]["layer_sizes"]
+    else:
+        assert config.n_step == theirs["n_step"] and config.sigma_init == theirs["sigma_zero"]
+        assert config.prioritized_replay_alpha == theirs["priority_exponent"]
+        assert config.prioritized_replay_beta == theirs["importance_sampling_exponent"] == 1
+        parts = (stoix[f"network.actor_network.{x}"] for x in ("pre_torso", "action_head"))
+        sizes = tuple(size for part in parts for size in part["layer_sizes"])
+    assert config.hidden_sizes == sizes
+
+
+def assert_same_replay(config, stoix):
+    """Compare what all algorithms with a replay memory have."""
+    warmup = stoix["system.warmup_steps"] * config.num_envs
+    assert config.total_timesteps == stoix["arch.total_timesteps"] + warmup
+    assert config.num_envs == stoix["arch.total_num_envs"]
+    assert config.buffer_size == stoix["system.total_buffer_size"]
+    assert config.batch_size == stoix["system.total_batch_size"]
+    assert config.gamma == stoix["system.gamma"] and config.tau == stoix["system.tau"]
+    assert config.target_network_frequency == 1  # Stoix's follow at every gradient step
+
+
+def test_stoix_gets_the_same_numbers_for_r2d2():
+    settings = WORKS["r2d2"].equal(100_000)
+    config, stoix = r2d2.Config(**settings[OURS]), settings["stoix"]
+    theirs = {k.removeprefix("system."): x for k, x in stoix.items() if k.startswith("system.")}
+    assert_same_replay(config, stoix)
+    assert config.num_steps == theirs["rollout_length"] == theirs["period"]
+    assert config.gradient_steps == theirs["epochs"] and config.burn_in == theirs["burn_in_length"]
+    sequence = config.burn_in + config.num_steps + config.n_step - 1
+    assert sequence == theirs["sample_sequence_length"] and config.n_step == theirs["n_step"]
+    assert config.learning_rate == theirs["q_lr"] and not config.anneal_lr
+    assert config.prioritized_replay_alpha == theirs["priority_exponent"]
+    assert config.prioritized_replay_eta == theirs["priority_eta"]
+    assert config.epsilon == theirs["training_epsilon"] and config.epsilon_power == 0
+    assert config.memory_size == stoix["network.actor_network.rnn_layer.hidden_state_dim"]
+    layers = {
+        name: stoix[f"network.actor_network.{name}"]["layer_sizes"]
+        for name in ("pre_torso", "post_torso", "action_head")
+    }
+    assert layers == {"pre_torso": config.hidden_sizes, "post_torso": (), "action_head": ()}
+    ours = r2d2.make(config).num_updates
+    steps_per_update = config.num_envs * config.num_steps
+    assert ours == stoix["arch.total_timesteps"] // steps_per_update
+
+
+def test_stoix_gets_the_same_numbers_for_reinforce():
+    settings = WORKS["reinforce"].equal(300_000)
+    config, stoix = reinforce.Config(**settings[OURS]), settings["stoix"]
+    theirs = {k.removeprefix("system."): x for k, x in stoix.items() if k.startswith("system.")}
+    assert config.total_timesteps == stoix["arch.total_timesteps"]
+    assert config.num_envs == stoix["arch.total_num_envs"]
+    algorithm = reinforce.make(config)
+    assert algorithm.steps_per_update == config.num_envs * theirs["rollout_length"]
+    assert config.learning_rate == theirs["actor_lr"] and config.gamma == theirs["gamma"]
+    assert config.critic_learning_rate == theirs["critic_lr"]
+    assert config.anneal_lr == theirs["decay_learning_rates"]
+    for name in ("actor", "critic"):
+        assert stoix[f"network.{name}_network.pre_torso"]["layer_sizes"] == config.hidden_sizes
 
 
 def test_the_others_do_the_same_work_everywhere():
@@ -206,11 +290,13 @@ def test_a_peer_that_does_not_install_is_named(monkeypatch, tmp_path):
     [["--seeds", "0"], ["--rounds", "1.5"], ["--peers", "cleanrl"], ["--table", "worst"]]
     + [["--steps", "100"], ["--out", "no/such/folder"], ["--timeout", "-1"], ["--what"]]
     + [
-        ["--work", "c51"],
+        ["--work", "qr_dqn"],
+        ["--work", "c51", "--table", "best"],
         ["--work", "td3", "--table", "best"],
         ["--work", "ppo", "--table", "floor"],
     ]
-    + [["--purejaxrl", "no/such/clone"], ["--peers", "purejaxrl"]],
+    + [["--purejaxrl", "no/such/clone"], ["--peers", "purejaxrl"]]
+    + [["--stoix", "no/such/clone"], ["--peers", "stoix"]],
 )
 def test_bad_input_is_a_usage_error(argv, capsys):
     with pytest.raises(SystemExit) as stop:
