@@ -223,7 +223,8 @@ def r2d2_equal(steps: int) -> dict[str, dict]:
     Stoix learns from 23 steps of a sequence, of which the last have shorter returns, ours from 20;
     it weights sequences by importance. Ours sees the previous action too, and evaluates the
     observation before a reset with a step of the GRU of its own: Stoix takes the next one of the
-    sequence for it. Stoix computes the norm of gradients.
+    sequence for it. Stoix counts time limits as termination, as its gymnax adapter knows no other
+    end, and computes the norm of gradients.
     """
     ours = {"total_timesteps": steps, "num_envs": 8, "num_steps": 20, "burn_in": 10, "n_step": 5}
     ours |= {"gradient_steps": 16, "learning_rate": 1e-3, "anneal_lr": False, "gamma": 0.99}
