@@ -186,6 +186,46 @@ def settings(
     yet. ValueError for a field that does not exist, a value of the wrong type, or one that Config
     refuses.
     """
+    choices = search_space(sweep, config, num_settings, parameters)
+    if num_settings:
+        combinations = _draw(choices, num_settings, seed)
+    else:
+        combinations = [
+            dict(zip(choices, values, strict=True))
+            for values in itertools.product(*choices.values())
+        ]
+    for setting in combinations:
+        configured(config, setting)
+    return combinations
+
+
+class Range(NamedTuple):
+    """Numbers to draw from."""
+
+    kind: type
+    low: int | float
+    high: int | float
+    is_log: bool
+
+    def draw(self, generator: np.random.Generator) -> int | float:
+        ends = self.low, self.high
+        x = np.exp(generator.uniform(*np.log(ends))) if self.is_log else generator.uniform(*ends)
+        return self.rounded(x)
+
+    def rounded(self, x: float) -> int | float:
+        """Return a float with four digits, or a whole number, within the ends."""
+        x = round(x) if self.kind is int else float(f"{x:.4g}")
+        return min(max(x, self.low), self.high)
+
+
+def search_space(
+    sweep: tuple[str, ...],
+    config: Any,
+    num_settings: int = 0,
+    parameters: dict[str, int | float] | None = None,
+) -> dict[str, list | Range]:
+    """Return what each field of a sweep is chosen from: see `settings`. Ranges need
+    `num_settings`."""
     types = {field.name: field.type for field in dataclasses.fields(config)}
     choices = {}
     for item in sweep:
@@ -202,31 +242,7 @@ def settings(
         else:
             raise ValueError(f"--sweep {name}: no such field{_did_you_mean(name, types)}")
         choices[name] = _choices(name, kind, values, num_settings)
-    if num_settings:
-        combinations = _draw(choices, num_settings, seed)
-    else:
-        combinations = [
-            dict(zip(choices, values, strict=True))
-            for values in itertools.product(*choices.values())
-        ]
-    for setting in combinations:
-        configured(config, setting)
-    return combinations
-
-
-class _Range(NamedTuple):
-    """Numbers to draw from."""
-
-    kind: type
-    low: int | float
-    high: int | float
-    is_log: bool
-
-    def draw(self, generator: np.random.Generator) -> int | float:
-        ends = self.low, self.high
-        x = np.exp(generator.uniform(*np.log(ends))) if self.is_log else generator.uniform(*ends)
-        x = round(x) if self.kind is int else float(f"{x:.4g}")
-        return min(max(x, self.low), self.high)
+    return choices
 
 
 def _parameter_type(name: str, env_id: str, parameters: dict[str, int | float] | None) -> type:
@@ -239,7 +255,7 @@ def _parameter_type(name: str, env_id: str, parameters: dict[str, int | float] |
     return type(parameters[name.removeprefix("env.")])
 
 
-def _choices(name: str, kind: Any, text: str, num_settings: int) -> list | _Range:
+def _choices(name: str, kind: Any, text: str, num_settings: int) -> list | Range:
     """Return the values that the text lists, or the range that it names."""
     item = f"--sweep {name}={text}"
     if kind not in (int, float) or ":" not in text:
@@ -255,15 +271,15 @@ def _choices(name: str, kind: Any, text: str, num_settings: int) -> list | _Rang
     if scale or len(ends) != 2 or not ends[0] < ends[1] or (is_log and ends[0] <= 0):
         example = "log:1e-4:1e-2 with 0 < low < high" if is_log else "0.9:0.99 with low < high"
         raise ValueError(f"{item}: write low:high or log:low:high, as in {example}")
-    return _Range(kind, ends[0], ends[1], is_log)
+    return Range(kind, ends[0], ends[1], is_log)
 
 
-def _draw(choices: dict[str, list | _Range], num_settings: int, seed: int) -> list[dict[str, Any]]:
+def _draw(choices: dict[str, list | Range], num_settings: int, seed: int) -> list[dict[str, Any]]:
     """Return that many different settings."""
     generator, drawn = np.random.default_rng(seed), []
     for _ in range(100 * num_settings):
         setting = {
-            name: x.draw(generator) if isinstance(x, _Range) else x[generator.integers(len(x))]
+            name: x.draw(generator) if isinstance(x, Range) else x[generator.integers(len(x))]
             for name, x in choices.items()
         }
         if setting not in drawn:

@@ -22,10 +22,16 @@ from common.runner.program import load_module, run_shapes, start_jax, unpad
 
 
 def prepare(
-    name: str, make: Callable[[Any], Algorithm], config: Any, run: Run, given: set[str]
+    name: str,
+    make: Callable[[Any], Algorithm],
+    config: Any,
+    run: Run,
+    given: set[str],
+    grid: list[dict[str, Any]] | None = None,
 ) -> Job:
     """Start JAX, check every configuration, and make the run's folder or find the one that goes on;
-    return the Job. `given` are the fields that the command line names."""
+    return the Job. `given` are the fields that the command line names, and `grid` settings that
+    were drawn elsewhere."""
     imports = tuple(str(Path(x).resolve()) if x.endswith(".py") else x for x in run.imports)
     run = dataclasses.replace(run, imports=imports)
     folder = Path(run.resume or run.out or run_folder.new_path(name, config.env_id))
@@ -37,6 +43,7 @@ def prepare(
     if run.parquet and find_spec("pyarrow") is None:
         raise ValueError("--parquet needs pyarrow: pip install pyarrow")
     drawn = run_folder.read_settings(folder) if run.num_settings else []
+    drawn = drawn or grid
     grid = drawn or settings(run.sweep, config, run.num_settings, run.seed)
     num_members = len(grid) * run.num_seeds
     trackers.check(run, len(grid))
