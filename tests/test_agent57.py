@@ -287,6 +287,7 @@ def visited_values(config, state, obs):
     return values_met(make(config), config, state.params, value_of, len(obs))
 
 
+@pytest.mark.slow
 def test_it_learns_the_values_and_best_actions_of_the_probes():
     fields = {"num_envs": 4, "num_steps": 8, "burn_in": 2, "gradient_steps": 6, "num_policies": 2}
     fields |= {"total_timesteps": 10_000, "target_network_frequency": 20, "epsilon_power": 1.0}

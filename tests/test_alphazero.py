@@ -338,7 +338,7 @@ def test_random_moves_come_before_a_game_and_are_not_learned_from():
     assert counts[:4].min() > 0 and len(np.unique(first, axis=0)) > 25
 
 
-@pytest.mark.parametrize("search", ["gumbel", "puct"])
+@pytest.mark.parametrize("search", ["gumbel", pytest.param("puct", marks=pytest.mark.slow)])
 def test_an_update_descends_the_loss_of_turned_positions(search):
     """One gradient step, with the batch drawn and turned as the update draws it."""
     config = dataclasses.replace(SMALL, gradient_steps=1, search=search, weight_decay=0.1)

@@ -202,7 +202,10 @@ def values_of(config, state, obs):
 @pytest.mark.parametrize(
     "name, support",
     [
-        ("Together-probe", {"v_min": -2.0, "v_max": 6.0, "num_atoms": 41}),
+        pytest.param(
+            *("Together-probe", {"v_min": -2.0, "v_max": 6.0, "num_atoms": 41}),
+            marks=pytest.mark.slow,
+        ),
         ("ResetTrapVector-probe", {"v_min": -2.0, "v_max": 60.0, "num_atoms": 125}),
     ],
 )

@@ -152,7 +152,9 @@ def test_dyna_maze_as_in_figure_8_2(num_planning_steps, steps, episode, low, hig
 @pytest.mark.parametrize(
     "env_id, steps, change, kappa",
     [
-        ("BlockingMaze-tabular", 3_000, 1_000, 1e-3),  # as in Figure 8.4
+        pytest.param(
+            *("BlockingMaze-tabular", 3_000, 1_000, 1e-3), marks=pytest.mark.slow
+        ),  # Figure 8.4
         ("ShortcutMaze-tabular", 6_000, 3_000, 1e-3),  # as in Figure 8.5
     ],
 )

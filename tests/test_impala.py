@@ -178,6 +178,8 @@ def test_a_time_limit_after_every_step_is_no_end():
     check_always_cut(impala, **FAST)
 
 
-@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("Together-probe", marks=pytest.mark.slow), "ResetTrap-probe"]
+)
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
     check_actor_critic_probe(impala, name, **FAST)

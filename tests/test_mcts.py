@@ -267,7 +267,7 @@ def test_with_1000_simulations_a_perfect_player_never_wins():
     np.testing.assert_array_equal(outcomes, 0)
 
 
-@pytest.mark.parametrize("opening", [0, 1])
+@pytest.mark.parametrize("opening", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_trap_of_the_opening_is_fallen_into(opening):
     """The two first moves after which a reply loses, 200 searches each. Without decisive moves one
     to six in a hundred choose it."""
@@ -287,7 +287,10 @@ def test_no_trap_of_the_opening_is_fallen_into(opening):
 # Updates.
 
 
-@pytest.mark.parametrize("opponent, low, high", [("random", 0.6, 1.0), ("itself", -0.5, 0.5)])
+@pytest.mark.parametrize(
+    "opponent, low, high",
+    [("random", 0.6, 1.0), pytest.param("itself", -0.5, 0.5, marks=pytest.mark.slow)],
+)
 def test_it_beats_a_random_player_and_is_an_even_match_for_itself(opponent, low, high):
     """Half of the games are begun by the opponent. Random play against itself scores 0."""
     fields = {"opponent": opponent, "num_simulations": 30, "num_envs": 32}

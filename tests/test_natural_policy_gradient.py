@@ -109,6 +109,7 @@ def test_an_update_learns_from_observations_as_the_policy_saw_them():
 
 
 PROBE = {"num_steps": 32, "learning_rate": 5e-3, "update_epochs": 4, "num_minibatches": 4}
+PROBE |= {"target_kl": 0.003}  # with .01 and no line search 3 of 40 seeds take too long a step
 
 
 @pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])

@@ -346,6 +346,7 @@ def value_of_policy_0(module, config, params):
     return value_of
 
 
+@pytest.mark.slow
 def test_it_learns_the_values_and_best_actions_of_the_probes():
     """Whatever novelty the other policy is after. Values to 8 %, not 3: as the learning rate does
     not fall, those of the last updates move by 6 % around what they are."""

@@ -266,7 +266,9 @@ def values_along_the_way(config, state, obs):
     return learned
 
 
-@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("Together-probe", marks=pytest.mark.slow), "ResetTrap-probe"]
+)
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
     check_actor_critic_probe(ppo_rnn, name, values_along_the_way, **PROBE)
 

@@ -270,8 +270,8 @@ def test_too_few_steps_for_one_update_are_refused():
     [
         ("Together-probe", "baseline"),
         ("ResetTrap-probe", "baseline"),
-        ("Together-probe", "reward_to_go"),
-        ("Together-probe", "return"),
+        pytest.param("Together-probe", "reward_to_go", marks=pytest.mark.slow),
+        pytest.param("Together-probe", "return", marks=pytest.mark.slow),
     ],
 )
 def test_it_learns_the_values_and_best_actions_of_the_probes(name, estimator):

@@ -300,7 +300,9 @@ def ext_values(config, state, obs):
     return critic.apply(state.critic_params, obs)[:, 0]
 
 
-@pytest.mark.parametrize("name", ["Together-probe", "ResetTrap-probe"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("Together-probe", marks=pytest.mark.slow), "ResetTrap-probe"]
+)
 def test_it_learns_the_values_and_best_actions_of_the_probes(name):
     fields = {
         "total_timesteps": 30_000,

@@ -245,6 +245,7 @@ def first_ten(config, settings, num_seeds=128):
     return first_episodes(errors, 10).mean((1, 2))
 
 
+@pytest.mark.slow
 def test_n_step_td_as_in_figure_7_2():
     """Sutton & Barto 2018, Figure 7.2, near the best step size of each n. An independent simulation
     gave the numbers; its error and that of our mean over 128 seeds are about .004 each."""

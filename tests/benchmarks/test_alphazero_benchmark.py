@@ -55,6 +55,7 @@ def test_tic_tac_toe_goes_on_from_4520_boards():
     assert len(np.unique(tic_tac_toe_code(boards.astype(int)))) == len(boards) == 4520
 
 
+@pytest.mark.slow
 def test_a_perfect_agent_loses_no_match():
     """It draws against itself, and wins games against UCT with few simulations."""
     perfect = perfect_player(TIC_TAC_TOE)

@@ -3,11 +3,13 @@
 import math
 
 import numpy as np
+import pytest
 
 from benchmarks.mcts import CONTESTANTS, boards, race
 from common.environments.games import board
 
 
+@pytest.mark.slow
 def test_every_contestant_is_timed_with_what_it_found():
     lines = race("TicTacToe-game", "playout", num_roots=8, num_simulations=60, rounds=1)
     assert [line["contestant"] for line in lines] == list(CONTESTANTS)

@@ -4,10 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from benchmarks import replay
 
 
+@pytest.mark.slow
 def test_every_contestant_is_timed():
     for contestants in (replay.replays(64), replay.updates(1_000)):
         times = replay.race(contestants, seeds=2, rounds=1, seconds=0.01)

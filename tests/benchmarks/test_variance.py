@@ -3,10 +3,12 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from benchmarks import variance
 
 
+@pytest.mark.slow
 def test_variances_fall_from_estimator_to_estimator_on_the_same_episodes():
     config = dataclasses.replace(variance.CONFIG, hidden_sizes=(8,), num_envs=4)
     lines = variance.measure(256, updates=(0, 2), num_fits=20, config=config)

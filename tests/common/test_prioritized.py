@@ -176,7 +176,9 @@ def test_a_hundred_thousand_updates_leave_no_drift():
     assert abs(np.sum(levels[-1]) / np.asarray(leaves, np.float64).sum() - 1) < 5e-7
 
 
-@pytest.mark.parametrize("name", ["prioritized_dqn", "rainbow"])
+@pytest.mark.parametrize(
+    "name", ["prioritized_dqn", pytest.param("rainbow", marks=pytest.mark.slow)]
+)
 def test_no_update_copies_the_priorities(name):
     """XLA copied all of them in each update while a probability, which the new priorities do not
     wait for, was read from the tree once more."""

@@ -85,12 +85,14 @@ def together(folder, count):
     return [start(folder, "--distributed", f"{address}/{count}/{i}") for i in range(count)]
 
 
+@pytest.mark.slow
 def test_processes_that_are_connected_train_one_run(whole, tmp_path):
     codes, errors = ended(*together(tmp_path / "a", 2))
     assert codes == [0, 0], errors
     assert_same(tmp_path / "a", whole)
 
 
+@pytest.mark.slow
 def test_the_best_setting_is_reported_on_fresh_episodes_and_fresh_seeds(tmp_path):
     """The scores that chose it are too high: it is evaluated again, and trained again."""
     flags = ["--sweep", "learning_rate=1e-3,3e-3", "--num-seeds", "2", "--retrain-best", "3"]
@@ -108,6 +110,7 @@ def test_the_best_setting_is_reported_on_fresh_episodes_and_fresh_seeds(tmp_path
     assert "on fresh episodes, 3 episodes:" in done.stdout and "(3 fresh seeds)" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_over_environments_ranks_each_by_itself(tmp_path):
     flags = [x for x in FLAGS[: FLAGS.index("--num-seeds")] if x != "--quiet"]
     flags += ["--sweep", "env_id=CartPole-v1,Acrobot-v1", "gamma=0.9,0.99", "--num-seeds", "1"]

@@ -291,7 +291,7 @@ def test_other_versions_are_a_warning(killed, folders, monkeypatch, capsys):
     assert_same_results(killed, folders / "whole")
 
 
-@pytest.mark.parametrize("with_previous", [True, False])
+@pytest.mark.parametrize("with_previous", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_300_flipped_bits_and_30_truncations_are_never_a_wrong_load(with_previous, killed, capsys):
     paths = [killed / BLOCK / name for name in ("checkpoint.npz", "previous.npz")]
     newest, before = (contents(checkpoint.load(path)) for path in paths)

@@ -272,7 +272,9 @@ def one_block(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("block, num_devices", [(2, 2), (3, 2), (4, 1)])
+@pytest.mark.parametrize(
+    "block, num_devices", [(2, 2), (3, 2), pytest.param(4, 1, marks=pytest.mark.slow)]
+)
 def test_blocks_of_any_size_train_the_same_seeds(block, num_devices, one_block, tmp_path):
     """In float64 they agree to 1e-9; blocks of 2 and 3 of 5 seeds are padded."""
     flags = [*FIVE, "--block", block, "--out", tmp_path / "some"]
@@ -298,6 +300,7 @@ def test_blocks_of_any_size_train_the_same_seeds(block, num_devices, one_block, 
             np.testing.assert_allclose(float(one[name]), float(other[name]), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_devices_share_a_state_that_holds_an_empty_array(tmp_path):
     """The State of n-step DQN with n = 1 has no pending steps."""
     arguments = [*SMALL, "--n-step", "1", "--num-seeds", "3", "--total-timesteps", "1000"]
@@ -356,6 +359,7 @@ def test_devices_are_asked_for_as_many_members_as_train_at_once(flags, expected,
     assert asked == [expected]
 
 
+@pytest.mark.slow
 def test_memory_follows_the_group(tmp_path):
     """Compare 8 replay memories of 21 MB each, all at once and one at a time."""
     arguments = ["--num-seeds", "8", "--total-timesteps", "280", "--eval-episodes", "0"]

@@ -54,10 +54,8 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
 OTHERS = pytest.mark.slow  # the same handler hears both signals: each part hears one of them
 
 
-@pytest.mark.parametrize(
-    "numbers",
-    [pytest.param([INT, TERM, INT, TERM]), pytest.param([TERM, INT, TERM, INT], marks=OTHERS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [[INT, TERM, INT, TERM], [TERM, INT, TERM, INT]])
 def test_a_signal_is_heard_in_every_part(numbers, whole, tmp_path):
     for part, number in zip(PARTS, numbers, strict=True):
         with start(tmp_path / "a", part) as process:

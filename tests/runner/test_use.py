@@ -27,6 +27,7 @@ def test_a_run_whose_metrics_are_nan_is_no_fault_for_jax_debug_nans(tmp_path):
         jax.config.update("jax_debug_nans", False)
 
 
+@pytest.mark.slow
 def test_a_run_works_without_jit(tmp_path):
     flags = ["--total-timesteps", "20", "--steps-per-update", "5", *SHORT]
     flags += ["--env-id", "RandomWalk5-tabular"]  # whose episodes are short

@@ -58,6 +58,7 @@ def test_actions_are_those_of_the_seed_in_the_units_of_the_environment(cloned, t
     np.testing.assert_allclose(2 * data.transitions.action, actions, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_policy_with_memory_is_recorded_from_its_first_memory(tmp_path):
     flags = "--total-timesteps 512 --num-envs 2 --num-steps 32 --num-minibatches 1 --memory-size 4"
     flags += " --hidden-sizes 4 --eval-episodes 2 --quiet --env-id CartPole-v1"
