@@ -18,9 +18,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from common.runner import loop, run_folder
+from common.runner import loop, run_folder, sharing
 from common.runner.blocks import setting_label
-from common.runner.cli import Range, Run, configured, fail, parse, search_space, tool_parser
+from common.runner.cli import Range, Run, configured, fail, parse, search_space, tool_parser, warn
 from common.runner.console import print_line
 from common.runner.start import explain, prepare
 
@@ -48,7 +48,11 @@ def main() -> None:
         fail(2, "tune needs optuna: pip install optuna" if missing else f"{error}; see --help")
     except (Exception, KeyboardInterrupt, loop.Stopped) as error:
         code, message = explain(error, folder)
-        fail(code, message.replace("--resume", "the same command and --out"))
+        message = message.replace("--resume", "the same command and --out")
+        if isinstance(error, loop.Stopped):  # devices may still compute
+            warn(message)
+            sharing.leave(code)
+        fail(code, message)
 
 
 def tune(module: Any, config: Any, run: Run, space: dict, rounds: int, folder: Path) -> None:
@@ -66,7 +70,10 @@ def tune(module: Any, config: Any, run: Run, space: dict, rounds: int, folder: P
         trials = [study.ask(distributions) for _ in range(num)]
         grid = [{k: rounded(space[k], x) for k, x in trial.params.items()} for trial in trials]
         flags = dataclasses.replace(run, out=str(folder / f"round-{number}"), retrain_best=0)
-        job = prepare(name, module.make, config, flags, set(), grid)
+        try:
+            job = prepare(name, module.make, config, flags, set(), grid)
+        except ValueError as error:  # a setting that the algorithm refuses
+            fail(2, explain(error, None)[1])
         loop.run(job)
         ranking = json.loads((job.folder / "summary.json").read_text())["sweep"]
         ranking = {row["setting"]: row for row in ranking}

@@ -58,6 +58,13 @@ def test_bad_input_is_one_line(argv, reason, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_setting_that_the_algorithm_refuses_is_one_line(tmp_path):
+    pytest.importorskip("optuna")
+    sweep = ["--sweep", "num_minibatches=3,5", "--num-settings", "2"]
+    done = run_here("common.tune", "ppo", *sweep, "--out", tmp_path / "new", check=2)
+    assert "num_minibatches" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_missing_package_or_algorithm_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     done = tune(*SPACE, "--out", tmp_path / "new", check=2)
