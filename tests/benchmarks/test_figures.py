@@ -29,7 +29,9 @@ EXPECTED = {  # some numbers of each, and what they may be
 }
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] if x == "8.4" else []) for x in FIGURES]
+)
 def test_figure_is_drawn_and_returns_its_numbers(name, tmp_path):
     numbers = draw(name, tmp_path, num_seeds=4, **SIZES[name])
     assert (tmp_path / f"figure-{name}.png").read_bytes()[:4] == b"\x89PNG"

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from helpers import ROOT
 
 SCRIPT, NOTEBOOK = ROOT / "benchmarks" / "notebook.py", ROOT / "benchmarks" / "notebook.ipynb"
@@ -30,6 +31,7 @@ def test_the_notebook_is_that_of_the_script():
     assert NOTEBOOK.read_text() == as_notebook(SCRIPT.read_text())
 
 
+@pytest.mark.slow
 def test_its_cells_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -58,6 +58,7 @@ def test_a_block_that_goes_on_is_not_started_again(tmp_path, monkeypatch):
     check_same(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.slow
 def test_a_sweep_of_settings_drawn_at_random_goes_on_with_the_same(tmp_path, monkeypatch):
     """One setting is trained, the disk is full at the second, and --resume does the rest."""
     sweep = ["--sweep", "learning_rate=log:0.01:1", "--num-settings", "3"]
