@@ -80,7 +80,6 @@ def test_every_epoch_has_a_permutation_of_its_own(monkeypatch):
     np.testing.assert_array_equal(np.sort(seen), np.tile(np.arange(80), (6, 1)))
 
 
-@pytest.mark.slow
 def test_every_permutation_is_equally_likely(monkeypatch):
     fields = {"num_envs": 2, "num_steps": 2, "num_minibatches": 1, "update_epochs": 6_000}
     seen = shuffles(monkeypatch, 4, **fields)

@@ -92,7 +92,6 @@ def test_processes_that_are_connected_train_one_run(whole, tmp_path):
     assert_same(tmp_path / "a", whole)
 
 
-@pytest.mark.slow
 def test_the_best_setting_is_reported_on_fresh_episodes_and_fresh_seeds(tmp_path):
     """The scores that chose it are too high: it is evaluated again, and trained again."""
     flags = ["--sweep", "learning_rate=1e-3,3e-3", "--num-seeds", "2", "--retrain-best", "3"]
