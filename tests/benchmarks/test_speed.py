@@ -163,7 +163,7 @@ def test_stoix_gets_the_same_numbers_for_reinforce():
         assert stoix[f"network.{name}_network.pre_torso"]["layer_sizes"] == config.hidden_sizes
 
 
-def test_the_others_do_the_same_work_everywhere():
+def test_ppo_does_the_same_work_everywhere():
     settings = WORKS["ppo"].equal(200_000)
     config = ppo.Config(**settings[OURS])
     ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
@@ -176,35 +176,33 @@ def test_the_others_do_the_same_work_everywhere():
     for name in ("learning_rate", "gamma", "gae_lambda", "vf_coef", "ent_coef", "max_grad_norm"):
         assert ours[name] == rejax[name] == stable[name]
 
-    settings = WORKS["td3"].equal(20_000)
-    config = td3.Config(**settings[OURS])
-    ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
-    assert config.policy_frequency == rejax["policy_delay"] == stable["policy_delay"]
-    assert config.tau == stable["tau"] == pytest.approx(1 - rejax["polyak"])
-    assert config.policy_noise == rejax["target_noise"] == stable["target_policy_noise"]
-    assert config.noise_clip == rejax["target_noise_clip"] == stable["target_noise_clip"]
-    assert config.exploration_noise == rejax["exploration_noise"] == stable["action_noise"]
-    assert config.learning_starts == rejax["fill_buffer"] == stable["learning_starts"]
-    assert rejax["num_epochs"] == stable["gradient_steps"] == stable["train_freq"] == 1
-    for name in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size"):
-        assert ours[name] == rejax[name] == stable[name]
 
-    settings = WORKS["sac"].equal(20_000)
-    config = sac.Config(**settings[OURS])
+@pytest.mark.parametrize(("name", "module"), [("td3", td3), ("sac", sac)])
+def test_td3_and_sac_do_the_same_work_everywhere(name, module):
+    settings = WORKS[name].equal(20_000)
+    config = module.Config(**settings[OURS])
     ours, rejax, stable = (settings[name] for name in (OURS, "rejax", "sbx-rl"))
     assert config.tau == stable["tau"] == pytest.approx(1 - rejax["polyak"])
-    assert stable["ent_coef"] == f"auto_{config.alpha}"
     assert config.learning_starts == rejax["fill_buffer"] == stable["learning_starts"]
     assert rejax["num_epochs"] == stable["gradient_steps"] == stable["train_freq"] == 1
-    for name in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size"):
-        assert ours[name] == rejax[name] == stable[name]
+    for field in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size"):
+        assert ours[field] == rejax[field] == stable[field]
+    if name == "sac":
+        assert stable["ent_coef"] == f"auto_{config.alpha}"
+    else:
+        assert config.policy_frequency == rejax["policy_delay"] == stable["policy_delay"]
+        assert config.policy_noise == rejax["target_noise"] == stable["target_policy_noise"]
+        assert config.noise_clip == rejax["target_noise_clip"] == stable["target_noise_clip"]
+        assert config.exploration_noise == rejax["exploration_noise"] == stable["action_noise"]
 
+
+def test_ddpg_does_the_same_work_everywhere():
     settings = WORKS["ddpg"].equal(20_000)
     config = ddpg.Config(**settings[OURS])
     ours, stable = settings[OURS], settings["sbx-rl"]
     assert config.exploration_noise == stable["action_noise"] and config.ou_theta == 1
-    for name in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size", "tau"):
-        assert ours[name] == stable[name]
+    for field in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size", "tau"):
+        assert ours[field] == stable[field]
 
 
 def test_medians_and_ratios():

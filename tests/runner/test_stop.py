@@ -51,7 +51,6 @@ def whole(tmp_path_factory):
 
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
-OTHERS = pytest.mark.slow  # the same handler hears both signals: each part hears one of them
 
 
 @pytest.mark.slow
