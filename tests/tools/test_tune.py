@@ -15,20 +15,30 @@ def tune(*arguments, check: int | None = 0):
     return run_here("common.tune", *SMALL.split(), *arguments, check=check)
 
 
-def test_it_asks_and_tells_in_batches_and_retrains_the_best(tmp_path):
-    pytest.importorskip("optuna")
+def test_it_asks_and_tells_in_batches_and_retrains_the_best(tmp_path, monkeypatch):
+    optuna, told = pytest.importorskip("optuna"), []
+    tell = optuna.study.Study.tell
+
+    def heard(study, trial, value):
+        told.append((trial.params["learning_rate"], value))
+        return tell(study, trial, value)
+
+    monkeypatch.setattr(optuna.study.Study, "tell", heard)
     flags = [*SPACE, "--rounds", "2", "--num-seeds", "2", "--retrain-best", "3"]
     printed = tune(*flags, "--out", tmp_path).stdout
     with open(tmp_path / "trials.csv", newline="") as file:
         trials = list(csv.DictReader(file))
     assert [trial["round"] for trial in trials] == ["0"] * 3 + ["1"] * 3
+    for (rate, value), trial in zip(told, trials, strict=True):
+        assert float(trial["learning_rate"]) == pytest.approx(rate, rel=1e-3)
+        assert float(trial["iqm"]) == value
     rates = [float(trial["learning_rate"]) for trial in trials]
     assert len(set(rates)) == 6 and all(1e-3 <= x <= 1 and x == float(f"{x:.4g}") for x in rates)
     assert {trial["epsilon"] for trial in trials} <= {"0.05", "0.5"}
     for number in range(2):
         summary = json.loads((tmp_path / f"round-{number}" / "summary.json").read_text())
-        told = sorted(float(x["iqm"]) for x in trials if x["round"] == str(number))
-        assert told == sorted(row["iqm"] for row in summary["sweep"])
+        listed = sorted(float(x["iqm"]) for x in trials if x["round"] == str(number))
+        assert listed == sorted(row["iqm"] for row in summary["sweep"])
     best = max(trials, key=lambda trial: float(trial["iqm"]))
     assert f"with learning_rate={best['learning_rate']} epsilon={best['epsilon']}\n" in printed
     retrained = json.loads((tmp_path / "best" / "config.json").read_text())
