@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import threading
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +56,7 @@ ALGORITHMS = {path.stem for path in (Path(__file__).parent.parent / "algorithms"
 
 def pytest_addoption(parser):
     parser.addoption("--everything", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--until", type=float, help="leave out what has not begun by `date +%%s`")
 
 
 # --- which tests run, and where -------------------------------------------------------------------
@@ -101,8 +103,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 # --- what tests cost ------------------------------------------------------------------------------
 
-BUDGET = float(os.environ.get("CPU_SECONDS_PER_TEST", "inf"))
+DEAREST = float(os.environ.get("CPU_SHARE_PER_TEST", "1"))  # a share, so no machine is too slow
 COSTS = {}  # CPU seconds of each test that has ended, with the fixtures that it was first to use
+NO_TIME = "no time left"
+LEFT_OUT = []  # tests that had not begun by the time that --until gives
 
 
 def cpu_seconds():
@@ -116,15 +120,17 @@ def pytest_runtest_protocol(item):
     return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)  # before its fixtures are made
+def pytest_runtest_setup(item):
+    if time.time() > (item.config.getoption("--until") or float("inf")):
+        pytest.skip(NO_TIME)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if call.when == "teardown":
-        cost = cpu_seconds() - item.begun
-        report.user_properties.append(("cpu_seconds", cost))
-        if cost > BUDGET and report.passed and not item.get_closest_marker("slow"):
-            report.outcome = "failed"
-            report.longrepr = f"{cost:.0f} CPU seconds: more than {BUDGET:g}. Mark it slow?"
+        report.user_properties.append(("cpu_seconds", cpu_seconds() - item.begun))
     return report
 
 
@@ -132,10 +138,28 @@ def pytest_runtest_logreport(report):
     properties = dict(report.user_properties)
     if "cpu_seconds" in properties:
         COSTS[report.nodeid] = properties["cpu_seconds"]
+    if report.skipped and NO_TIME in str(report.longrepr):
+        LEFT_OUT.append(report.nodeid)
+
+
+def too_dear():
+    return [name for name, cost in COSTS.items() if cost > DEAREST * sum(COSTS.values())]
+
+
+def pytest_sessionfinish(session):
+    if too_dear() and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter):
-    if len(COSTS) < 20 or "PYTEST_XDIST_WORKER" in os.environ:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    if LEFT_OUT:
+        terminalreporter.write_line(f"{len(LEFT_OUT)} tests left out: {NO_TIME}", red=True)
+    for name in too_dear():
+        cost = f"{COSTS[name]:.1f} of {sum(COSTS.values()):.0f} CPU seconds"
+        terminalreporter.write_line(f"{name}: {cost}. Mark it slow?", red=True)
+    if len(COSTS) < 20:
         return
     groups = {}
     for name, cost in COSTS.items():
