@@ -174,8 +174,8 @@ def make(config: Config) -> Algorithm:
 
         gradient = jax.grad(mean_improvement)(theta)
         product = fisher_vector_product(policy, theta, config.cg_damping)
-        direction = conjugate_gradient(product, gradient, config.num_cg_iterations)
-        beta = step_size(direction @ product(direction), target_kl)
+        direction, image = conjugate_gradient(product, gradient, config.num_cg_iterations)
+        beta = step_size(direction @ image, target_kl)
         theta += beta * direction
         return to_params(theta), {
             "kl": kl_divergence(old, policy(theta)).mean(),

@@ -78,11 +78,8 @@ MUTANTS = [
     ),
     algorithm(
         *("damping in F but not in the step's length", "natural_policy_gradient"),
-        "step_size(direction @ product(direction), target_kl)",
-        "step_size(\n"
-        "            direction @ (product(direction) - config.cg_damping * direction),\n"
-        "            target_kl,\n"
-        "        )",
+        "step_size(direction @ image, target_kl)",
+        "step_size(direction @ (image - config.cg_damping * direction), target_kl)",
         "dense_matrices",
     ),
     algorithm(

@@ -27,8 +27,9 @@ def fisher_vector_product(policy: Callable, params: jax.Array, damping: float) -
     return product
 
 
-def conjugate_gradient(product: Callable, b: jax.Array, num_iterations: int) -> jax.Array:
-    """Solve A x = b, where `product(v)` is A v and A is symmetric and positive definite; x [P].
+def conjugate_gradient(product: Callable, b: jax.Array, num_iterations: int) -> tuple:
+    """Solve A x = b, where `product(v)` is A v and A is symmetric and positive definite; return x
+    [P] and A x [P], which is b less the residual.
 
     Hestenes & Stiefel 1952, https://doi.org/10.6028/jres.049.044. In exact arithmetic it takes at
     most P iterations; once the residual is rounding error, further ones leave x as it is.
@@ -45,4 +46,5 @@ def conjugate_gradient(product: Callable, b: jax.Array, num_iterations: int) -> 
         direction = residual + jnp.where(goes_on, residual @ residual / old, 0) * direction
         return (x, residual, direction), None
 
-    return jax.lax.scan(iterate, (0 * b, b, b), length=num_iterations)[0][0]
+    x, residual, _ = jax.lax.scan(iterate, (0 * b, b, b), length=num_iterations)[0]
+    return x, b - residual

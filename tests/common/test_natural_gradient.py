@@ -24,8 +24,9 @@ def spd(size):
 def test_conjugate_gradient_solves_as_a_dense_solver():
     with float64():
         matrix, b = spd(12)
-        x = conjugate_gradient(lambda v: matrix @ v, jnp.array(b), 24)
+        x, image = conjugate_gradient(lambda v: matrix @ v, jnp.array(b), 24)
         np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-8)
+        np.testing.assert_allclose(image, matrix @ x, rtol=1e-10)
 
 
 def test_iterations_minimize_over_krylov_spaces():
@@ -35,8 +36,10 @@ def test_iterations_minimize_over_krylov_spaces():
         for k in (1, 2, 3):
             basis = np.stack([np.linalg.matrix_power(matrix, i) @ b for i in range(k)], axis=1)
             best = basis @ np.linalg.solve(basis.T @ matrix @ basis, basis.T @ b)
-            x = conjugate_gradient(lambda v: matrix @ v, jnp.array(b), k)
+            x, image = conjugate_gradient(lambda v: matrix @ v, jnp.array(b), k)
             np.testing.assert_allclose(x, best, rtol=1e-7)
+            np.testing.assert_allclose(image, matrix @ x, rtol=1e-10)
+            assert not np.allclose(image, b, rtol=1e-3)  # as it would be if x solved A x = b
 
 
 @pytest.mark.parametrize("b", [[0.0, 0.0, 0.0], [2.0, 0.0, 0.0], [1e-18, 0.0, 1e-18], [1, -2, 1]])
@@ -44,7 +47,7 @@ def test_it_stays_where_the_residual_is_gone(b):
     """In float32, after a few of many iterations; the last b is in the range of a singular A."""
     matrix = np.diag([2.0, 1.0, 2.0]) if b != [1, -2, 1] else np.diag(P) - np.outer(P, P)
     b = np.array(b, np.float32)
-    x = conjugate_gradient(lambda v: jnp.array(matrix, "f4") @ v, jnp.array(b), 100)
+    x, _ = conjugate_gradient(lambda v: jnp.array(matrix, "f4") @ v, jnp.array(b), 100)
     expected = np.linalg.pinv(matrix) @ b
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
@@ -66,7 +69,7 @@ def test_the_natural_gradient_of_a_bandit_is_its_reward_up_to_a_constant():
         gradient = jax.grad(lambda logits: jax.nn.softmax(logits) @ REWARD)(jnp.log(P))
         np.testing.assert_allclose(gradient, [0.05, -0.27, 0.22], atol=1e-12)
         product = fisher_vector_product(lambda logits: logits[None], jnp.log(P), 0.0)
-        natural = conjugate_gradient(product, gradient, 10)
+        natural, _ = conjugate_gradient(product, gradient, 10)
         np.testing.assert_allclose(natural, [0, -1, 1], atol=1e-10)
         np.testing.assert_allclose(natural, REWARD - REWARD.mean(), atol=1e-10)
 
@@ -136,7 +139,7 @@ def test_the_step_of_a_policy_does_not_depend_on_its_parameters():
             objective = lambda x, policy=policy: jnp.sum(jax.nn.softmax(policy(x)) * advantage)
             gradient = jax.grad(objective)(x)
             product = fisher_vector_product(policy, x, 0.0)
-            step = conjugate_gradient(product, gradient, 30)
+            step, _ = conjugate_gradient(product, gradient, 30)
             natural.append(jax.jvp(policy, (x,), (step,))[1])
             plain.append(jax.jvp(policy, (x,), (gradient,))[1])
         np.testing.assert_allclose(*natural, rtol=1e-6)
