@@ -11,9 +11,10 @@ Abbeel & Ng 2004, https://doi.org/10.1145/1015330.1015430
     μ̄ ← μ̄ + β (μ - μ̄),   β = (μ - μ̄) · (μ_E - μ̄) / ‖μ - μ̄‖²                (section 3.1)
 
 The expert is optimal for the true reward, of which the learner sees only μ_E: exactly, or as the
-mean over `--num-episodes`. Where that reward is w* · φ(s) with ‖w*‖ ≤ 1, the mixture of policies
-that has μ̄ is worth what the expert is, up to the margin t. Theorem 1: t ≤ ε after at most
-O(k / ((1-γ)² ε²) ln(k / ((1-γ) ε))) iterations with k features in [0, 1].
+mean over `--num-episodes` or over those of a `--dataset`, whose mean discounted return then is V_E.
+Where that reward is w* · φ(s) with ‖w*‖ ≤ 1, the mixture of policies that has μ̄ is worth what the
+expert is, up to the margin t. Theorem 1: t ≤ ε after at most O(k / ((1-γ)² ε²) ln(k / ((1-γ) ε)))
+iterations with k features in [0, 1].
 
 One `update` is one iteration. Policies are mixed as their visits x(s, a) = Σ_t γ^t P(s_t = s,
 a_t = a), by the same β; `act` plays π(a|s) = x(s, a) / Σ_a x(s, a), which visits what the mixture
@@ -37,28 +38,31 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
+from common.datasets import discounted_visits, read_transitions
 from common.environments.mdp import SparseMDP, sparse
 from common.environments.tabular import TABULAR, make_mdp
+from common.envs import make_env
 from common.run import main
 
 
 @dataclass(frozen=True)
 class Config:
     env_id: str = "Macrocells-tabular"  # any <name>-tabular
+    dataset: str = ""  # file of python -m common.record, or a Minari id; "": the expert described
     num_iterations: int = 40  # plans, each for another guess at the reward
     num_sweeps: int = 1_000  # over all states, of plans and of visits; steps of an episode
-    num_episodes: int = 0  # of the expert, from which μ_E is estimated; 0: exact
+    num_episodes: int = 0  # of the expert, from which μ_E is estimated; 0: exact, or the dataset's
     gamma: float | None = None  # discount factor; None: the MDP's own, as in its source
 
     def __post_init__(self):
-        require(self, "num_episodes >= 0")
+        require(self, "num_episodes >= 0", "num_episodes == 0 or not dataset")
 
 
 class State(NamedTuple):
     params: jax.Array  # [S, A] x(s, a) of the mixture
     mdp: SparseMDP
     expert_visits: jax.Array  # [S] exact, or a mean over episodes
-    expert_value: jax.Array  # exact
+    expert_value: jax.Array  # exact, or a mean over those of the dataset
 
 
 def action_values(mdp: SparseMDP, reward, v, gamma) -> jax.Array:
@@ -128,22 +132,34 @@ def make(config: Config) -> Algorithm:
     fixed_mdp = None if is_random else make_mdp(config.env_id)
     gamma = TABULAR[config.env_id].gamma if config.gamma is None else config.gamma
 
+    logged = None
+    if config.dataset:
+        if is_random:
+            raise ValueError(f"--dataset: {config.env_id} is another MDP in each seed")
+        logged = read_transitions(config.dataset, config.env_id, make_env(config.env_id, 1))
+
     def visits_of(mdp, policy):
         """x(s, a) = D(s) π(a|s), [S, A]."""
         return state_visits(mdp, policy, gamma, config.num_sweeps)[:, None] * policy
 
+    def expert_of(mdp, key):
+        """Return the expert's discounted visits of states [S], and its value."""
+        if logged is not None:
+            return discounted_visits(logged, len(mdp.start), gamma)
+        expert = optimal_policy(mdp, mdp.R, gamma, config.num_sweeps)
+        exact = visits_of(mdp, expert)
+        visits = jnp.sum(exact, axis=-1)
+        if config.num_episodes:
+            keys = jax.random.split(key, config.num_episodes)
+            episodes = jax.vmap(episode_visits, (0, None, None, None, None))
+            visits = episodes(keys, mdp, expert, gamma, config.num_sweeps).mean(axis=0)
+        return visits, jnp.sum(exact * mdp.R)
+
     def init(key):
         key_mdp, key_episodes = jax.random.split(key)
         mdp = sparse(make_mdp(config.env_id, key_mdp) if is_random else fixed_mdp)
-        expert = optimal_policy(mdp, mdp.R, gamma, config.num_sweeps)
-        exact = visits_of(mdp, expert)
-        expert_visits = jnp.sum(exact, axis=-1)
-        if config.num_episodes:
-            keys = jax.random.split(key_episodes, config.num_episodes)
-            episodes = jax.vmap(episode_visits, (0, None, None, None, None))
-            expert_visits = episodes(keys, mdp, expert, gamma, config.num_sweeps).mean(axis=0)
         uniform = jnp.full_like(mdp.R, 1 / mdp.R.shape[1])
-        return State(visits_of(mdp, uniform), mdp, expert_visits, jnp.sum(exact * mdp.R))
+        return State(visits_of(mdp, uniform), mdp, *expert_of(mdp, key_episodes))
 
     def update(state, step):
         mdp, mixture = state.mdp, state.params

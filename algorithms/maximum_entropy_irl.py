@@ -15,9 +15,10 @@ https://doi.org/10.1109/CDC.2014.7040156
     θ ← θ + α ∇L
 
 L is E_E Σ_t γ^t ln π(a_t|s_t), up to what sampled episodes lack of P. The expert is this π for the
-true reward, of which the learner sees only μ_E: exactly, or as the mean over `--num-episodes`. The
-reward that is found explains its actions, but is not the only one that does: a constant more in all
-states that never end changes no action, for example. `picture.png` has it beside the true one.
+true reward, of which the learner sees only μ_E: exactly, or as the mean over `--num-episodes` or
+over those of a `--dataset`, whose mean discounted return then is V_E. The reward that is found
+explains the expert's actions, but is not the only one that does: a constant more in all states that
+never end changes no action, for example. `picture.png` has it beside the true one.
 
 One `update` is one step along the gradient; its sweeps of V and D go on from those of the last one,
 with as many steps until the values of a fixed θ are exact. φ is the MDP's own, or tells all states
@@ -41,24 +42,27 @@ import jax
 import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
+from common.datasets import discounted_visits, read_transitions
 from common.environments.mdp import SparseMDP, sparse
 from common.environments.tabular import TABULAR, make_mdp
+from common.envs import make_env
 from common.run import main
 
 
 @dataclass(frozen=True)
 class Config:
     env_id: str = "Macrocells-tabular"  # any <name>-tabular
+    dataset: str = ""  # file of python -m common.record, or a Minari id; "": the expert described
     num_iterations: int = 500  # steps along the gradient
     learning_rate: float = 1e-4  # α
     temperature: float = 0.1  # τ, in units of reward, of the learner and of the expert
     num_sweeps: int = 100  # over all states in one iteration, of V and of D
     num_steps: int = 1_000  # after which the expert's episodes are cut; sweeps of its V and D
-    num_episodes: int = 0  # of the expert, from which μ_E is estimated; 0: exact
+    num_episodes: int = 0  # of the expert, from which μ_E is estimated; 0: exact, or the dataset's
     gamma: float | None = None  # discount factor; None: the MDP's own, as in its source
 
     def __post_init__(self):
-        require(self, "num_episodes >= 0")
+        require(self, "num_episodes >= 0", "num_episodes == 0 or not dataset")
 
 
 class State(NamedTuple):
@@ -68,7 +72,7 @@ class State(NamedTuple):
     visits: jax.Array  # [S] D
     mdp: SparseMDP
     expert_visits: jax.Array  # [S] exact, or a mean over episodes
-    expert_value: jax.Array  # exact
+    expert_value: jax.Array  # exact, or a mean over those of the dataset
 
 
 def action_values(mdp: SparseMDP, reward, v, gamma) -> jax.Array:
@@ -139,27 +143,39 @@ def make(config: Config) -> Algorithm:
     fixed_mdp = None if is_random else make_mdp(config.env_id)
     gamma = TABULAR[config.env_id].gamma if config.gamma is None else config.gamma
     temperature = config.temperature
+    logged = None
+    if config.dataset:
+        if is_random:
+            raise ValueError(f"--dataset: {config.env_id} is another MDP in each seed")
+        logged = read_transitions(config.dataset, config.env_id, make_env(config.env_id, 1))
+
+    def expert_of(mdp, key):
+        """Return the expert's discounted visits of states [S], and its value."""
+        if logged is not None:
+            return discounted_visits(logged, len(mdp.start), gamma)
+        zeros = jnp.zeros_like(mdp.start)
+        v = soft_values(mdp, mdp.R, zeros, gamma, temperature, config.num_steps)
+        expert = soft_policy(action_values(mdp, mdp.R, v, gamma), temperature)
+        visits = state_visits(mdp, expert, mdp.start, gamma, config.num_steps)
+        value = jnp.sum(visits[:, None] * expert * mdp.R)
+        if config.num_episodes:
+            keys = jax.random.split(key, config.num_episodes)
+            episodes = jax.vmap(episode_visits, (0, None, None, None, None))
+            visits = episodes(keys, mdp, expert, gamma, config.num_steps).mean(axis=0)
+        return visits, value
 
     def init(key):
         key_mdp, key_episodes = jax.random.split(key)
         mdp = sparse(make_mdp(config.env_id, key_mdp) if is_random else fixed_mdp)
-        zeros = jnp.zeros_like(mdp.start)
-        v = soft_values(mdp, mdp.R, zeros, gamma, temperature, config.num_steps)
-        expert = soft_policy(action_values(mdp, mdp.R, v, gamma), temperature)
-        exact = state_visits(mdp, expert, mdp.start, gamma, config.num_steps)
-        expert_visits = exact
-        if config.num_episodes:
-            keys = jax.random.split(key_episodes, config.num_episodes)
-            episodes = jax.vmap(episode_visits, (0, None, None, None, None))
-            expert_visits = episodes(keys, mdp, expert, gamma, config.num_steps).mean(axis=0)
+        expert_visits, expert_value = expert_of(mdp, key_episodes)
         return State(
             params=jnp.full_like(mdp.R, 1 / mdp.R.shape[1]),
             theta=jnp.zeros(mdp.features.shape[1]),
-            v=zeros,
+            v=jnp.zeros_like(mdp.start),
             visits=mdp.start,
             mdp=mdp,
             expert_visits=expert_visits,
-            expert_value=jnp.sum(exact[:, None] * expert * mdp.R),
+            expert_value=expert_value,
         )
 
     def update(state, step):

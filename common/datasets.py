@@ -61,6 +61,23 @@ def first_episodes(transitions: Transition) -> Data:
     return Data(ordered, jnp.sum(is_first, dtype=jnp.int32))
 
 
+def discounted_visits(
+    transitions: Transition, num_states: int, gamma: float
+) -> tuple[jax.Array, jax.Array]:
+    """Return Σ_t γ^t 1(s_t = s) [S] and Σ_t γ^t r_t of whole episodes [D], means over them; a last
+    state counts if it is terminal."""
+    done = transitions.terminated | transitions.truncated
+
+    def step(weight, done):
+        return jnp.where(done, 1.0, gamma * weight), weight
+
+    weight = jax.lax.scan(step, jnp.ones(()), done)[1]
+    visits = jnp.zeros(num_states).at[transitions.obs].add(weight)
+    visits = visits.at[transitions.next_obs].add(gamma * weight * transitions.terminated)
+    num_episodes = jnp.maximum(done.sum(), 1)
+    return visits / num_episodes, weight @ transitions.reward / num_episodes
+
+
 def noisy_policy(env: Env, policy: Callable, epsilon: jax.Array) -> Callable:
     """Return a policy that takes a random action with probability ε [N], else that of `policy`."""
 
@@ -82,7 +99,14 @@ def unscale_action(env: Env, action: jax.Array) -> jax.Array:
 
 
 def read_dataset(path: str, env_id: str, env: Env) -> Dataset:
-    """Return the transitions of a file of `python -m common.record`, or of a Minari dataset.
+    """Return the data set of a file: see `read_transitions`."""
+    transitions = read_transitions(path, env_id, env)
+    data = Data(transitions, len(transitions.reward))
+    return Dataset(lambda key: (), lambda _: data, lambda _, *args: sample_rows(data, *args))
+
+
+def read_transitions(path: str, env_id: str, env: Env) -> Transition:
+    """Return what a file of `python -m common.record` holds, or a Minari dataset; [D, ...].
 
     ValueError if there is no such file, if it is damaged or empty, or of another environment.
     """
@@ -99,14 +123,17 @@ def read_dataset(path: str, env_id: str, env: Env) -> Dataset:
         if arrays[name].shape[1:] != tuple(shape):
             text = f"{list(arrays[name].shape[1:])}, not {list(shape)} as in this environment"
             raise ValueError(f"--dataset {path}: each {name} has shape {text}")
+    if env.num_states is not None:
+        highest = max(arrays[name].max() for name in ("obs", "next_obs"))
+        if highest >= env.num_states or arrays["obs"].min() < 0:
+            raise ValueError(f"--dataset {path}: states up to {highest}, not {env.num_states - 1}")
     if np.issubdtype(arrays["action"].dtype, np.floating) != is_continuous:
         raise ValueError(f"--dataset {path}: this environment has actions of another kind")
     fields = {name: jnp.asarray(arrays[name]) for name in Transition._fields}
     fields |= {name: fields[name].astype(obs.dtype) for name in ("obs", "next_obs")}
     fields |= {"action": unscale_action(env, fields["action"])}
     fields |= {"reward": fields["reward"].astype(float)}
-    data = Data(Transition(**fields), len(fields["reward"]))
-    return Dataset(lambda key: (), lambda _: data, lambda _, *args: sample_rows(data, *args))
+    return Transition(**fields)
 
 
 def read_recording(path: str, env_id: str) -> dict[str, np.ndarray]:

@@ -152,9 +152,8 @@ def test_the_gradient_is_the_finite_difference_of_the_likelihood(mdp):
 
 @functools.lru_cache(maxsize=1)
 def garnet_run():
-    config = Config(
-        *("Garnet-tabular", 800), learning_rate=1.0, temperature=0.5, num_sweeps=60, gamma=0.8
-    )
+    fields = {"learning_rate": 1.0, "temperature": 0.5, "num_sweeps": 60, "gamma": 0.8}
+    config = Config("Garnet-tabular", num_iterations=800, **fields)
     return config, whole_run(config)
 
 
@@ -264,7 +263,7 @@ def test_visits_and_rewards_are_those_of_irl_maxent():
 
 
 def test_the_picture_has_the_true_reward_and_the_one_that_was_found():
-    state, _ = whole_run(Config("IcyGridWorld-tabular", 3, num_steps=50))
+    state, _ = whole_run(Config("IcyGridWorld-tabular", num_iterations=3, num_steps=50))
     algorithm = make(Config("IcyGridWorld-tabular"))
     picture = algorithm.picture(state)
     true, found = map(np.asarray, picture["maps"])

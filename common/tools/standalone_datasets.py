@@ -1,4 +1,5 @@
-"""For copies: `read_dataset` and `make_expert` of the repository with fewer checks and experts."""
+"""For copies: `make_expert` of the repository with fewer experts, and what reads a file, with fewer
+checks: `read_dataset` or `read_transitions`, each whole, since a copy takes one of them."""
 
 from collections.abc import Callable
 
@@ -18,6 +19,14 @@ def read_dataset(path: str, env_id: str, env: Env) -> Dataset:
     fields["action"] = unscale_action(env, fields["action"])
     data = Data(Transition(**fields), len(fields["reward"]))
     return Dataset(lambda key: (), lambda _: data, lambda _, *args: sample_rows(data, *args))
+
+
+def read_transitions(path: str, env_id: str, env: Env) -> Transition:
+    """Return what a file of `python -m common.record` in manyseeds holds; [D, ...]."""
+    with np.load(path) as file:
+        fields = {name: jnp.asarray(file[name]) for name in Transition._fields}
+    fields["action"] = unscale_action(env, fields["action"])
+    return Transition(**fields)
 
 
 def make_expert(env_id: str, env: Env, run: str = "") -> Callable:

@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 from helpers import keys, run_here
 
+from algorithms import apprenticeship_learning, maximum_entropy_irl
 from common.datasets import (
+    discounted_visits,
     first_episodes,
     noisy_policy,
     play_dataset,
     read_dataset,
     unscale_action,
 )
+from common.environments.experts import make_expert
+from common.environments.mdp import sparse
+from common.environments.tabular import make_mdp
 from common.envs import Transition, make_env, map_actions, scale_action
 from common.runner import checkpoint
 
@@ -39,6 +44,47 @@ def test_first_episodes_end_with_the_step_that_ended_them():
     np.testing.assert_array_equal(data.transitions.terminated[: len(rows)].nonzero()[0], [1, 8])
     np.testing.assert_array_equal(data.transitions.truncated[: len(rows)].nonzero()[0], [4, 8])
     assert len(data.transitions.obs) == 12
+
+
+def test_visits_are_discounted_from_the_start_of_each_episode():
+    """s0 s1 s0 and an end in s2; s1 s1, cut in s0."""
+    steps = Transition(
+        obs=jnp.array([0, 1, 0, 1, 1]),
+        action=jnp.zeros(5, int),
+        reward=jnp.array([1.0, 2.0, 4.0, 8.0, 16.0]),
+        next_obs=jnp.array([1, 0, 2, 1, 0]),
+        terminated=jnp.array([0, 0, 1, 0, 0], bool),
+        truncated=jnp.array([0, 0, 0, 0, 1], bool),
+    )
+    visits, value = discounted_visits(steps, 4, 0.5)
+    np.testing.assert_allclose(visits, np.array([1.25, 0.5 + 1.5, 0.125, 0]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(value, (1 + 1 + 1 + 8 + 8) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("module", [apprenticeship_learning, maximum_entropy_irl])
+def test_the_expert_of_inverse_reinforcement_learning_may_be_a_file(module, tmp_path):
+    """400 episodes that an optimal policy plays, whose visits and value are known."""
+    name, gamma, path = "FrozenLake-tabular", 0.9, tmp_path / "x.npz"
+    env = make_env(name, 400)
+    played = play_dataset(env, make_expert(name, env)).init(jax.random.key(0))
+    fields = {k: x[: played.size] for k, x in played.transitions._asdict().items()}
+    checkpoint.save(path, fields, {"env_id": name})
+
+    mdp = sparse(make_mdp(name))
+    policy = apprenticeship_learning.optimal_policy(mdp, mdp.R, gamma, 1_000)
+    visits = apprenticeship_learning.state_visits(mdp, policy, gamma, 1_000)
+    algorithm = module.make(module.Config(env_id=name, dataset=str(path), gamma=gamma))
+    state = algorithm.init(jax.random.key(0))
+    np.testing.assert_allclose(state.expert_visits, visits, atol=0.15)
+    np.testing.assert_allclose(state.expert_value, jnp.sum(visits[:, None] * policy * mdp.R), 0.2)
+
+    with pytest.raises(ValueError, match="Macrocells-tabular is another MDP in each seed"):
+        module.make(module.Config(dataset=str(path)))
+    with pytest.raises(ValueError, match="num_episodes"):
+        module.Config(env_id=name, dataset=str(path), num_episodes=3)
+    checkpoint.save(path, fields | {"next_obs": fields["next_obs"].at[5].set(99)}, {"env_id": name})
+    with pytest.raises(ValueError, match="states up to 99, not 15"):
+        module.make(module.Config(env_id=name, dataset=str(path)))
 
 
 def test_episodes_that_end_early_are_drawn_and_nothing_else():
