@@ -1,8 +1,7 @@
 """Batched environments that reset themselves, and rollouts through them.
 
-`terminated` means that the MDP ended (no bootstrap), `truncated` that a time limit ended the
-episode (bootstrap from `next_obs`). `next_obs` is the observation before any reset; `EnvState.obs`
-the one after it.
+`terminated`: the MDP ended (no bootstrap). `truncated`: a time limit ended the episode (bootstrap
+from `next_obs`, the observation before any reset; `EnvState.obs` is the one after it).
 """
 
 import importlib
@@ -56,6 +55,7 @@ class Env(NamedTuple):
     gamma: float = 0.99  # discount of its source, or this  # copied for gamma: float | None
     obs_low: Any = None  # bounds of real observations, if all are finite  # copied for obs_low
     obs_high: Any = None  # copied for obs_low
+    legal: Callable | None = None  # obs -> bool [..., A]; None: all  # copied for -pgx or -jumanji
 
 
 def lazy(module: str, name: str) -> Callable:

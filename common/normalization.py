@@ -28,6 +28,8 @@ def no_obs_statistics(env: Env, norm_obs: bool) -> Statistics | None:
     """Return the statistics of no observations, None if not `norm_obs`."""
     if norm_obs and env.num_states is not None:
         raise ValueError("--norm-obs needs arrays; those of this --env-id are numbered states")
+    if norm_obs and env.legal is not None:  # not copied
+        raise ValueError("--norm-obs would scale the mask of legal actions that this --env-id has")
     return no_statistics(env.obs_shape) if norm_obs else None
 
 

@@ -32,6 +32,7 @@ class World(NamedTuple):
     observe: Callable  # state -> obs, one array
     max_steps: int
     actions: dict[str, Any]  # Env's fields: num_actions, or action_shape, action_low, action_high
+    legal: Callable | None = None  # state -> mask of legal actions [A], bool
 
 
 def make_suite_env(env_id: str, num_envs: int) -> Env:
@@ -39,7 +40,10 @@ def make_suite_env(env_id: str, num_envs: int) -> Env:
     is missing, if there is no such id, or if algorithms cannot use it."""
     world = load(env_id)
     functions = world.reset, world.step, world.observe
-    return reset_ahead_env(*functions, num_envs, world.max_steps, **world.actions)
+    env = reset_ahead_env(*functions, num_envs, world.max_steps, **world.actions)
+    if world.legal is None:
+        return env
+    return env._replace(legal=functools.partial(mask_of, env.obs_shape, env.num_actions))
 
 
 # Cached, because JAX compiles for each instance.
@@ -60,7 +64,8 @@ def load(env_id: str) -> World:
 
     def observe(state):
         obs = world.observe(state)
-        return obs if obs.dtype == bool else obs.astype(float)
+        obs = obs if obs.dtype == bool else obs.astype(float)
+        return obs if world.legal is None else append_mask(obs, world.legal(state))
 
     def try_step(key):
         state = reset(key)
@@ -95,6 +100,28 @@ def planes(symbols: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
     bool [H, W, sum(sizes)]; a symbol that is not below its size is in none."""
     channels = zip(jnp.moveaxis(symbols, -1, 0), sizes, strict=True)
     return jnp.concatenate([x[..., None] == jnp.arange(n) for x, n in channels], axis=-1)
+
+
+def append_mask(obs: jax.Array, mask: jax.Array) -> jax.Array:
+    """Append a mask [A] to an image [H, W, C] as planes filled row by row, else to a vector."""
+    mask = mask.astype(obs.dtype)
+    if obs.ndim != 3:
+        return jnp.concatenate([obs.ravel(), mask])
+    height, width, _ = obs.shape
+    num_planes = -(-len(mask) // (height * width))
+    mask = jnp.pad(mask, (0, num_planes * height * width - len(mask)))
+    planes_of_mask = jnp.moveaxis(mask.reshape(num_planes, height, width), 0, -1)
+    return jnp.concatenate([obs, planes_of_mask], -1)
+
+
+def mask_of(obs_shape: tuple[int, ...], num_actions: int, obs: jax.Array) -> jax.Array:
+    """Return the mask [..., A] that `append_mask` appended to observations [..., *obs_shape]."""
+    if len(obs_shape) == 3:
+        height, width, _ = obs_shape
+        num_planes = -(-num_actions // (height * width))
+        obs = jnp.moveaxis(obs[..., -num_planes:], -1, -3)
+        return obs.reshape(*obs.shape[:-3], -1)[..., :num_actions] > 0
+    return obs[..., -num_actions:] > 0
 
 
 def navix(name: str, load_module: Callable) -> World:
@@ -214,7 +241,8 @@ def pgx(name: str, load_module: Callable) -> World:
 
     # PGX's num_actions runs a whole reset, operation by operation.
     num_actions = jax.eval_shape(env.init, jax.random.key(0)).legal_action_mask.shape[0]
-    return World(reset, step, observe, NO_LIMIT, {"num_actions": num_actions})
+    legal = None if name.startswith("minatar-") else lambda state: state.legal_action_mask  # all
+    return World(reset, step, observe, NO_LIMIT, {"num_actions": num_actions}, legal)
 
 
 def jumanji(name: str, load_module: Callable) -> World:
@@ -243,11 +271,15 @@ def jumanji(name: str, load_module: Callable) -> World:
 
     def observe(state):
         parts = jax.tree_util.tree_leaves_with_path(state[1])
-        parts = {path: x for path, x in parts if path[-1].name not in ("step_count", "step")}
+        unseen = {"step_count", "step", *(["action_mask"] if is_masked else [])}
+        parts = {path: x for path, x in parts if path[-1].name not in unseen}
         first, *others = [x for path, x in parts.items() if path[-1].name != "action_mask"]
         if not others and jnp.ndim(first) == 3 and jnp.issubdtype(first.dtype, jnp.floating):
             return first
         return jnp.concatenate([encode(path, x).ravel() for path, x in parts.items()])
+
+    def legal(state):
+        return state[1].action_mask.ravel()
 
     def reset(key):
         state, timestep = env.reset(key)
@@ -268,11 +300,13 @@ def jumanji(name: str, load_module: Callable) -> World:
     if num_actions > MOST_ACTIONS or not (choices or jnp.issubdtype(spec.dtype, jnp.floating)):
         kinds = f"{num_actions:.0e} combinations" if choices else "integers that are not numbered"
         raise ValueError(f"{name}-jumanji has actions that algorithms cannot use: {kinds}")
+    mask = getattr(jax.eval_shape(reset, jax.random.PRNGKey(0))[1], "action_mask", None)
+    is_masked = mask is not None and mask.shape == tuple(choices)  # of each combination
     actions: dict[str, Any] = {"num_actions": num_actions}
     if not choices:
         low, high = (np.broadcast_to(x, spec.shape).ravel() for x in (spec.minimum, spec.maximum))
         actions = {"action_shape": low.shape, "action_low": low, "action_high": high}
-    return World(reset, step, observe, max_steps, actions)
+    return World(reset, step, observe, max_steps, actions, legal if is_masked else None)
 
 
 def playground(name: str, load_module: Callable) -> World:

@@ -7,8 +7,9 @@ lean `main` in place of the runner. Definitions are copied letter by letter, wit
 
 - Imports from the repository are removed, and the definitions that they name come along.
 - A statement whose first line ends in one of these comments is left out: `# not copied`;
-  `# copied --fast-cpu` without that option; `# copied for TEXT` unless TEXT is in the code of the
-  algorithm or in a name behind --with; `# copied unless TEXT` if it is.
+  `# copied --fast-cpu` without that option; `# copied for TEXT` unless TEXT, or one of several
+  with `or` between them, is in the code of the algorithm or in a name behind --with;
+  `# copied unless TEXT` if it is.
 - Calls of `require`, and a `__post_init__` that holds nothing else, are left out.
 - Docstrings of definitions keep their first paragraph, and comments for pyright are left out.
 - Of the families of environments (`lazy` in common/envs.py) a copy has that of the default
@@ -212,7 +213,8 @@ def texts_in_marks(root: Path) -> set[str]:
     """Return the texts of all `# copied for TEXT` in the repository."""
     texts = (path.read_text(encoding="utf-8") for path in (root / "common").glob("**/*.py"))
     marks = (MARK.search(line) for text in texts for line in text.splitlines())
-    return {mark["text"] for mark in marks if mark and mark["rule"] == "for"}
+    texts = (mark["text"] for mark in marks if mark and mark["rule"] == "for")
+    return {text for either in texts for text in either.split(" or ")}
 
 
 # Reading modules.
@@ -346,9 +348,10 @@ def shorten_docstring(node: ast.stmt, lines: list[str]) -> set[int]:
 def is_copied(mark: re.Match, choice: Choice) -> bool:
     """Return whether a statement with such a comment comes along."""
     if mark["rule"] in ("for", "unless"):
-        found = mark["text"] in choice.code
+        texts = mark["text"].split(" or ")
+        found = any(text in choice.code for text in texts)
         for option in choice.options:  # an id, or a family with all its ids
-            found |= mark["text"] in option or mark["text"].endswith(f"-{option}")
+            found |= any(text in option or text.endswith(f"-{option}") for text in texts)
         return found == (mark["rule"] == "for")
     return mark["text"] in choice.options
 

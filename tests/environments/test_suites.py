@@ -12,9 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from common.environments.suites import SUITES, load, planes
+from common.distributions import (
+    entropy,
+    kl_divergence,
+    log_probability,
+    make_policy,
+    mode,
+    sample,
+)
+from common.environments.suites import SUITES, append_mask, load, mask_of, planes
 from common.envs import find_family, make_env, map_actions, rollout, scale_action
 from common.exploration import random_policy
+from common.networks import make_network
 from common.tools.check_env import check
 
 # --- small suites, with the functions and the fields that theirs have ----------------------------
@@ -95,9 +104,9 @@ class MultiDiscreteArray(SimpleNamespace):
 class Lock:
     """Jumanji's: two dials; (1, 2) opens the lock and ends the episode, and so do four steps."""
 
-    def __init__(self, is_image=False, num_agents=None, choices=(2, 3)):
+    def __init__(self, is_image=False, num_agents=None, choices=(2, 3), mask=(True, False)):
         self.time_limit, self.is_image, self.num_agents = 4, is_image, num_agents
-        self.choices = np.array(choices)
+        self.choices, self.mask = np.array(choices), np.array(mask)
 
     @property
     def observation_spec(self):
@@ -119,7 +128,7 @@ class Lock:
 
     def timestep(self, time, dials, last):
         cells = dials[None, :, None] / 10 if self.is_image else dials
-        board = Board(cells, jnp.array([True, False]), time)
+        board = Board(cells, jnp.array(self.mask), time)
         reward = jnp.zeros(() if self.num_agents is None else self.num_agents)
         return time, SimpleNamespace(observation=board, reward=reward, last=lambda: last)
 
@@ -271,6 +280,74 @@ def test_an_image_is_seen_without_the_mask(jumanji):
     env = make_env(jumanji(is_image=True), 2)
     assert env.obs_shape == (1, 2, 1)
     assert (played(env, 4, 3).next_obs.reshape(-1, 2) == np.float32([0.1, 0.1])).all()
+
+
+# --- masks of legal actions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape, num_actions", [((5,), 3), ((2, 3, 4), 5), ((2, 3, 1), 14)])
+def test_a_mask_is_read_from_where_it_was_appended(shape, num_actions):
+    """To a vector; to an image, as one plane or as several; beside what was there before."""
+    rng = np.random.default_rng(0)
+    obs, mask = rng.random((7, *shape)) < 0.5, rng.random((7, num_actions)) < 0.5
+    seen = jax.vmap(append_mask)(obs, mask)
+    assert seen.dtype == bool and (seen[..., : shape[-1]] == obs).all()
+    assert (mask_of(seen.shape[1:], num_actions, seen[None]) == mask[None]).all()
+    assert (jax.vmap(append_mask)(obs.astype(float), mask) == seen).all()
+
+
+CHOICES = np.array([[True, False, True], [False, False, True]])  # of the lock's two dials
+
+
+@pytest.mark.parametrize("is_image, history", [(False, ""), (True, ""), (False, "-history2")])
+def test_policies_take_legal_actions_only(jumanji, is_image, history):
+    """However the network's outputs are, and all that is computed from them is finite."""
+    env_id = jumanji(is_image=is_image, mask=CHOICES) + history
+    env = make_env(env_id, 4)
+    legal = np.flatnonzero(CHOICES)
+    policy = make_policy(env, make_network(env, (8,), 6, jnp.tanh), 1.0)
+    params = jax.tree.map(lambda x: 30 * x, policy.init(jax.random.key(0)))
+    steps = played(env, lambda obs, key: sample(key, policy.apply(params, obs)), 50)
+    assert set(steps.action.ravel()) <= set(legal)
+
+    def losses(params):
+        new, old = (
+            policy.apply(params, steps.obs),
+            policy.apply(policy.init(jax.random.key(1)), steps.obs),
+        )
+        parts = log_probability(new, steps.action), entropy(new), kl_divergence(old, new)
+        return sum(x.mean() for x in parts), (parts, new)
+
+    gradients, (parts, new) = jax.grad(losses, has_aux=True)(params)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((gradients, parts)))
+    assert (np.asarray(entropy(new)) <= np.log(len(legal)) + 1e-6).all()
+    assert set(np.asarray(mode(new)).ravel()) <= set(legal)
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c", "trpo"])
+def test_whole_algorithms_take_legal_actions_only(name, install, monkeypatch):
+    install(pgx={"available_envs": lambda: ("count",), "make": lambda name: CountGame()})
+    module, illegal = helpers.load(name), []
+    roll = module.rollout
+
+    def watched(*args):
+        state, transitions, episodes = roll(*args)
+        jax.debug.callback(lambda x: illegal.append((x == 2).sum()), transitions.action)
+        return state, transitions, episodes
+
+    monkeypatch.setattr(module, "rollout", watched)
+    algorithm = module.make(helpers.small_config(module, env_id="count-pgx"))
+    helpers.trained(algorithm, [0, 1], 3)
+    jax.effects_barrier()
+    assert len(illegal) >= 3 and sum(illegal) == 0
+
+
+def test_a_mask_is_not_normalized(install):
+    install(pgx={"available_envs": lambda: ("count",), "make": lambda name: CountGame()})
+    module = helpers.load("ppo")
+    with pytest.raises(ValueError, match="--norm-obs would scale the mask") as error:
+        module.make(helpers.small_config(module, env_id="count-pgx", norm_obs=True))
+    assert "\n" not in str(error.value)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -483,6 +560,24 @@ def test_algorithms_train_on_grids(name):
     assert all(np.isfinite(x).all() for x in after)
 
 
+@pytest.mark.parametrize("name", ["connect_four", "tic_tac_toe", "othello"])
+def test_the_mask_of_a_game_is_what_can_be_played(name):
+    """Free cells, or columns; in Othello some of the free cells, or to pass."""
+    pytest.importorskip("pgx")
+    env = make_env(f"{name}-pgx", 16)
+    policy = lambda obs, key: jax.random.categorical(key, jnp.where(env.legal(obs), 0, -jnp.inf))
+    steps = played(env, policy, 60)
+    legal = np.asarray(env.legal(steps.obs))
+    free = ~steps.obs[..., :2].any(-1)
+    if name == "connect_four":
+        assert (legal == free[:, :, 0]).all()
+    elif name == "tic_tac_toe":
+        assert (legal == free.reshape(*free.shape[:2], -1)).all()
+    else:
+        assert (legal[..., :64] <= free.reshape(*free.shape[:2], -1)).all()  # and 64 is to pass
+        assert (legal.any(-1)).all() and not steps.terminated[:20].any()
+
+
 @pytest.mark.parametrize("name", ["connect_four", "tic_tac_toe"])
 def test_a_game_of_the_suite_is_won_and_lost_by_the_learner(name):
     """One who plays at random against one who does wins about as often as it loses, and sees its
@@ -491,7 +586,7 @@ def test_a_game_of_the_suite_is_won_and_lost_by_the_learner(name):
     env = make_env(f"{name}-pgx", 16)
 
     def policy(obs, key):  # the first cell or column that is free, from a random one
-        free = ~obs.any(-1)
+        free = ~obs[..., :2].any(-1)
         free = free[:, 0] if name == "connect_four" else free.reshape(16, -1)
         return jnp.argmax(free * jax.random.uniform(key, free.shape), -1)
 
