@@ -25,6 +25,7 @@ RACES = {  # a line of the headline of speed.md: the page and section, and the f
     "DQN, the same work, steps per second": ("dqn.md#speed-the-same-work", "speed_dqn.csv"),
     "PPO, the same work, steps per second": ("ppo.md#speed-the-same-work", "speed_ppo.csv"),
     "TD3, the same work, steps per second": ("td3.md#speed-the-same-work", "speed_td3.csv"),
+    "R2D2, the same work, steps per second": ("r2d2.md#speed-the-same-work", "speed_r2d2.csv"),
     "DQN, own settings, seconds to IQM 475": (
         "dqn.md#speed-time-to-iqm-475-on-cartpole",
         "speed_best_dqn.csv",
