@@ -143,7 +143,9 @@ def pytest_runtest_logreport(report):
 
 
 def too_dear():
-    return [name for name, cost in COSTS.items() if cost > DEAREST * sum(COSTS.values())]
+    """Tests above the share, of a whole tier: of a few tests each has a large one."""
+    budget = DEAREST * sum(COSTS.values())
+    return [name for name, cost in COSTS.items() if cost > budget and len(COSTS) >= 100]
 
 
 def pytest_sessionfinish(session):
