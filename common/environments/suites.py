@@ -43,7 +43,8 @@ def make_suite_env(env_id: str, num_envs: int) -> Env:
     env = reset_ahead_env(*functions, num_envs, world.max_steps, **world.actions)
     if world.legal is None:
         return env
-    return env._replace(legal=functools.partial(mask_of, env.obs_shape, env.num_actions))
+    legal = functools.partial(mask_of, env.obs_shape, world.actions["num_actions"])
+    return env._replace(legal=legal)
 
 
 # Cached, because JAX compiles for each instance.
