@@ -5,8 +5,6 @@ Where one observation does not show the whole state, a window is the simplest me
 history" of Mnih et al. 2015, https://doi.org/10.1038/nature14236, which is the last 4 images).
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,13 +62,11 @@ def with_history(env: Env, length: int) -> Env:
         obs = np.broadcast_to(obs, env.obs_shape).ravel()
         return np.concatenate([*[obs, np.ravel(action)] * (length - 1), obs]).astype(np.float32)
 
-    fields: dict[str, Any] = {}
+    bounds = {}
     if env.obs_low is not None:
         low, high = np.zeros(num_actions), np.ones(num_actions)  # of one-hot actions
         if env.num_actions is None:
             low, high = env.action_low, env.action_high
-        fields = {"obs_low": bound(env.obs_low, low), "obs_high": bound(env.obs_high, high)}
-    if legal := env.legal:  # copied for -pgx or -jumanji
-        fields["legal"] = lambda obs: legal(obs[..., -size:])
+        bounds = {"obs_low": bound(env.obs_low, low), "obs_high": bound(env.obs_high, high)}
     shape = ((size + num_actions) * (length - 1) + size,)
-    return env._replace(reset=reset, step=step, obs_shape=shape, **fields)
+    return env._replace(reset=reset, step=step, obs_shape=shape, **bounds)

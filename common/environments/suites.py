@@ -116,7 +116,8 @@ def append_mask(obs: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def mask_of(obs_shape: tuple[int, ...], num_actions: int, obs: jax.Array) -> jax.Array:
-    """Return the mask [..., A] that `append_mask` appended to observations [..., *obs_shape]."""
+    """Return the mask [..., A] that `append_mask` appended to observations [..., *obs_shape]; a
+    history of vectors ends in that of the last one, too."""
     if len(obs_shape) == 3:
         height, width, _ = obs_shape
         num_planes = -(-num_actions // (height * width))
@@ -301,7 +302,8 @@ def jumanji(name: str, load_module: Callable) -> World:
     if num_actions > MOST_ACTIONS or not (choices or jnp.issubdtype(spec.dtype, jnp.floating)):
         kinds = f"{num_actions:.0e} combinations" if choices else "integers that are not numbered"
         raise ValueError(f"{name}-jumanji has actions that algorithms cannot use: {kinds}")
-    mask = getattr(jax.eval_shape(reset, jax.random.PRNGKey(0))[1], "action_mask", None)
+    _, first = jax.eval_shape(reset, jax.random.key_data(jax.random.key(0)))
+    mask = getattr(first, "action_mask", None)
     is_masked = mask is not None and mask.shape == tuple(choices)  # of each combination
     actions: dict[str, Any] = {"num_actions": num_actions}
     if not choices:

@@ -166,8 +166,7 @@ def choose(path: str, options: tuple[str, ...], root: Path) -> Choice:
     lines, tree = parse(path, root)
     code = "\n".join(lines[tree.body[0].end_lineno if ast.get_docstring(tree) else 0 :])
     if any(family.name == "history" for family in chosen):  # which reads fields of the Env inside
-        history = file_of("common.environments.history", root).read_text(encoding="utf-8")
-        code += "\n".join(MARK.sub("", line) for line in history.splitlines())
+        code += file_of("common.environments.history", root).read_text(encoding="utf-8")
     names = [family.name for family in chosen]
     is_lean = len(names) == 1 and (names == ["gymnax"] or not options)
     is_lean |= names == ["positions", "gymnax"]
