@@ -54,6 +54,7 @@ PACKAGES = {
     "rejax": ("rejax", "gymnax<1", "jax<0.11"),
     "stable-baselines3": ("stable-baselines3", "torch==2.13.0"),  # that pin is a small CPU build
     "sbx-rl": ("sbx-rl", "torch==2.13.0"),
+    "brax": ("brax==0.14.2", "jax==0.9.2"),  # its training does not run with a newer JAX
     "purejaxrl": ("gymnax<1", "jax<0.11", "six", "flax", "optax", "flashbax"),
     "stoix": (  # with the versions of JAX, and of what depends on it, in Stoix's lock file
         *("jax==0.5.3", "flax==0.10.5", "chex==0.1.89", "tensorflow-probability==0.25.0"),
@@ -400,7 +401,7 @@ def attempt(job: Job, timeout: float, cache: Path, cold: bool, broken: dict[str,
         shutil.rmtree(cache, ignore_errors=True)
     devices = 1 if job.contestant == OURS_ALONE else None
     environment = child_environment(devices) | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-    if job.contestant not in (OURS, OURS_ALONE) and job.work.name == "PPO":
+    if job.contestant not in (OURS, OURS_ALONE, "brax") and job.work.name == "PPO":
         environment["NPROC"] = "4"  # with fewer, drawing orthogonal weights hangs
     if job.contestant in ONE_SEED:
         environment["OMP_NUM_THREADS"] = "1"  # two busy cores: 9,000 steps a second, or 100 with 2

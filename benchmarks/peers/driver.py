@@ -31,6 +31,7 @@ def main() -> None:
         "stoix": ("gymnax", "jax"),
         "stable-baselines3": ("stable-baselines3", "torch"),
         "sbx-rl": ("sbx-rl", "jax"),
+        "brax": ("brax", "jax"),
     }
     versions = {name: importlib.metadata.version(name) for name in packages[peer]}
     print(json.dumps(result | {"versions": versions}))
@@ -201,6 +202,9 @@ SYSTEMS = {  # of Stoix: the module, and how many keys its networks need
     "Rainbow": ("q_learning.ff_rainbow", 2),
     "C51": ("q_learning.ff_c51", 1),
     "REINFORCE": ("vpg.ff_reinforce", 2),
+    "TD3": ("ddpg.ff_td3", 2),
+    "SAC": ("sac.ff_sac", 2),
+    "DDPG": ("ddpg.ff_ddpg", 2),
 }
 
 
@@ -260,6 +264,7 @@ def stoix(request: dict) -> dict:
         state = jax.block_until_ready(train(states)).learner_state
         seconds = time.monotonic() - clock
         params = getattr(state.params, "online", None) or state.params.actor_params
+        params = getattr(params, "online", params)
         # Loaded from the cache, this program returned 0 for every episode, so it is kept out of it.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
         returns = jax.jit(jax.vmap(evaluate))(params, keys)
@@ -282,13 +287,14 @@ def stoix_config(folder: Path, system: str, env_id: str, settings: dict):
     configs = folder.resolve() / "stoix" / "configs"
     with hydra.initialize_config_dir(str(configs / "default" / "anakin"), version_base="1.2"):
         search = f"hydra.searchpath=[file://{configs}]"
-        config = hydra.compose(f"default_{system}", overrides=[search])
+        env = f"env=gymnax/{env_id.split('-')[0].lower()}"
+        config = hydra.compose(f"default_{system}", overrides=[search, env])
     OmegaConf.set_struct(config, False)
     arch = {"num_evaluation": 1, "num_eval_episodes": EPISODES, "evaluation_greedy": True}
     settings = {f"arch.{name}": value for name, value in arch.items()} | settings
     for name, value in settings.items():
         OmegaConf.update(config, name, value)
-    config.env.scenario.name, config.num_devices = env_id, 1
+    config.num_devices = 1
     return check_total_timesteps(config)
 
 
@@ -351,7 +357,39 @@ def one_seed(kind: type, request: dict) -> dict:
     }
 
 
+def brax(request: dict) -> dict:
+    """Train one seed in two halves: what the first takes longer than the second is compiling."""
+    import functools
+
+    import flax.linen as nn
+    from brax import envs
+    from brax.training.agents.ppo import networks, train
+
+    settings, halves = dict(request["settings"]), []
+    name = "".join(f"_{x.lower()}" if x.isupper() else x for x in request["env_id"].split("-")[0])
+    network = settings.pop("network") | {"activation": nn.tanh}
+    train.train(
+        envs.get_environment(name.removeprefix("_"), backend="spring"),
+        seed=request["first_seed"],
+        network_factory=functools.partial(networks.make_ppo_networks, **network),
+        num_evals=3,  # before, between the halves and after
+        num_eval_envs=EPISODES,
+        deterministic_eval=True,
+        progress_fn=lambda steps, metrics: halves.append((steps, metrics)),
+        **settings,
+    )
+    (_, _), (middle, first), (end, second) = halves
+    seconds = float(second["training/walltime"] - first["training/walltime"])
+    return {
+        "steps_per_second": (end - middle) / seconds,
+        "compile_seconds": max(0.0, float(first["training/walltime"]) - seconds),
+        "episode_return": float(second["eval/episode_reward"]),
+        "curve": [],
+    }
+
+
 PEERS = {
+    "brax": brax,
     "rejax": rejax,
     "purejaxrl": purejaxrl,
     "stoix": stoix,

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 OURS, OURS_ALONE = "manyseeds", "manyseeds, 1 device"
-ONE_SEED = ("stable-baselines3", "sbx-rl")  # a process trains one seed; more run one by one
+STABLE = ("stable-baselines3", "sbx-rl")  # they share their words
+ONE_SEED = (*STABLE, "brax")  # a process trains one seed; more run one by one
 HIDDEN_SIZES = (64, 64)  # fixed in rejax
 
 
@@ -20,7 +21,7 @@ class Work(NamedTuple):
 def by_contestant(ours: dict, stable: dict | None, **others: dict) -> dict[str, dict]:
     """Return the settings of every library that has the algorithm."""
     ours = dict.fromkeys((OURS, OURS_ALONE), ours)
-    return ours | others | (dict.fromkeys(ONE_SEED, stable) if stable else {})
+    return ours | others | (dict.fromkeys(STABLE, stable) if stable else {})
 
 
 def dqn_equal(steps: int) -> dict[str, dict]:
@@ -112,6 +113,44 @@ def ppo_best() -> dict[str, dict]:
     return by_contestant({}, zoo, rejax=rejax, purejaxrl=purejaxrl_ppo(500_000))
 
 
+def ppo_brax_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same PPO on Brax's inverted pendulum, with `spring` physics.
+
+    16 environments x 128 steps, 4 epochs of 4 minibatches, tanh, a normal policy whose standard
+    deviations are parameters that start at 0.3, Adam 3e-4, gamma 0.99, lambda 0.95, clipping at
+    0.2, no entropy, gradients clipped to norm 0.5, observations normalised.
+
+    Ours starts every episode anew and Brax from the state that an environment had first, after
+    which nothing is drawn; ours bootstraps at time limits; minibatches are of transitions here and
+    of whole rows of a rollout there.
+    """
+    ours = {"total_timesteps": steps, "num_envs": 16, "num_steps": 128, "learning_rate": 3e-4}
+    ours |= {"update_epochs": 4, "num_minibatches": 4, "gamma": 0.99, "gae_lambda": 0.95}
+    ours |= {"clip_coef": 0.2, "ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 0.5}
+    ours |= {"anneal_lr": False, "norm_obs": True, "init_std": 0.3, "hidden_sizes": HIDDEN_SIZES}
+    brax = {"num_timesteps": steps, "num_envs": 16, "unroll_length": 128, "learning_rate": 3e-4}
+    brax |= {"num_updates_per_batch": 4, "num_minibatches": 4, "batch_size": 4, "discounting": 0.99}
+    brax |= {"gae_lambda": 0.95, "clipping_epsilon": 0.2, "entropy_cost": 0.0, "max_grad_norm": 0.5}
+    brax |= {"normalize_observations": True, "episode_length": 1_000, "vf_loss_coefficient": 0.5}
+    network = {f"{name}_hidden_layer_sizes": HIDDEN_SIZES for name in ("policy", "value")}
+    network |= {"distribution_type": "normal", "noise_std_type": "log", "init_noise_std": 0.3}
+    return by_contestant(ours, None, brax=brax | {"network": network})
+
+
+def a2c_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same A2C.
+
+    8 environments x 8 steps for each gradient step, tanh, Adam 2e-3, gamma 0.99, lambda 0.95,
+    entropy 0.01, gradients clipped to norm 0.5; the learning rate does not fall.
+    """
+    shared = {"total_timesteps": steps, "num_envs": 8, "learning_rate": 2e-3, "gamma": 0.99}
+    shared |= {"gae_lambda": 0.95, "vf_coef": 0.5, "ent_coef": 0.01, "max_grad_norm": 0.5}
+    ours = {"num_steps": 8, "anneal_lr": False, "hidden_sizes": HIDDEN_SIZES}
+    stable = {"n_steps": 8, "use_rms_prop": False, "normalize_advantage": True, "device": "cpu"}
+    stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}  # tanh by default
+    return by_contestant(shared | ours, None, **{"stable-baselines3": shared | stable})
+
+
 def td3_equal(steps: int) -> dict[str, dict]:
     """Return settings for the same TD3.
 
@@ -129,7 +168,10 @@ def td3_equal(steps: int) -> dict[str, dict]:
     stable |= {"target_policy_noise": 0.2, "target_noise_clip": 0.5, "action_noise": 0.1}
     stable |= {"train_freq": 1, "gradient_steps": 1}
     stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
-    return by_contestant(shared | ours, shared | stable, rejax=shared | rejax)
+    system = {"policy_frequency": 2, "policy_noise": 0.2, "noise_clip": 0.5}
+    peers = {"rejax": shared | rejax}
+    peers |= {"stoix": stoix_continuous(steps, 100, system | {"exploration_noise": 0.1})}
+    return by_contestant(shared | ours, shared | stable, **peers)
 
 
 def sac_equal(steps: int) -> dict[str, dict]:
@@ -146,7 +188,9 @@ def sac_equal(steps: int) -> dict[str, dict]:
     stable = {"learning_starts": 1_000, "tau": 0.005, "ent_coef": "auto_1.0", "device": "cpu"}
     stable |= {"train_freq": 1, "gradient_steps": 1}
     stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
-    return by_contestant(shared | ours, shared | stable, rejax=shared | rejax)
+    peers = {"rejax": shared | rejax}
+    peers |= {"stoix": stoix_continuous(steps, 128, {"alpha_lr": 1e-3})}
+    return by_contestant(shared | ours, shared | stable, **peers)
 
 
 def ddpg_equal(steps: int) -> dict[str, dict]:
@@ -156,7 +200,8 @@ def ddpg_equal(steps: int) -> dict[str, dict]:
     ours = {"exploration_noise": 0.1, "ou_theta": 1.0, "hidden_sizes": HIDDEN_SIZES}
     stable = {"action_noise": 0.1, "train_freq": 1, "gradient_steps": 1, "device": "cpu"}
     stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
-    return by_contestant(shared | ours, shared | stable)
+    peers = {"stoix": stoix_continuous(steps, 100, {"exploration_noise": 0.1})}
+    return by_contestant(shared | ours, shared | stable, **peers)
 
 
 NO_CLIPPING = 1e9  # Stoix always clips gradients to a norm
@@ -268,6 +313,22 @@ def reinforce_equal(steps: int) -> dict[str, dict]:
     return by_contestant(ours, None, stoix=stoix(steps, 2, system, network))
 
 
+def stoix_continuous(steps: int, batch_size: int, system: dict) -> dict:
+    """Return Stoix's settings for the work of TD3, SAC and DDPG above.
+
+    Stoix's TD3 computes the actor's gradient at every step, and moves both targets then; ours does
+    both at every other step. Its SAC and its TD3 halve the squared error. All count time limits as
+    termination, compute the norm of gradients, and draw their first steps from the policy, ours at
+    random.
+    """
+    shared = {"rollout_length": 1, "epochs": 1, "warmup_steps": 1_000, "gamma": 0.98, "tau": 0.005}
+    shared |= {"total_buffer_size": 20_000, "total_batch_size": batch_size, "actor_lr": 1e-3}
+    shared |= {"q_lr": 1e-3, "decay_learning_rates": False, "max_grad_norm": NO_CLIPPING}
+    torso = {"layer_sizes": HIDDEN_SIZES, "use_layer_norm": False, "activation": "relu"}
+    network = {f"{name}_network.pre_torso": torso for name in ("actor", "q")}
+    return stoix(steps - 1_000, 1, shared | system, network)
+
+
 def stoix(steps: int, num_envs: int, system: dict, network: dict) -> dict:
     """Return the values that replace some in Stoix's configuration, by their paths in it."""
     values = {"arch.total_timesteps": steps, "arch.total_num_envs": num_envs}
@@ -278,6 +339,8 @@ def stoix(steps: int, num_envs: int, system: dict, network: dict) -> dict:
 WORKS = {
     "dqn": Work("dqn", "DQN", "CartPole-v1", 100_000, dqn_equal, dqn_best),
     "ppo": Work("ppo", "PPO", "CartPole-v1", 200_000, ppo_equal, ppo_best),
+    "ppo_brax": Work("ppo", "PPO", "InvertedPendulum-brax", 409_600, ppo_brax_equal, None),
+    "a2c": Work("a2c", "A2C", "CartPole-v1", 200_000, a2c_equal, None),
     "td3": Work("td3", "TD3", "Pendulum-v1", 20_000, td3_equal, None),
     "sac": Work("sac", "SAC", "Pendulum-v1", 20_000, sac_equal, None),
     "ddpg": Work("ddpg", "DDPG", "Pendulum-v1", 20_000, ddpg_equal, None),

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from algorithms import c51, ddpg, dqn, ppo, r2d2, rainbow, reinforce, sac, td3
+from algorithms import a2c, c51, ddpg, dqn, ppo, r2d2, rainbow, reinforce, sac, td3
 from benchmarks import speed
 from benchmarks.peers.settings import OURS, OURS_ALONE, WORKS
 
@@ -203,6 +203,62 @@ def test_ddpg_does_the_same_work_everywhere():
     assert config.exploration_noise == stable["action_noise"] and config.ou_theta == 1
     for field in ("num_envs", "learning_rate", "gamma", "buffer_size", "batch_size", "tau"):
         assert ours[field] == stable[field]
+
+
+def test_ppo_does_the_same_work_at_brax():
+    settings = WORKS["ppo_brax"].equal(409_600)
+    config, brax = ppo.Config(**settings[OURS]), settings["brax"]
+    assert set(settings) == {OURS, OURS_ALONE, "brax"}
+    assert config.num_envs == brax["num_minibatches"] * brax["batch_size"] == brax["num_envs"]
+    assert config.num_steps == brax["unroll_length"]
+    assert config.num_minibatches == brax["num_minibatches"]
+    assert config.update_epochs == brax["num_updates_per_batch"]
+    both = {"total_timesteps": "num_timesteps", "learning_rate": "learning_rate"}
+    both |= {"gamma": "discounting", "gae_lambda": "gae_lambda", "clip_coef": "clipping_epsilon"}
+    both |= {"ent_coef": "entropy_cost", "max_grad_norm": "max_grad_norm"}
+    both |= {"vf_coef": "vf_loss_coefficient", "norm_obs": "normalize_observations"}
+    for mine, theirs in both.items():
+        assert getattr(config, mine) == brax[theirs]
+    assert config.init_std == brax["network"]["init_noise_std"]
+    for name in ("policy", "value"):
+        assert brax["network"][f"{name}_hidden_layer_sizes"] == config.hidden_sizes
+
+
+def test_a2c_does_the_same_work_everywhere():
+    settings = WORKS["a2c"].equal(200_000)
+    config, stable = a2c.Config(**settings[OURS]), settings["stable-baselines3"]
+    assert config.num_steps == stable["n_steps"] and not config.anneal_lr
+    assert config.norm_adv == stable["normalize_advantage"] and not stable["use_rms_prop"]
+    same = "num_envs learning_rate gamma gae_lambda vf_coef ent_coef max_grad_norm"
+    for field in same.split():
+        assert getattr(config, field) == stable[field]
+
+
+@pytest.mark.parametrize(("name", "module"), [("td3", td3), ("sac", sac), ("ddpg", ddpg)])
+def test_stoix_gets_the_same_numbers_for_continuous_actions(name, module):
+    settings = WORKS[name].equal(20_000)
+    config, stoix = module.Config(**settings[OURS]), settings["stoix"]
+    theirs = {k.removeprefix("system."): x for k, x in stoix.items() if k.startswith("system.")}
+    warmup = theirs["warmup_steps"] * config.num_envs
+    assert config.learning_starts == warmup
+    assert config.total_timesteps == stoix["arch.total_timesteps"] + warmup
+    assert config.num_envs == stoix["arch.total_num_envs"]
+    assert config.buffer_size == theirs["total_buffer_size"]
+    assert config.batch_size == theirs["total_batch_size"]
+    assert (config.gamma, config.tau) == (theirs["gamma"], theirs["tau"])
+    assert theirs["rollout_length"] == theirs["epochs"] == 1
+    assert config.learning_rate == theirs["q_lr"] == theirs["actor_lr"]
+    assert not theirs["decay_learning_rates"]
+    for network in ("actor", "q"):
+        assert stoix[f"network.{network}_network.pre_torso"]["layer_sizes"] == config.hidden_sizes
+    if name == "sac":
+        assert theirs["alpha_lr"] == config.learning_rate and config.alpha == 1  # as Stoix starts
+    else:
+        assert config.exploration_noise == theirs["exploration_noise"]
+    if name == "td3":
+        assert config.policy_frequency == theirs["policy_frequency"]
+        assert config.policy_noise == theirs["policy_noise"]
+        assert config.noise_clip == theirs["noise_clip"]
 
 
 def test_medians_and_ratios():
