@@ -31,12 +31,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.exploration import save
-from benchmarks.learning import RESULTS
-from benchmarks.speed import child_environment, existing_folder, positive, spawn
+from benchmarks.family import put
+from benchmarks.learning import RESULTS, ROOT, table
+from benchmarks.speed import (
+    child_environment,
+    existing_folder,
+    positive,
+    rows_to_show,
+    shown,
+    spawn,
+)
 from common.runner.cli import parse
 from common.runner.console import bytes_of
 from common.runner.plots import COLORS, blank_figure, tidy, write_picture
 
+PAGE = ROOT / "benchmarks" / "speed.md"
 SEEDS = [1, 8, 64, 512, 4_096]
 REPLAY = [1_000, 10_000, 100_000, 1_000_000]
 WIDTH = [16, 64, 256, 512]
@@ -118,6 +127,9 @@ def main() -> None:
         save(arguments.out / "growth_memory.csv", fits, "algorithm")
     if not arguments.axes and set(arguments.algorithms) == set(WORKS):
         draw(lines, arguments.out)
+        if arguments.out == RESULTS:
+            put(PAGE, "growth_memory", table(rows_to_show(fits)))
+            put(PAGE, "growth_environments", table(environments(lines)))
 
 
 def runs_of(axis: str, name: str) -> list[Run]:
@@ -198,6 +210,13 @@ def fit_of(name: str, lines: list[dict]) -> dict[str, Any] | None:
         "each_over_state": float(each / state),
         "largest_error": float(np.max(np.abs((base + each * seeds) / peaks - 1))),
     }
+
+
+def environments(lines: list[dict]) -> list[list]:
+    """Return steps per second in each environment, for the page."""
+    mine = [x for x in lines if x["axis"] == "environment"]
+    rows = [[x["algorithm"], x["value"], shown(x["steps_per_second"])] for x in mine]
+    return [["algorithm", "environment", "steps_per_second"], *rows]
 
 
 def draw(lines: list[dict], folder: Path) -> None:

@@ -1,7 +1,8 @@
 """How near an update is to what the machine allows: `python -m benchmarks.limits [NAME ...]`.
 
 Times an update of each algorithm with its defaults, all seeds in one program on one device and one
-thread, beside the least time that its parts take alone, and writes results/limits.csv. Microseconds
+thread, beside the least time that its parts take alone, and writes results/limits.csv and the table
+of limits.md. Microseconds
 of an update of all seeds; medians of interleaved rounds. The columns:
 
     update_us       the update, as the runner performs it
@@ -19,6 +20,7 @@ Loops without a fixed number of rounds count once; of the branches of a `cond` t
 """
 
 import argparse
+import csv
 import importlib
 import math
 import os
@@ -31,13 +33,15 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from benchmarks.exploration import save
-from benchmarks.learning import RESULTS, ROOT
+from benchmarks.family import put
+from benchmarks.learning import RESULTS, ROOT, table
 from benchmarks.speed import fastest
 from benchmarks.updates import SECONDS, Run, compiled, play
 from common.envs import make_env
 from common.runner.cli import parse
 from common.runner.threefry import unroll_threefry
 
+PAGE = ROOT / "benchmarks" / "limits.md"
 MANY_STEPS = 2_000  # of an environment, timed together
 
 
@@ -84,6 +88,22 @@ def main() -> None:
             play(run, SECONDS)
     lines = [line_of(run, rates, load) for run in runs]
     save(RESULTS / "limits.csv", lines, "algorithm", "seeds")
+    with open(RESULTS / "limits.csv", newline="") as file:
+        put(PAGE, "limits", table(by_algorithm(list(csv.DictReader(file)))))
+
+
+def by_algorithm(lines: list[dict]) -> list[list[str]]:
+    """Return the page's table: a row for each algorithm, a column for each number of seeds."""
+    found = {(line["algorithm"], int(line["seeds"])): line for line in lines}
+    seeds = sorted({n for _, n in found})
+    rows = [["algorithm", *(f"us, {n}" for n in seeds), *(f"ratio, {n}" for n in seeds)]]
+    rows[0] += ["largest floor", "compile_s"]
+    for name in sorted({name for name, _ in found}):
+        mine = [found.get((name, n), {}) for n in seeds]
+        cells = [[line.get(key, "") for line in mine] for key in ("update_us", "ratio")]
+        last = next(line for line in reversed(mine) if line)
+        rows.append([name, *cells[0], *cells[1], last["largest"], last["compile_s"]])
+    return rows
 
 
 def measured_rates() -> Rates:

@@ -25,7 +25,18 @@ RACES = {  # a line of the headline of speed.md: the page and section, and the f
     "DQN, the same work, steps per second": ("dqn.md#speed-the-same-work", "speed_dqn.csv"),
     "PPO, the same work, steps per second": ("ppo.md#speed-the-same-work", "speed_ppo.csv"),
     "TD3, the same work, steps per second": ("td3.md#speed-the-same-work", "speed_td3.csv"),
+    "SAC, the same work, steps per second": ("sac.md#speed-the-same-work", "speed_sac.csv"),
+    "DDPG, the same work, steps per second": ("ddpg.md#speed-the-same-work", "speed_ddpg.csv"),
+    "C51, the same work, steps per second": ("c51.md#speed-the-same-work", "speed_c51.csv"),
+    "Rainbow, the same work, steps per second": (
+        "rainbow.md#speed-the-same-work",
+        "speed_rainbow.csv",
+    ),
     "R2D2, the same work, steps per second": ("r2d2.md#speed-the-same-work", "speed_r2d2.csv"),
+    "REINFORCE, the same work, steps per second": (
+        "reinforce.md#speed-the-same-work",
+        "speed_reinforce.csv",
+    ),
     "DQN, own settings, seconds to IQM 475": (
         "dqn.md#speed-time-to-iqm-475-on-cartpole",
         "speed_best_dqn.csv",
@@ -33,6 +44,14 @@ RACES = {  # a line of the headline of speed.md: the page and section, and the f
     "PPO, own settings, seconds to IQM 475": (
         "ppo.md#speed-time-to-iqm-475-on-cartpole",
         "speed_best_ppo.csv",
+    ),
+    "PPO against Brax's own, steps per second": (
+        "ppo.md#speed-the-same-work-on-brax",
+        "speed_ppo_brax.csv",
+    ),
+    "A2C against stable-baselines3, steps per second": (
+        "a2c.md#speed-the-same-work",
+        "speed_a2c.csv",
     ),
     "DQN against stable-baselines3 and sbx-rl, steps per second": (
         "dqn.md#speed-against-libraries-that-loop-in-python",

@@ -1,10 +1,12 @@
 """ilqr.py: its parts against brute force, Riccati on a linear task, Pendulum."""
 
+import csv
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import trained
+from helpers import run_here, trained
 
 from algorithms import lqr
 from algorithms.ilqr import (
@@ -202,3 +204,27 @@ def test_the_picture_shows_state_and_control_of_one_start():
 def test_environments_that_cannot_be_planned_in_are_refused():
     with pytest.raises(ValueError, match="discrete actions"):
         make(Config(env_id="CartPole-v1"))
+
+
+def test_dynamics_have_the_parameters_of_the_id():
+    x, u = jnp.array([1.0, 2.0, 0.0]), jnp.array([0.5])  # θ, θ' and the last torque
+    g, m = 5.0, 2.0
+    speed = 2 + 0.05 * (3 * g / 2 * jnp.sin(1.0) + 3 / m * 0.5)  # gymnax: l = 1, Δt = .05
+    next_x, _, _ = make_dynamics(f"Pendulum-v1+g={g}+m={m}").step(x, u)
+    assert next_x[1] == pytest.approx(float(speed), rel=1e-6)
+    with pytest.raises(ValueError, match="no range of g"):
+        make_dynamics("Pendulum-v1+g=5:6")
+
+
+def test_a_sweep_of_a_parameter_plans_with_each_and_draws_the_first(tmp_path):
+    flags = ["--num-starts", 2, "--num-initial-plans", 1, "--num-samples", 4, "--quiet"]
+    flags += ["--num-iterations", 2, "--sweep", "env.g=1,8", "--env-params"]
+    flags += ["max_steps_in_episode=20", "--out", tmp_path / "run"]
+    run_here("algorithms.ilqr", *flags)
+    assert (tmp_path / "run/picture.png").stat().st_size > 1_000
+    with open(tmp_path / "run/metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["step"] == "2"]
+    values = {row["env.g"]: (float(row["episode_return"]), float(row["value"])) for row in rows}
+    assert set(values) == {"1.0", "8.0"} and values["1.0"] != values["8.0"]
+    for played, predicted in values.values():
+        assert played == pytest.approx(predicted, rel=1e-3)  # the plan's own gravity

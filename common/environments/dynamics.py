@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from common.environments.env_parameters import asking, split_id
 from common.environments.linear import make_system, mean_state, stage_cost
 from common.environments.obstacles import make_room, step_robot
 
@@ -23,8 +24,12 @@ class Dynamics(NamedTuple):
 def make_dynamics(env_id: str) -> Dynamics:
     """Return the dynamics of a linear system or a gymnax environment with transition gradients.
 
-    Those of a room with obstacles, too. ValueError for all others.
+    Those of a room with obstacles, too. ValueError for all others, and for ranges of parameters.
     """
+    if "+" in env_id:  # copied for env_parameters
+        base, texts = split_id(env_id)
+        with asking(texts):
+            return make_dynamics(base)
     if env_id.endswith("-obstacles"):  # copied for -obstacles
         return obstacles_dynamics(env_id)
     return linear_dynamics(env_id) if env_id.endswith("-linear") else gymnax_dynamics(env_id)
@@ -55,6 +60,7 @@ def gymnax_dynamics(env_id: str) -> Dynamics:
     """Return the dynamics of a gymnax environment, or raise ValueError without its gradients."""
     # Imports gymnax, for which `--help` need not wait.
     from common.environments.gymnax_envs import gymnax, make_cached
+    from common.environments.gymnax_parameters import set_parameters
 
     is_known = env_id in gymnax.registered_envs
     env, params = make_cached(env_id, jnp.result_type(float)) if is_known else (None, None)
@@ -66,6 +72,7 @@ def gymnax_dynamics(env_id: str) -> Dynamics:
     with jax.ensure_compile_time_eval():
         leaves, tree = jax.tree.flatten(env.reset(jax.random.key(0), params)[1])
         action_shape = env.action_space(params).shape
+    params = set_parameters(env_id, params)  # copied for env_parameters
     env = env.with_transition_gradients()
     is_float = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves]
 

@@ -51,6 +51,15 @@ def with_parameters(env_id: str, env: Any, params: Any) -> tuple[Any, Any]:
     return env, ends[1]  # its time limit is the longest
 
 
+def set_parameters(env_id: str, params: Any) -> Any:
+    """Return the params that the id under way asks for; ValueError if it asks for a range."""
+    values = take(env_id, numbers_of(env_id, params))
+    if values.ranges:
+        ranges = ", ".join(values.ranges)
+        raise ValueError(f"--env-params: this algorithm takes no range of {ranges}; give a number")
+    return changed(env_id, params, values.fixed | values.traced)
+
+
 def numbers_of(env_id: str, params: Any) -> dict[str, int | float]:
     """Return the numbers among an environment's params, but for those that follow from others."""
     if not dataclasses.is_dataclass(params):

@@ -41,6 +41,7 @@ from common.runner.program import (
     evaluation_id,
     lower_evaluation,
     lower_training,
+    member_algorithm,
     member_shapes,
     place,
     unpad,
@@ -440,7 +441,9 @@ def save_trained(
     """Save what a block has learned, draw the picture of the first, and drop its checkpoints, but
     for the last one with `--keep-checkpoint`."""
     if block.index == 0 and block.algorithm.picture is not None:
-        draw_first(job, block.algorithm.picture, unpad(without_floats(run_state.state), 1))
+        first = {name: jnp.asarray(x[0]) for name, x in block.floats.items()}
+        picture = member_algorithm(job, block.config, first).picture
+        draw_first(job, picture, unpad(without_floats(run_state.state), 1))
     own = unpad((run_state.state.params, run_state.diverged), len(block.seed))
     params = {f"params/{name}": x for name, x in checkpoint.named_arrays(own[0]).items()}
     tree = {**params, "diverged": own[1], "history": history}

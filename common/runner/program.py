@@ -253,6 +253,13 @@ def member_shapes(block: Block) -> tuple:
     return floats, jax.tree.map(rows, params), rows(jax.eval_shape(lambda: jnp.zeros((), int)))
 
 
+def member_algorithm(job: Job, config: Any, floats: dict[str, Any]) -> Algorithm:
+    """Return the algorithm of a member with these values of what is swept."""
+    parameters, fields = split_setting(floats)
+    with swept(parameters):
+        return job.make(dataclasses.replace(config, **fields))
+
+
 def member_functions(
     job: Job, config: Any, env_id: str, salt: int = EVALUATION
 ) -> tuple[Callable, Callable, Callable]:
@@ -260,9 +267,7 @@ def member_functions(
     metrics` and `play(floats, params, seed) -> returns [E], lengths [E]` of one member."""
 
     def algorithm(floats) -> Algorithm:
-        parameters, fields = split_setting(floats)
-        with swept(parameters):
-            return job.make(dataclasses.replace(config, **fields))
+        return member_algorithm(job, config, floats)
 
     def init(member):
         floats, seed = member
