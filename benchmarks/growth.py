@@ -10,8 +10,9 @@ defaults, but for few random steps at the start and what an axis changes:
     environment  8 seeds
 
 Every run is a process of its own, without evaluation. results/growth.csv has medians over
-interleaved rounds, of which there is one by default, growth.png shows the first four axes, and growth_memory.csv is `base_mib +
-seeds * each_mib`, fitted by least squares to the peaks of axis `seeds`. The columns:
+interleaved rounds, of which there is one by default; growth.png shows the first four axes; and
+growth_memory.csv has `base_mib + seeds * each_mib`, fitted by least squares to the peaks of axis
+`seeds`. The columns:
 
     steps_per_second  environment steps of all seeds, in training alone
     peak_mib          the largest resident memory of the process
