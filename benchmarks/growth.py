@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from benchmarks.exploration import save
 from benchmarks.family import put
@@ -235,6 +236,10 @@ def draw(lines: list[dict], folder: Path) -> None:
         for axes, title in zip(row, ("steps per second", "largest memory, MiB"), strict=True):
             tidy(axes, title)
             axes.set_xlabel(label)
+            for scale in (axes.xaxis, axes.yaxis):
+                scale.set_minor_formatter(NullFormatter())
+                scale.set_major_formatter(EngFormatter(sep=""))
+        row[1].set_ylim(100, 10_000)
     panels[0, 0].legend(frameon=False, fontsize=8)
     write_picture(folder / "growth.png", figure, "two CPU cores · python -m benchmarks.growth")
 

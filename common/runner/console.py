@@ -66,15 +66,22 @@ def rows_at_once(blocks: list[Block], num_devices: int) -> int:
     return sum(sorted(block.num_rows for block in blocks)[-num_devices:])
 
 
-def memory_warning(blocks: list[Block], devices: list, free: int) -> str:
-    """Return a warning if what trains at a time has larger States than `free` bytes, else ""."""
-    each, rows = bytes_of(blocks[0].algorithm), rows_at_once(blocks, len(devices))
+def memory_warning(each: float, rows: int, free: int) -> str:
+    """Return a warning if `rows` members that train at a time, of `each` bytes, are larger than
+    `free` bytes, else ""."""
     if each * rows <= free:
         return ""
-    fitting = int(0.8 * free / each)  # an update needs some memory beside the State
+    fitting = int(0.8 * free / each)  # results need some memory, too
     advice = f"--seeds-at-once {fitting} may fit" if fitting else "not even one seed fits"
     needed, free_gib = each * rows / 2**30, free / 2**30
-    return f"warning: needs more than {needed:.3g} GiB, of which {free_gib:.3g} are free: {advice}"
+    return f"warning: needs about {needed:.3g} GiB, of which {free_gib:.3g} are free: {advice}"
+
+
+def program_bytes(program: Any) -> int:
+    """Return the bytes that a compiled program needs: its arguments, which it overwrites, and what
+    it holds on the way; 0 if it is not compiled."""
+    sizes = program.memory_analysis() if hasattr(program, "memory_analysis") else None
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes if sizes else 0
 
 
 def free_bytes(devices: list) -> int:

@@ -27,10 +27,12 @@ from common.runner import checkpoint
 from common.runner.blocks import Block, Job, log_points, plan, steps_after
 from common.runner.cli import configured, fail, warn
 from common.runner.console import (
+    bytes_of,
     display,
     free_bytes,
     memory_warning,
     print_line,
+    program_bytes,
     summary_lines,
     title,
 )
@@ -102,8 +104,6 @@ def run(job: Job) -> None:
     devices = jax.local_devices()[: max(1, min(most, len(own)))]
     width = min(len(devices) * num_shares, len(blocks))
     print_line(job.run, title(job, blocks, len(devices)))
-    if warning := memory_warning(blocks, devices, free_bytes(devices)):
-        warn(warning)
     pool = ThreadPoolExecutor(2 * len(devices) + 2)
     try:
         with caught_signals() as received, tracking(job, blocks) as tracker:
@@ -302,6 +302,8 @@ def compiled(work: Work, lower: Callable, block: Block) -> dict[Any, Program]:
     evaluations = {x[1]: f.result() for x, f in futures.items() if isinstance(x, tuple)}
     seconds = time.monotonic() - clock
     if lower is lower_for_training:
+        if not work.compile_seconds:
+            warn_of_memory(work, block, functions["run_updates"][0])
         work.compile_seconds.append(seconds)
         print_line(work.job.run, f"compiled in {seconds:.1f} s")
     work.show("" if lower is lower_for_training else "evaluating")
@@ -313,6 +315,14 @@ def compiled(work: Work, lower: Callable, block: Block) -> dict[Any, Program]:
         )
         for i, device in enumerate(work.devices)
     }
+
+
+def warn_of_memory(work: Work, block: Block, program: Any) -> None:
+    """Say so if training needs more memory than is free."""
+    each = max(bytes_of(block.algorithm), program_bytes(program) / block.num_rows)
+    rows = block.num_rows * len(work.devices)
+    if warning := memory_warning(each, rows, free_bytes(work.devices)):
+        warn(warning)
 
 
 def lower_for_training(

@@ -23,7 +23,7 @@ def test_ratios_are_the_peers_time_over_ours():
 def test_value_iteration_is_numpys():
     contestants = planners.sweeps(None)
     assert set(contestants) == {planners.OURS, "NumPy"}
-    assert contestants[planners.OURS]() == 0 and contestants["NumPy"]() < 1e-3
+    assert contestants[planners.OURS]() == 0 and contestants["NumPy"]() < 1e-2  # float32, values of hundreds
 
 
 def test_a_toolbox_gets_the_same_table():
@@ -41,7 +41,7 @@ def test_a_toolbox_gets_the_same_table():
 
     contestants = planners.sweeps(SimpleNamespace(ValueIteration=ValueIteration))
     contestants[planners.OURS]()
-    assert contestants["pymdptoolbox"]() < 1e-3
+    assert contestants["pymdptoolbox"]() < 1e-2
     assert np.allclose(seen["P"].sum(-1), 1)
 
 

@@ -11,11 +11,11 @@ from common.runner import console
 from common.runner.blocks import Job, plan
 from common.runner.cli import Run, settings
 from common.runner.console import (
-    bytes_of,
     display,
     free_bytes,
     memory_warning,
     metric_prefix,
+    program_bytes,
     spread_text,
     summary_lines,
     title,
@@ -40,15 +40,24 @@ def test_the_title_says_what_is_trained_and_how_large_it_is():
 
 
 def test_too_many_seeds_are_warned_of_with_a_number_that_fits():
-    one = job(num_seeds=64, block=8)
-    blocks, devices = plan(one), [None, None]  # 16 seeds at a time
-    each = bytes_of(blocks[0].algorithm)
-    assert memory_warning(blocks, devices, 16 * each) == ""
-    line = memory_warning(blocks, devices, 10 * each)
+    each, rows = 2**20, 16
+    assert memory_warning(each, rows, 16 * each) == ""
+    line = memory_warning(each, rows, 10 * each)
     needed, free = 16 * each / 2**30, 10 * each / 2**30
-    assert line.startswith(f"warning: needs more than {needed:.3g} GiB, of which {free:.3g} are")
+    assert line.startswith(f"warning: needs about {needed:.3g} GiB, of which {free:.3g} are")
     assert line.endswith("--seeds-at-once 8 may fit")
-    assert memory_warning(blocks, devices, each // 2).endswith("not even one seed fits")
+    assert memory_warning(each, rows, each // 2).endswith("not even one seed fits")
+
+
+def test_a_program_needs_its_arguments_and_what_it_holds_on_the_way():
+    def squares(x):
+        wide = jnp.outer(x, x) @ jnp.outer(x, x)
+        return wide @ x
+
+    x = jnp.ones(500)
+    sizes = program_bytes(jax.jit(squares).lower(x).compile())
+    assert 4 * 500 + 4 * 500**2 <= sizes <= 4 * 500 + 4 * 4 * 500**2
+    assert program_bytes(squares) == 0
 
 
 def test_the_memory_that_is_free_is_known():
