@@ -45,18 +45,6 @@ SETTINGS = {  # and the seeds
         },
         4,
     ),
-    "Asterix-MinAtar": (
-        {
-            "total_timesteps": 64_000,
-            "num_steps": 1,
-            "num_vae_updates": 40,
-            "hidden_sizes": (128,),
-            "code_size": 16,
-            "num_dreams": 16,
-            "horizon": 60,
-        },
-        8,
-    ),
 }
 
 
@@ -64,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.world_models")
     parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("env_ids", nargs="*", metavar="ENV", help="default: all")
-    parser.add_argument("--seeds", type=int, help="default: 8, of Breakout 4")
+    parser.add_argument("--seeds", type=int, help="default: 8 or 4")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where CSV and picture go")
     arguments = parser.parse_args()
