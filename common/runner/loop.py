@@ -453,6 +453,7 @@ def save_trained(
     if block.index == 0 and block.algorithm.picture is not None:
         first = {name: jnp.asarray(x[0]) for name, x in block.floats.items()}
         picture = member_algorithm(job, block.config, first).picture
+        assert picture is not None
         draw_first(job, picture, unpad(without_floats(run_state.state), 1))
     own = unpad((run_state.state.params, run_state.diverged), len(block.seed))
     params = {f"params/{name}": x for name, x in checkpoint.named_arrays(own[0]).items()}
