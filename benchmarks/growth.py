@@ -191,9 +191,7 @@ def line_of(run: Run, done: list[dict]) -> dict[str, Any]:
 def state_bytes(run: Run) -> int:
     """Return the bytes of one seed's State."""
     module = importlib.import_module(f"algorithms.{run.algorithm}")
-    words = run.flags.split()
-    words = words[: words.index("--block")] if "--block" in words else words
-    config, _ = parse(module.Config, run.algorithm, "", words)
+    config, _ = parse(module.Config, run.algorithm, "", run.flags.split())
     return bytes_of(module.make(config))
 
 

@@ -2,8 +2,7 @@
 
 Times an update of each algorithm with its defaults, all seeds in one program on one device and one
 thread, beside the least time that its parts take alone, and writes results/limits.csv and the table
-of limits.md. Microseconds
-of an update of all seeds; medians of interleaved rounds. The columns:
+of limits.md. Microseconds of an update of all seeds; medians of interleaved rounds. The columns:
 
     update_us       the update, as the runner performs it
     environment_us  its environment steps alone, with constant actions

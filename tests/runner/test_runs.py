@@ -19,11 +19,13 @@ import pytest
 from helpers import ROOT, run, run_here
 
 import algorithms.dqn
+from algorithms import reinforce
 from common.algorithm import Algorithm
 from common.run import main
 from common.runner import checkpoint, loop
 from common.runner.blocks import Job, block_size, log_points, plan, steps_after
 from common.runner.cli import Run, settings
+from common.runner.console import bytes_of
 from common.runner.loop import caught_signals
 from common.runner.program import init_run, run_updates
 from common.runner.results import load_agent
@@ -377,6 +379,16 @@ def test_a_run_that_will_not_fit_says_so_first(tmp_path, monkeypatch):
     done = dqn(*flags, "--out", tmp_path / "run")
     assert "of which 0.00195 are free: --seeds-at-once 1 " in done.stderr
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_what_a_program_holds_on_the_way_counts_too(tmp_path, monkeypatch):
+    """A rollout of 512 steps is no part of the State, and larger than it."""
+    monkeypatch.setattr("common.runner.loop.free_bytes", lambda devices: 2**18)
+    flags = ["--num-seeds", "4", "--block", "4", "--eval-episodes", "0", "--hidden-sizes", "4"]
+    flags += ["--num-envs", "4", "--num-steps", "512", "--total-timesteps", "4044", "--quiet"]
+    done = run_here("algorithms.reinforce", *flags, "--out", tmp_path / "run")
+    state = bytes_of(reinforce.make(reinforce.Config(num_envs=4, hidden_sizes=(4,))))
+    assert 4 * state < 2**18 and "warning: needs about" in done.stderr
 
 
 def test_float32_blocks_agree_to_rounding_after_20_updates(tmp_path):
