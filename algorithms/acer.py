@@ -149,9 +149,9 @@ def value_loss(q_value, target) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    actor = make_network(env, config.hidden_sizes, env.num_actions, jnp.tanh)
+    actor = make_network(env, config.hidden_sizes, activation=jnp.tanh)
     actor = with_orthogonal_init(actor, 0.01)
-    critic = make_network(env, config.hidden_sizes, env.num_actions, jnp.tanh)
+    critic = make_network(env, config.hidden_sizes, activation=jnp.tanh)
     critic = with_orthogonal_init(critic, 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_rows = -(-config.buffer_size // steps_per_update) * config.num_envs

@@ -22,7 +22,6 @@ tanh is flat, a bound clips, or the window ends before they matter; `std`, mean 
 argument of tanh.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,7 +87,7 @@ def make(config: Config) -> Algorithm:
     env = make_differentiable_env(config.env_id, config.num_envs, through="reward")
     env = map_actions(env, scale_action)
     no_obs = no_obs_statistics(env, config.norm_obs)
-    actor = make_network(env, config.hidden_sizes, math.prod(env.action_shape), jax.nn.elu)
+    actor = make_network(env, config.hidden_sizes, activation=jax.nn.elu)
     actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update

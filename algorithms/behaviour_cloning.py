@@ -77,8 +77,7 @@ def is_same_action(output, action) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_episodes), bound_action)
-    num_outputs = env.num_actions or env.action_shape[0]
-    network = make_network(env, config.hidden_sizes, num_outputs)
+    network = make_network(env, config.hidden_sizes)
     optimizer = optax.adam(config.learning_rate)
     if config.dataset:
         dataset = read_dataset(config.dataset, config.env_id, env)

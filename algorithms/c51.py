@@ -35,7 +35,7 @@ from common.algorithm import Algorithm, require
 from common.buffers import uniform_buffer
 from common.envs import Env, EnvState, Transition, make_env, rollout
 from common.exploration import epsilon_greedy, linear_schedule, random_policy
-from common.networks import Network, make_network
+from common.networks import ILLEGAL, Network, make_network
 from common.run import main
 
 
@@ -125,7 +125,8 @@ def make(config: Config) -> Algorithm:
     decay_updates = config.exploration_fraction * num_updates
 
     def q(params, obs):
-        return expected_return(jax.nn.softmax(network.apply(params, obs)), support)
+        q_values = expected_return(jax.nn.softmax(network.apply(params, obs)), support)
+        return q_values if env.legal is None else jnp.where(env.legal(obs), q_values, ILLEGAL)
 
     def loss(params, target_params, batch):
         def transition_loss(transition):

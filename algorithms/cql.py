@@ -80,7 +80,7 @@ def conservative_gap(q_values, action) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_episodes, actions="discrete")
-    network = make_network(env, config.hidden_sizes, env.num_actions)
+    network = make_network(env, config.hidden_sizes)
     optimizer = optax.adam(config.learning_rate)
     if config.dataset:
         dataset = read_dataset(config.dataset, config.env_id, env)

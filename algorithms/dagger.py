@@ -78,8 +78,7 @@ def is_same_action(output, action) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
-    num_outputs = env.num_actions or env.action_shape[0]
-    network = make_network(env, config.hidden_sizes, num_outputs)
+    network = make_network(env, config.hidden_sizes)
     optimizer = optax.adam(config.learning_rate)
     expert = make_expert(config.env_id, env, config.expert)
     steps_per_update = config.num_envs * config.num_steps

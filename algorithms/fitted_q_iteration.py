@@ -86,8 +86,8 @@ def mean_errors(errors, obs, action, table) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    network = make_network(env, config.hidden_sizes, env.num_actions)
-    explorer = make_network(env, (), env.num_actions)  # random linear policies; some balance a pole
+    network = make_network(env, config.hidden_sizes)
+    explorer = make_network(env, ())  # random linear policies; some balance a pole
     if env.num_states is not None:
         shape = (env.num_states, env.num_actions)
         network = Network(lambda key: jnp.zeros(shape), lambda table, obs: table[obs])

@@ -209,11 +209,11 @@ def make(config: Config) -> Algorithm:
         dataset = play_dataset(expert_env, expert)
     no_obs = no_obs_statistics(env, config.norm_obs)
     no_rewards = (jnp.zeros(env.num_envs), no_statistics(())) if config.norm_reward else None
-    num_outputs = env.num_actions or math.prod(env.action_shape)
-    actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
+    actor = make_network(env, config.hidden_sizes, activation=jnp.tanh)
     actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
     critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
-    num_inputs = (env.num_states or math.prod(env.obs_shape)) + num_outputs
+    num_inputs = env.num_states or math.prod(env.obs_shape)
+    num_inputs += env.num_actions or math.prod(env.action_shape)
     discriminator_network = mlp([num_inputs, *config.hidden_sizes, 1], jnp.tanh)
     discriminator_optimizer = optax.adam(config.discriminator_learning_rate)
     steps_per_update = config.num_envs * config.num_steps

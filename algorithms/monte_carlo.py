@@ -35,7 +35,7 @@ from common.algorithm import Algorithm, require
 from common.environments.mdp import load_policy, policy_values, visited_states
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import EnvState, episode_metrics, make_env
-from common.exploration import epsilon_greedy_ties, linear_schedule, step_size
+from common.exploration import epsilon_greedy, linear_schedule
 from common.run import main
 
 
@@ -148,7 +148,7 @@ def make(config: Config) -> Algorithm:
             key_action, key_env = jax.random.split(key)
             obs = env_state.obs[0]
             if config.control:
-                action = epsilon_greedy_ties(key_action, table[obs], epsilon)
+                action = epsilon_greedy(key_action, table[obs], epsilon)
             else:
                 action = act(table, obs, key_action)
             env_state, transitions = env.step(env_state, action[None], key_env)
@@ -157,7 +157,7 @@ def make(config: Config) -> Algorithm:
             visited = (obs, action) if config.control else obs
             counts = ~episode.seen[visited] | (not config.first_visit)
             visits = visits.at[visited].add(counts)
-            alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
+            alpha = config.learning_rate * visits[visited] ** -config.learning_rate_power
             episode = add_visit(episode, visited, counts * alpha)
             episode = add_reward(episode, transition.reward, gamma)
 

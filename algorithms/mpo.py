@@ -146,13 +146,13 @@ def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
     is_discrete = env.num_actions is not None
     if is_discrete:
-        critic = make_network(env, config.hidden_sizes, env.num_actions)
+        critic = make_network(env, config.hidden_sizes)
         epsilons = jnp.array([config.epsilon_policy])
     else:
         critic = make_q_network(env, config.hidden_sizes)
         epsilons = jnp.array([config.epsilon_mean, config.epsilon_std])
     has_bounds = not is_discrete and is_bounded(env.action_low, env.action_high)
-    num_outputs = env.num_actions or 2 * math.prod(env.action_shape)
+    num_outputs = 0 if is_discrete else 2 * math.prod(env.action_shape)
     actor = with_orthogonal_init(make_network(env, config.hidden_sizes, num_outputs), 0.01)
     optimizer, dual_optimizer = map(optax.adam, (config.learning_rate, config.dual_learning_rate))
     steps_per_update = config.num_envs

@@ -109,7 +109,7 @@ def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    network = make_network(env, config.hidden_sizes, env.num_actions)
+    network = make_network(env, config.hidden_sizes)
     optimizer = optax.adam(config.learning_rate)
     steps_per_update = config.num_envs * config.train_frequency
     buffer = uniform_buffer(config.buffer_size, steps_per_update, config.batch_size)

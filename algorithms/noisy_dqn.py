@@ -141,7 +141,7 @@ def td_error(q_value, reward, next_value, terminated, gamma) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = make_env(config.env_id, config.num_envs, actions="discrete")
-    network = make_network(env, config.hidden_sizes, env.num_actions)
+    network = make_network(env, config.hidden_sizes)
     if config.scale_obs:
         network = with_scaled_obs(env, network)
     network = with_noise(network, len(config.hidden_sizes) + 1, config.sigma_init)

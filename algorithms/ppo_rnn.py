@@ -170,7 +170,7 @@ def make(config: Config) -> Algorithm:
     sizes = [config.memory_size, *config.hidden_sizes]
     actor = with_orthogonal_init(mlp([*sizes, num_outputs], jnp.tanh), 0.01)
     actor = make_policy(env, actor, config.init_std)
-    actor = recurrent(vector, num_inputs, config.memory_size, actor, config.memory_steps)
+    actor = recurrent(vector, num_inputs, config.memory_size, actor, config.memory_steps, env.legal)
     critic = with_orthogonal_init(mlp([*sizes, 1], jnp.tanh), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update

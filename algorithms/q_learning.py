@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
 from common.envs import EnvState, episode_metrics, make_env
-from common.exploration import epsilon_greedy_ties, step_size
+from common.exploration import epsilon_greedy
 from common.run import main
 
 
@@ -69,7 +69,7 @@ def make(config: Config) -> Algorithm:
         def interact(carry, key):
             q, visits, env_state = carry
             key_action, key_env = jax.random.split(key)
-            action = epsilon_greedy_ties(key_action, q[env_state.obs[0]], config.epsilon)
+            action = epsilon_greedy(key_action, q[env_state.obs[0]], config.epsilon)
             env_state, transitions = env.step(env_state, action[None], key_env)
 
             transition = jax.tree.map(lambda x: x[0], transitions)
@@ -78,7 +78,7 @@ def make(config: Config) -> Algorithm:
             reward, terminated = transition.reward, transition.terminated
             error = td_error(q[visited], reward, next_value, terminated, gamma)
             visits = visits.at[visited].add(1)
-            alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
+            alpha = config.learning_rate * visits[visited] ** -config.learning_rate_power
             q = q.at[visited].add(alpha * error)
 
             report = env_state.episode, q[visited], jnp.abs(error)

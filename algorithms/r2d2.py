@@ -160,6 +160,7 @@ def make_recurrent_q_network(
         memory_size,
         Network(streams.init, head),
         max_steps=memory_steps,
+        legal=None if env.legal is None else lambda inputs: env.legal(inputs[0]),
     )
 
 

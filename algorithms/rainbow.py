@@ -41,7 +41,7 @@ from common.algorithm import Algorithm, require
 from common.buffers import rows, uniform_buffer
 from common.envs import Env, EnvState, Transition, make_env, rollout
 from common.exploration import linear_schedule, random_policy
-from common.networks import Network, dense, make_network
+from common.networks import ILLEGAL, Network, dense, make_network
 from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
 from common.run import main
 
@@ -269,7 +269,8 @@ def make(config: Config) -> Algorithm:
         return jax.vmap(jax.vmap(n_step, (0, None)), (0, None))(windows, config.gamma)
 
     def q(params, obs):
-        return expected_return(jax.nn.softmax(network.apply(params, obs)), support)
+        q_values = expected_return(jax.nn.softmax(network.apply(params, obs)), support)
+        return q_values if env.legal is None else jnp.where(env.legal(obs), q_values, ILLEGAL)
 
     def loss(params, target_params, batch, weights, key):
         key_online, key_target, key_selection = jax.random.split(key, 3)

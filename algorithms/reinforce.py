@@ -32,7 +32,6 @@ ln π over them; `value_loss`, mean of ½ (V - G)² over them; `entropy`, mean e
 `episodes`, those that count, which alone make `episode_return` and `episode_length`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -121,8 +120,7 @@ def value_loss(value, target) -> jax.Array:
 
 def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
-    num_outputs = env.num_actions or math.prod(env.action_shape)
-    actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
+    actor = make_network(env, config.hidden_sizes, activation=jnp.tanh)
     actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
     critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
     rollout_steps = config.num_steps - 1 + env.max_steps

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from common.algorithm import Algorithm, require
 from common.envs import EnvState, episode_metrics, make_env
-from common.exploration import epsilon_greedy_ties, step_size
+from common.exploration import epsilon_greedy
 from common.run import main
 
 
@@ -69,7 +69,7 @@ def make(config: Config) -> Algorithm:
         key, key_env, key_action = jax.random.split(key, 3)
         q = jnp.zeros((env.num_states, env.num_actions))
         env_state = env.reset(key_env)
-        action = epsilon_greedy_ties(key_action, q[env_state.obs[0]], config.epsilon)
+        action = epsilon_greedy(key_action, q[env_state.obs[0]], config.epsilon)
         return State(key, q, jnp.zeros(q.shape, int), env_state, action)
 
     def update(state, step):
@@ -80,15 +80,15 @@ def make(config: Config) -> Algorithm:
 
             transition = jax.tree.map(lambda x: x[0], transitions)
             visited = transition.obs, transition.action
-            next_action = epsilon_greedy_ties(key_action, q[transition.next_obs], config.epsilon)
+            next_action = epsilon_greedy(key_action, q[transition.next_obs], config.epsilon)
             next_value = q[transition.next_obs, next_action]
             reward, terminated = transition.reward, transition.terminated
             error = td_error(q[visited], reward, next_value, terminated, gamma)
             visits = visits.at[visited].add(1)
-            alpha = step_size(config.learning_rate, config.learning_rate_power, visits[visited])
+            alpha = config.learning_rate * visits[visited] ** -config.learning_rate_power
             q = q.at[visited].add(alpha * error)
 
-            first_action = epsilon_greedy_ties(key_first, q[env_state.obs[0]], config.epsilon)
+            first_action = epsilon_greedy(key_first, q[env_state.obs[0]], config.epsilon)
             done = transition.terminated | transition.truncated
             action = jnp.where(done, first_action, next_action)
 

@@ -27,7 +27,6 @@ part of the actions through which no gradient passes, because tanh is flat or a 
 mean σ, in units of the argument of tanh.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,7 +120,7 @@ def make(config: Config) -> Algorithm:
     env = make_differentiable_env(config.env_id, config.num_envs, through="next_obs")
     env = map_actions(env, scale_action)
     no_obs = no_obs_statistics(env, config.norm_obs)
-    actor = make_network(env, config.hidden_sizes, math.prod(env.action_shape), jax.nn.elu)
+    actor = make_network(env, config.hidden_sizes, activation=jax.nn.elu)
     actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
     critic = make_network(env, config.critic_hidden_sizes, 1, jax.nn.elu)
     critic = with_orthogonal_init(critic, 1.0)

@@ -25,7 +25,6 @@ KL(π_old ‖ π) of the step (nats); `improvement`, mean of (ρ - 1) A after it
 `accepted`, 1 if a step was taken, else 0, and so are the other three.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -167,8 +166,7 @@ def make(config: Config) -> Algorithm:
     env = map_actions(make_env(config.env_id, config.num_envs), bound_action)
     no_obs = no_obs_statistics(env, config.norm_obs)
     no_rewards = (jnp.zeros(env.num_envs), no_statistics(())) if config.norm_reward else None
-    num_outputs = env.num_actions or math.prod(env.action_shape)
-    actor = make_network(env, config.hidden_sizes, num_outputs, jnp.tanh)
+    actor = make_network(env, config.hidden_sizes, activation=jnp.tanh)
     actor = make_policy(env, with_orthogonal_init(actor, 0.01), config.init_std)
     critic = with_orthogonal_init(make_network(env, config.hidden_sizes, 1, jnp.tanh), 1.0)
     steps_per_update = config.num_envs * config.num_steps

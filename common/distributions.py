@@ -4,7 +4,6 @@ A distribution is an array of logits [..., A] if actions are discrete, else a No
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,24 +23,13 @@ class Normal(NamedTuple):
 def make_policy(env: Env, network: Network, std: float) -> Network:
     """Return a network of distributions, whose logits or means are the outputs of `network`.
 
-    The log_std of a Normal is learned, the same for all observations, and starts at ln `std`. What
-    the environment forbids has probability 0 (Huang & Ontañón 2022,
-    https://arxiv.org/abs/2006.14171).
+    The log_std of a Normal is learned, the same for all observations, and starts at ln `std`.
     """
-    if env.legal is not None:  # copied for -pgx or -jumanji
-        return with_mask(network, env.legal)
     if env.num_actions is not None:
         return network
     return Network(
         init=lambda key: (network.init(key), jnp.zeros(env.action_shape) + jnp.log(std)),
         apply=lambda params, obs: Normal(network.apply(params[0], obs), params[1]),
-    )
-
-
-def with_mask(network: Network, legal: Callable) -> Network:
-    """Return the network of logits, in which those of actions that are not legal are -1e9."""
-    return Network(
-        network.init, lambda params, obs: jnp.where(legal(obs), network.apply(params, obs), -1e9)
     )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from common.envs import Env, episode_metrics
-from common.networks import Network, dense
+from common.networks import ILLEGAL, Network, dense
 
 
 def reset_memory(memory: Any, done: jax.Array, initial: Any) -> Any:
@@ -64,10 +64,15 @@ def gru(weights: jax.Array, inputs: jax.Array, memory: jax.Array) -> jax.Array:
 
 
 def recurrent(
-    encoder: Network, num_features: int, memory_size: int, head: Network, max_steps: int = 1
+    encoder: Network,
+    num_features: int,
+    memory_size: int,
+    head: Network,
+    max_steps: int = 1,
+    legal: Callable | None = None,
 ) -> RecurrentNetwork:
     """Return a network whose `head` sees the memory [..., memory_size] of a `gru`, which sees the
-    `num_features` outputs of an `encoder`.
+    `num_features` outputs of an `encoder`. Outputs that `legal(x)` excludes are ILLEGAL.
 
     `unroll` resets the memory after each step that is `done`. It returns the memories after each
     step, [T, ...], before any reset, and the memory to go on with. The bias of z is ln u at first,
@@ -87,9 +92,13 @@ def recurrent(
         w, b, _ = params[1]
         return encoder.apply(params[0], x) @ w + b
 
+    def outputs(params, memory, x):
+        y = head.apply(params[2], memory)
+        return y if legal is None else jnp.where(legal(x), y, ILLEGAL)
+
     def apply(params, memory, x):
         memory = gru(params[1][2], inputs(params, x), memory)
-        return head.apply(params[2], memory), memory
+        return outputs(params, memory, x), memory
 
     def unroll(params, memory, x, done):
         def step(memory, step_inputs):
@@ -98,7 +107,7 @@ def recurrent(
             return reset_memory(memory, done, jnp.zeros(memory_size)), memory
 
         memory, memories = jax.lax.scan(step, memory, (inputs(params, x), done))
-        return head.apply(params[2], memories), memories, memory
+        return outputs(params, memories, x), memories, memory
 
     return RecurrentNetwork(init, lambda: jnp.zeros(memory_size), apply, unroll)
 

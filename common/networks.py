@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from common.envs import Env
 
+ILLEGAL = -1e9  # value, or logit, of an action that the environment forbids
+
 
 class Network(NamedTuple):
     init: Callable  # key -> params
@@ -63,9 +65,20 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
 
 
 def make_network(
-    env: Env, hidden_sizes: Sequence[int], num_outputs: int, activation: Callable = jax.nn.relu
+    env: Env, hidden_sizes: Sequence[int], num_outputs: int = 0, activation: Callable = jax.nn.relu
 ) -> Network:
-    """Return `conv` for images larger than its filters, else an MLP over `as_vector`."""
+    """Return `conv` for images larger than its filters, else an MLP over `as_vector`.
+
+    Outputs are by default one for each action, ILLEGAL for what `env` forbids (Huang & Ontañón
+    2022, https://arxiv.org/abs/2006.14171), or for each component of a continuous action.
+    """
+    if not num_outputs and env.legal is not None:  # copied for -pgx or -jumanji
+        network = make_network(env, hidden_sizes, env.num_actions, activation)
+        legal_only = lambda params, obs: jnp.where(
+            env.legal(obs), network.apply(params, obs), ILLEGAL
+        )
+        return Network(network.init, legal_only)
+    num_outputs = num_outputs or env.num_actions or math.prod(env.action_shape)
     if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) > 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
     num_inputs = env.num_states or math.prod(env.obs_shape)

@@ -24,7 +24,7 @@ from algorithms.monte_carlo import (
 )
 from common.environments.tabular import TABULAR, make_mdp
 from common.envs import make_env
-from common.exploration import epsilon_greedy_ties, linear_schedule, step_size
+from common.exploration import epsilon_greedy, linear_schedule
 
 
 def test_end_of_an_episode_moves_what_was_visited_to_the_returns():
@@ -57,15 +57,10 @@ def test_end_of_an_episode_without_visits_changes_nothing():
     np.testing.assert_array_equal(end_episode(table, start_episode(table)), table)
 
 
-def test_step_size_is_one_over_n_or_constant():
-    np.testing.assert_allclose(step_size(1.0, 1.0, jnp.array([1, 2, 4])), [1, 0.5, 0.25])
-    np.testing.assert_allclose(step_size(0.3, 0.0, jnp.array([1, 2, 4])), [0.3] * 3)
-
-
 def test_epsilon_greedy_and_its_decay():
     keys = jax.random.split(jax.random.key(0), 40_000)
     q_values = jnp.array([1.0, 3.0, 3.0, 0.0])
-    actions = jax.vmap(epsilon_greedy_ties, (0, None, None))(keys, q_values, 0.2)
+    actions = jax.vmap(epsilon_greedy, (0, None, None))(keys, q_values, 0.2)
     np.testing.assert_allclose(np.bincount(actions) / 40_000, [0.05, 0.45, 0.45, 0.05], atol=0.01)
     steps = jnp.array([0, 5, 10, 20])
     np.testing.assert_allclose(linear_schedule(steps, 1.0, 0.5, 10), [1, 0.75, 0.5, 0.5])
@@ -139,7 +134,7 @@ def played(config, seed):
         def step(env_state, key):
             key_action, key_env = jax.random.split(key)
             if config.control:  # with ε = 1 the table does not matter
-                action = epsilon_greedy_ties(key_action, table[env_state.obs[0]], 1.0)
+                action = epsilon_greedy(key_action, table[env_state.obs[0]], 1.0)
             else:
                 action = algorithm.act(table, env_state.obs[0], key_action)
             return env.step(env_state, action[None], key_env)

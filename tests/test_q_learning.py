@@ -17,7 +17,6 @@ from helpers import (
 from algorithms import q_learning
 from algorithms.q_learning import Config, make, td_error
 from common.envs import make_env
-from common.exploration import epsilon_greedy_ties, step_size
 from common.runner.evaluation import evaluate
 
 
@@ -29,28 +28,6 @@ def test_td_error_bootstraps_unless_terminated(terminated):
 
 def test_a_step_moves_q_to_the_best_next_value(monkeypatch):
     check_table_steps(q_learning, monkeypatch, lambda q, entry, obs: q[obs].max())
-
-
-def test_epsilon_greedy_splits_ties_evenly():
-    keys = jax.random.split(jax.random.key(0), 40_000)
-    q_values = jnp.array([1.0, 3.0, 3.0, 0.0])
-    actions = jax.vmap(epsilon_greedy_ties, (0, None, None))(keys, q_values, 0.2)
-    np.testing.assert_allclose(np.bincount(actions) / 40_000, [0.05, 0.45, 0.45, 0.05], atol=0.01)
-
-
-def test_epsilon_greedy_explores_evenly():
-    keys = jax.random.split(jax.random.key(0), 40_000)
-    actions = jax.vmap(epsilon_greedy_ties, (0, None, None))(keys, jnp.array([2.0, 1.0, 0.0]), 1.0)
-    np.testing.assert_allclose(np.bincount(actions) / 40_000, [1 / 3] * 3, atol=0.01)
-    assert not jax.vmap(epsilon_greedy_ties, (0, None, None))(
-        keys, jnp.array([2.0, 1.0]), 0.0
-    ).any()
-
-
-def test_step_size_falls_with_the_visits():
-    np.testing.assert_allclose(step_size(0.5, 0.0, jnp.array([1, 9])), [0.5, 0.5])
-    np.testing.assert_allclose(step_size(0.5, 1.0, jnp.array([1, 2, 10])), [0.5, 0.25, 0.05])
-    np.testing.assert_allclose(step_size(1.0, 0.5, jnp.array([1, 4, 16])), [1.0, 0.5, 0.25])
 
 
 def test_one_step_changes_one_entry_by_alpha_times_the_error():

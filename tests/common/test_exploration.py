@@ -1,4 +1,4 @@
-"""common/exploration.py: schedules, step sizes, and how often each action is taken."""
+"""common/exploration.py: schedules, and how often each action is taken."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,8 @@ import optax
 import pytest
 
 from common.envs import make_env
-from common.exploration import (
-    epsilon_greedy,
-    epsilon_greedy_ties,
-    linear_schedule,
-    random_policy,
-    step_size,
-)
+from common.exploration import epsilon_greedy, linear_schedule, random_policy
+from common.networks import ILLEGAL
 
 NUM_DRAWS = 40_000
 
@@ -47,19 +42,6 @@ def test_a_linear_schedule_takes_fractions_of_a_step_and_traced_numbers():
     np.testing.assert_allclose(got, [0.0, 0.6, 0.9], rtol=1e-6)
 
 
-@pytest.mark.parametrize("power, expected", [(0.0, [0.5, 0.5, 0.5]), (1.0, [0.5, 0.25, 0.125])])
-def test_a_step_size_is_constant_or_falls_with_the_visits(power, expected):
-    np.testing.assert_allclose(step_size(0.5, power, jnp.array([1, 2, 4])), expected)
-
-
-def test_step_sizes_of_1_over_n_average():
-    """α n^-1 with α = 1 makes the sample mean of what was seen."""
-    samples, mean = np.random.default_rng(0).normal(size=50), 0.0
-    for n, sample in enumerate(samples, 1):
-        mean += step_size(1.0, 1.0, jnp.float32(n)) * (sample - mean)
-    assert mean == pytest.approx(samples.mean(), abs=1e-5)
-
-
 @pytest.mark.parametrize("epsilon", [0.0, 0.25, 1.0])
 def test_epsilon_greedy_takes_the_best_action_or_any(epsilon):
     """Each row on its own: the best of one is not that of another."""
@@ -80,13 +62,42 @@ def test_epsilon_greedy_draws_for_each_row_independently():
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("best", [[2], [0, 4], [1, 2, 3], [0, 1, 2, 3, 4]])
-def test_epsilon_greedy_ties_shares_among_the_best(best, epsilon):
+def test_epsilon_greedy_shares_among_the_best(best, epsilon):
     q_values = jnp.full(5, -7.5).at[jnp.array(best)].set(0.1)
     keys = jax.random.split(jax.random.key(2), NUM_DRAWS)
-    actions = jax.jit(jax.vmap(lambda key: epsilon_greedy_ties(key, q_values, epsilon)))(keys)
+    actions = jax.jit(jax.vmap(lambda key: epsilon_greedy(key, q_values, epsilon)))(keys)
     assert actions.shape == (NUM_DRAWS,)
     is_best = np.isin(np.arange(5), best)
     assert_shares(actions, epsilon / 5 + (1 - epsilon) * is_best / len(best))
+
+
+def test_every_row_can_have_an_epsilon_of_its_own():
+    epsilon = jnp.array([0.0, 0.5, 1.0])
+    q_values = jnp.broadcast_to(jnp.array([2.0, 1.0]), (3, 2))
+    keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
+    actions = jax.jit(jax.vmap(lambda key: epsilon_greedy(key, q_values, epsilon)))(keys)
+    for row, share in enumerate([0, 0.25, 0.5]):
+        assert_shares(actions[:, row], [1 - share, share])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.4, 1.0])
+def test_epsilon_greedy_takes_no_action_that_is_illegal(epsilon):
+    """Each row has its own; and values far below 0 are values."""
+    q_values = jnp.array([[ILLEGAL, 3.0, ILLEGAL, -1e6], [0.0, -1.0, -2.0, ILLEGAL]])
+    keys = jax.random.split(jax.random.key(5), NUM_DRAWS)
+    actions = jax.jit(jax.vmap(lambda key: epsilon_greedy(key, q_values, epsilon)))(keys)
+    assert_shares(actions[:, 0], [0, 1 - epsilon / 2, 0, epsilon / 2])
+    assert_shares(actions[:, 1], [1 - epsilon * 2 / 3, epsilon / 3, epsilon / 3, 0])
+
+
+def test_the_random_policy_takes_every_legal_action_as_often():
+    legal = jnp.array([[True, False, True], [False, False, True]])
+    env = make_env("Catch-bsuite", 2)._replace(legal=lambda obs: legal[obs])
+    keys = jax.random.split(jax.random.key(6), NUM_DRAWS)
+    policy = random_policy(env)
+    actions = jax.jit(jax.vmap(lambda key: policy(jnp.arange(2), key)))(keys)
+    assert_shares(actions[:, 0], [1 / 2, 0, 1 / 2])
+    assert_shares(actions[:, 1], [0, 0, 1])
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-misc", "Breakout-MinAtar"])

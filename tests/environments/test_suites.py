@@ -305,7 +305,7 @@ def test_policies_take_legal_actions_only(jumanji, is_image, history):
     env_id = jumanji(is_image=is_image, mask=CHOICES) + history
     env = make_env(env_id, 4)
     legal = np.flatnonzero(CHOICES)
-    policy = make_policy(env, make_network(env, (8,), 6, jnp.tanh), 1.0)
+    policy = make_policy(env, make_network(env, (8,), activation=jnp.tanh), 1.0)
     params = jax.tree.map(lambda x: 30 * x, policy.init(jax.random.key(0)))
     steps = played(env, lambda obs, key: sample(key, policy.apply(params, obs)), 50)
     assert set(steps.action.ravel()) <= set(legal)
@@ -324,22 +324,41 @@ def test_policies_take_legal_actions_only(jumanji, is_image, history):
     assert set(np.asarray(mode(new)).ravel()) <= set(legal)
 
 
-@pytest.mark.parametrize("name", ["ppo", "a2c", "trpo"])
+LEARNERS = "ppo a2c trpo acer mpo ppo_rnn r2d2 ngu agent57 dqn double_dqn dueling_dqn n_step_dqn"
+LEARNERS += " prioritized_dqn noisy_dqn c51 rainbow online_q impala a3c v_mpo rnd"
+
+
+@pytest.mark.parametrize("name", LEARNERS.split())
 def test_whole_algorithms_take_legal_actions_only(name, install, monkeypatch):
+    """At random first, while they learn, and when they are evaluated; and they stay finite."""
     install(pgx={"available_envs": lambda: ("count",), "make": lambda name: CountGame()})
-    module, illegal = helpers.load(name), []
-    roll = module.rollout
+    module, seen = helpers.load(name), []
 
-    def watched(*args):
-        state, transitions, episodes = roll(*args)
-        jax.debug.callback(lambda x: illegal.append((x == 2).sum()), transitions.action)
-        return state, transitions, episodes
+    def watched_env(*args, **kwargs):
+        env = make_env(*args, **kwargs)
 
-    monkeypatch.setattr(module, "rollout", watched)
-    algorithm = module.make(helpers.small_config(module, env_id="count-pgx"))
-    helpers.trained(algorithm, [0, 1], 3)
+        def step(state, action, key):
+            is_legal = jnp.take_along_axis(env.legal(state.obs), action[:, None], axis=1)
+            jax.debug.callback(lambda x: seen.append(x.all()), is_legal)
+            return env.step(state, action, key)
+
+        return env._replace(step=step)
+
+    monkeypatch.setattr(module, "make_env", watched_env)
+    fields = {"norm_obs": False} if name == "ppo_rnn" else {}
+    algorithm = module.make(helpers.small_config(module, env_id="count-pgx", **fields))
+    states = helpers.trained(algorithm, [0, 1], 3).state
     jax.effects_barrier()
-    assert len(illegal) >= 3 and sum(illegal) == 0
+    assert len(seen) >= 6 and all(seen)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states.params))
+
+    env, memory = make_env("count-pgx", 1), ()
+    if algorithm.init_memory is not None:
+        memory = (algorithm.init_memory(),)
+    params = jax.tree.map(lambda x: -50 * x[0], states.params)
+    obs = env.reset(jax.random.key(0)).obs[0]
+    acted = algorithm.act(params, *memory, obs, jax.random.key(1))
+    assert (acted[0] if memory else acted) in (0, 1)
 
 
 def test_a_mask_is_not_normalized(install):
