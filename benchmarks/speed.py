@@ -1,12 +1,13 @@
 """Race against peers: `python -m benchmarks.speed [--work dqn|ppo|...] [--table equal|...]`.
 
 Peers come from PyPI, each into its own virtual environment under .cache/peers, and train
-through their public interface (peers/driver.py). Two that are not there join with
-`--purejaxrl CLONE` (of https://github.com/luchris429/purejaxrl) and `--stoix CLONE` (of
-https://github.com/EdanToledo/Stoix), where they have the algorithm. Ours is the command that users
-type. Everything is interleaved: round 1 runs every contestant once, then round 2, each run in a
-fresh process with a time limit. A peer that does not install, fails or hangs is a line of the
-table.
+through their public interface (peers/driver.py). Three that are not there join with
+`--purejaxrl CLONE` (of https://github.com/luchris429/purejaxrl), `--stoix CLONE` (of
+https://github.com/EdanToledo/Stoix) and `--mbrl-lib CLONE` (of
+https://github.com/facebookresearch/mbrl-lib), where they have the algorithm. Ours is the command
+that users type. Everything is interleaved: round 1 runs every contestant once, then round 2, each
+run in a fresh process with a time limit. A peer that does not install, fails or hangs is a line of
+the table.
 
     equal   the same work, as peers/settings.py spells it for each library
     best    time until the greedy policies of 32 seeds reach IQM 475 on CartPole-v1, each library
@@ -56,12 +57,17 @@ PACKAGES = {
     "sbx-rl": ("sbx-rl", "torch==2.13.0"),
     "brax": ("brax==0.14.2", "jax==0.9.2"),  # its training does not run with a newer JAX
     "purejaxrl": ("gymnax<1", "jax<0.11", "six", "flax", "optax", "flashbax"),
+    "mbrl-lib": ("torch==2.13.0", "gymnasium", "hydra-core", "numpy", "tqdm", "termcolor"),
     "stoix": (  # with the versions of JAX, and of what depends on it, in Stoix's lock file
         *("jax==0.5.3", "flax==0.10.5", "chex==0.1.89", "tensorflow-probability==0.25.0"),
         *("distrax==0.1.5", "rlax", "flashbax", "stoa-env", "gymnax<1", "hydra-core", "colorama"),
     ),
 }
-CLONES = {"purejaxrl": "purejaxrl", "stoix": "stoix/systems"}  # peers, and a folder of the clone
+CLONES = {
+    "purejaxrl": "purejaxrl",
+    "stoix": "stoix/systems",
+    "mbrl-lib": "mbrl/algorithms",
+}  # peers, and a folder of the clone
 TARGET = 475.0  # the IQM that `best` races to
 EVAL_EVERY = 2_500  # environment steps between looks at it
 BEST_SEEDS, BEST_SEEDS_ONE_BY_ONE = 32, 3  # a peer that trains one seed reaches it on so many
@@ -119,15 +125,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if arguments.table == "best" and work.best is None:
         parser.error(f"--table best is not of --work {arguments.work}")
     for name, folder in CLONES.items():
-        clone = getattr(arguments, name)
+        clone = getattr(arguments, name.replace("-", "_"))
         if clone and not (clone / folder).is_dir():
             parser.error(f"{flag(name)} {clone}: has no folder {folder}; give a clone")
         if clone and arguments.table in ("equal", "best"):
             arguments.peers = [*arguments.peers, name]
     arguments.steps = arguments.steps or work.steps
     arguments.peers = [name for name in arguments.peers if name in work.equal(arguments.steps)]
-    if arguments.steps < 4_000:
-        parser.error(f"--steps {arguments.steps}: must be at least 4000, of which 1000 are random")
+    if arguments.steps < (least := min(work.steps, 4_000)):
+        parser.error(f"--steps {arguments.steps}: must be at least {least}, the first are random")
     return arguments
 
 
@@ -504,7 +510,7 @@ def last_line(text: str) -> str:
 
 
 def clone_of(peer: str, arguments: argparse.Namespace) -> str:
-    return str(getattr(arguments, peer) or "") if peer in CLONES else ""
+    return str(getattr(arguments, peer.replace("-", "_")) or "") if peer in CLONES else ""
 
 
 def peer_python(peer: str) -> Path:

@@ -3,7 +3,7 @@
 It runs inside the peer's own virtual environment, so it imports nothing of this repository. The
 request is JSON: `algorithm`, the peer's class; `env_id`; `settings` in the peer's own words;
 `seeds`, `first_seed`; and `eval_every`, the environment steps between greedy evaluations, 0 for
-none; and for PureJaxRL and Stoix `folder`, a clone.
+none; and for PureJaxRL, Stoix and mbrl-lib `folder`, a clone.
 """
 
 import importlib
@@ -32,6 +32,7 @@ def main() -> None:
         "stable-baselines3": ("stable-baselines3", "torch"),
         "sbx-rl": ("sbx-rl", "jax"),
         "brax": ("brax", "jax"),
+        "mbrl-lib": ("gymnasium", "torch"),
     }
     versions = {name: importlib.metadata.version(name) for name in packages[peer]}
     print(json.dumps(result | {"versions": versions}))
@@ -91,8 +92,11 @@ def purejaxrl(request: dict) -> dict:
     module = importlib.import_module(request["algorithm"].lower())
     settings = dict(request["settings"])
     sizes, every = settings.pop("hidden_sizes"), request["eval_every"]
+    is_image = request["env_id"].endswith("-MinAtar")
     if hasattr(module, "QNetwork"):
-        module.QNetwork = q_network(sizes)
+        module.QNetwork = q_network(sizes, is_image)
+    elif is_image:
+        module.ActorCritic = actor_critic(sizes)
     config = settings | {"ENV_NAME": request["env_id"]}
     train = module.make_train(config)  # which adds to it
     keys = jax.vmap(jax.random.PRNGKey)(request["first_seed"] + jnp.arange(request["seeds"]))
@@ -139,7 +143,7 @@ class Categorical:
         return -jnp.sum(jnp.exp(log_probs) * log_probs, -1)
 
 
-def q_network(sizes):
+def q_network(sizes, is_image):
     """Return the class that replaces PureJaxRL's network."""
     import flax.linen as nn
 
@@ -148,11 +152,43 @@ def q_network(sizes):
 
         @nn.compact
         def __call__(self, x):
+            x = convolved(x) if is_image else x
             for size in sizes:
                 x = nn.relu(nn.Dense(size)(x))
             return nn.Dense(self.action_dim)(x)
 
     return QNetwork
+
+
+def actor_critic(sizes):
+    """Return the class that replaces PureJaxRL's for images, which flattens them."""
+    import flax.linen as nn
+
+    class ActorCritic(nn.Module):
+        action_dim: int
+        activation: str = "relu"
+
+        @nn.compact
+        def __call__(self, obs):
+            outputs = []
+            for num_outputs, scale in ((self.action_dim, 0.01), (1, 1.0)):
+                x = convolved(obs)
+                for size in sizes:
+                    x = nn.relu(nn.Dense(size, kernel_init=nn.initializers.orthogonal(2**0.5))(x))
+                last = nn.Dense(num_outputs, kernel_init=nn.initializers.orthogonal(scale))
+                outputs.append(last(x))
+            return Categorical(outputs[0]), outputs[1].squeeze(-1)
+
+    return ActorCritic
+
+
+def convolved(x):
+    """Return the features of MinAtar's 16 filters of 3 x 3; PureJaxRL flattens its images."""
+    import flax.linen as nn
+
+    images = x.reshape(*x.shape[:-1], 10, 10, -1)
+    features = nn.relu(nn.Conv(16, (3, 3), padding="VALID")(images))
+    return features.reshape(*x.shape[:-1], -1)
 
 
 def purejaxrl_returns(module, env_id, params, keys):
@@ -172,7 +208,7 @@ def purejaxrl_returns(module, env_id, params, keys):
     def play(params, key):
         def step(carry, key):
             obs, state, active, total = carry
-            action = jnp.argmax(values(params, obs))
+            action = jnp.argmax(values(params, obs.reshape(-1)))
             obs, state, reward, done, _ = env.step(key, state, action, env_params)
             return (obs, state, active & ~done, total + active * reward), None
 
@@ -388,8 +424,58 @@ def brax(request: dict) -> dict:
     }
 
 
+def mbrl_lib(request: dict) -> dict:
+    """Train one seed with the files of a clone, timed from the end of the first fit of the model,
+    after the random steps; the final policy plays two episodes."""
+    import tempfile
+
+    import gymnasium
+    import torch
+    from omegaconf import OmegaConf
+
+    sys.path.insert(0, request["folder"])
+    import mbrl.algorithms.pets as pets
+
+    env, seed, ends, agents = gymnasium.make(request["env_id"]), request["first_seed"], [], []
+    torch.manual_seed(seed)
+    env.reset(seed=seed)
+    fit = pets.mbrl.util.common.train_model_and_save_model_and_data
+    make_agent = pets.mbrl.planning.create_trajectory_optim_agent_for_model
+
+    def timed_fit(*arguments, **more):
+        fit(*arguments, **more)
+        ends.append(time.monotonic())
+
+    def kept_agent(*arguments, **more):
+        agents.append(make_agent(*arguments, **more))
+        return agents[0]
+
+    pets.mbrl.util.common.train_model_and_save_model_and_data = timed_fit
+    pets.mbrl.planning.create_trajectory_optim_agent_for_model = kept_agent
+    config = OmegaConf.create(request["settings"] | {"seed": seed, "device": "cpu"})
+    with tempfile.TemporaryDirectory() as scratch:
+        never = lambda actions, obs: torch.zeros(len(obs), 1, dtype=torch.bool)
+        pets.train(env, never, None, config, silent=True, work_dir=scratch)
+    seconds = time.monotonic() - ends[0]
+    returns = []
+    for _ in range(2):
+        obs, done, total = env.reset()[0], False, 0.0
+        agents[0].reset()
+        while not done:
+            obs, reward, terminated, truncated, _ = env.step(agents[0].act(obs))
+            done, total = terminated or truncated, total + float(reward)
+        returns.append(total)
+    return {
+        "steps_per_second": config.overrides.num_steps / seconds,
+        "compile_seconds": 0.0,
+        "episode_return": float(np.mean(returns)),
+        "curve": [],
+    }
+
+
 PEERS = {
     "brax": brax,
+    "mbrl-lib": mbrl_lib,
     "rejax": rejax,
     "purejaxrl": purejaxrl,
     "stoix": stoix,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 OURS, OURS_ALONE = "manyseeds", "manyseeds, 1 device"
 STABLE = ("stable-baselines3", "sbx-rl")  # they share their words
-ONE_SEED = (*STABLE, "brax")  # a process trains one seed; more run one by one
+ONE_SEED = (*STABLE, "brax", "mbrl-lib")  # a process trains one seed; more run one by one
 HIDDEN_SIZES = (64, 64)  # fixed in rejax
 
 
@@ -137,6 +137,31 @@ def ppo_brax_equal(steps: int) -> dict[str, dict]:
     return by_contestant(ours, None, brax=brax | {"network": network})
 
 
+def ppo_minatar_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same PPO on MinAtar's Breakout: those of gymnax-blines.
+
+    64 environments x 128 steps, 4 epochs of 8 minibatches, Adam 5e-4, gamma 0.999, lambda 0.95,
+    clipping at 0.2, entropy 0.01, gradients clipped to norm 0.5. The policy and the value each have
+    MinAtar's network, 16 filters of 3 x 3 and a layer of 128, where gymnax-blines has two of 256.
+    """
+    shared = {"total_timesteps": steps, "num_envs": 64, "num_steps": 128, "learning_rate": 5e-4}
+    shared |= {"gamma": 0.999, "gae_lambda": 0.95, "update_epochs": 4, "num_minibatches": 8}
+    shared |= {"clip_coef": 0.2, "ent_coef": 0.01, "vf_coef": 0.5, "max_grad_norm": 0.5}
+    pure = purejaxrl_ppo(steps) | {"NUM_ENVS": 64, "LR": 5e-4, "GAMMA": 0.999, "ANNEAL_LR": False}
+    pure |= {"NUM_MINIBATCHES": 8, "hidden_sizes": (128,)}
+    return by_contestant(
+        shared | {"anneal_lr": False, "hidden_sizes": (128,)}, None, purejaxrl=pure
+    )
+
+
+def dqn_minatar_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same DQN on MinAtar's Breakout: those of `dqn_equal`, a buffer of
+    50,000, and MinAtar's network, 16 filters of 3 x 3 and a layer of 128."""
+    settings, changes = dqn_equal(steps), {"buffer_size": 50_000, "hidden_sizes": (128,)}
+    pure = settings["purejaxrl"] | {"BUFFER_SIZE": 50_000, "hidden_sizes": (128,)}
+    return by_contestant(settings[OURS] | changes, None, purejaxrl=pure)
+
+
 def a2c_equal(steps: int) -> dict[str, dict]:
     """Return settings for the same A2C.
 
@@ -202,6 +227,47 @@ def ddpg_equal(steps: int) -> dict[str, dict]:
     stable |= {"policy_kwargs": {"net_arch": HIDDEN_SIZES}}
     peers = {"stoix": stoix_continuous(steps, 100, {"exploration_noise": 0.1})}
     return by_contestant(shared | ours, shared | stable, **peers)
+
+
+def pets_equal(steps: int) -> dict[str, dict]:
+    """Return settings for the same PETS.
+
+    5 networks of two layers of 64, swish, which learn the reward too, fitted every 200 steps from
+    bootstrap samples by Adam 3e-3 with batches of 64; plans of 20 steps, 3 rounds of 50 plans, the
+    best 5 of which count, 5 particles that change networks at every step; 200 random steps first.
+
+    Ours takes 1,000 gradient steps in each fit, mbrl-lib passes through the data as often as makes
+    as many in all.
+    """
+    ours = {"total_timesteps": steps, "steps_per_fit": 200, "learning_rate": 3e-3}
+    ours |= {"batch_size": 64, "gradient_steps": 1_000, "num_networks": 5, "num_particles": 1}
+    ours |= {"hidden_sizes": HIDDEN_SIZES, "horizon": 20, "num_samples": 50, "num_elites": 5}
+    ours |= {"num_cem_rounds": 3, "init_std": 0.5, "eval_episodes": 2}
+    num_fits = (steps - 200) // 200
+    batches = sum(-(-200 * n // 64) for n in range(1, num_fits + 1))  # of one pass in each fit
+    optimizer = {"_target_": "mbrl.planning.CEMOptimizer", "num_iterations": 3, "alpha": 0.0}
+    optimizer |= {"elite_ratio": 0.1, "population_size": 50, "return_mean_elites": True}
+    optimizer |= {
+        "clipped_normal": True,
+        "device": "cpu",
+        "lower_bound": "???",
+        "upper_bound": "???",
+    }
+    agent = {"_target_": "mbrl.planning.TrajectoryOptimizerAgent", "action_lb": "???"}
+    agent |= {"action_ub": "???", "planning_horizon": 20, "optimizer_cfg": optimizer}
+    agent |= {"_recursive_": False}  # the default of the Hydra that it was written for
+    model = {"_target_": "mbrl.models.GaussianMLP", "device": "cpu", "num_layers": 2}
+    model |= {"ensemble_size": 5, "hid_size": 64, "propagation_method": "random_model"}
+    model |= {"learn_logvar_bounds": True, "activation_fn_cfg": {"_target_": "torch.nn.SiLU"}}
+    model |= {"_recursive_": False}
+    algorithm = {"agent": agent, "normalize": True, "target_is_delta": True, "num_particles": 5}
+    algorithm |= {"initial_exploration_steps": 200, "freq_train_model": 200}
+    algorithm |= {"learned_rewards": True, "dataset_size": steps}
+    overrides = {"num_steps": steps - 200, "model_lr": 3e-3, "model_wd": 0.0, "patience": 10**9}
+    overrides |= {"model_batch_size": 64, "validation_ratio": 0, "num_elites": 5}
+    overrides |= {"num_epochs_train_model": round(1_000 * num_fits / batches)}
+    peer = {"dynamics_model": model, "algorithm": algorithm, "overrides": overrides}
+    return by_contestant(ours, None, **{"mbrl-lib": peer})
 
 
 NO_CLIPPING = 1e9  # Stoix always clips gradients to a norm
@@ -340,6 +406,9 @@ WORKS = {
     "dqn": Work("dqn", "DQN", "CartPole-v1", 100_000, dqn_equal, dqn_best),
     "ppo": Work("ppo", "PPO", "CartPole-v1", 200_000, ppo_equal, ppo_best),
     "ppo_brax": Work("ppo", "PPO", "InvertedPendulum-brax", 409_600, ppo_brax_equal, None),
+    "ppo_minatar": Work("ppo", "PPO", "Breakout-MinAtar", 49_152, ppo_minatar_equal, None),
+    "dqn_minatar": Work("dqn", "DQN", "Breakout-MinAtar", 20_000, dqn_minatar_equal, None),
+    "pets": Work("pets", "PETS", "Pendulum-v1", 2_000, pets_equal, None),
     "a2c": Work("a2c", "A2C", "CartPole-v1", 200_000, a2c_equal, None),
     "td3": Work("td3", "TD3", "Pendulum-v1", 20_000, td3_equal, None),
     "sac": Work("sac", "SAC", "Pendulum-v1", 20_000, sac_equal, None),
