@@ -33,9 +33,10 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.buffers import uniform_buffer
+from common.distributions import legal_only
 from common.envs import Env, EnvState, Transition, make_env, rollout
 from common.exploration import epsilon_greedy, linear_schedule, random_policy
-from common.networks import ILLEGAL, Network, make_network
+from common.networks import Network, make_network
 from common.run import main
 
 
@@ -126,7 +127,7 @@ def make(config: Config) -> Algorithm:
 
     def q(params, obs):
         q_values = expected_return(jax.nn.softmax(network.apply(params, obs)), support)
-        return q_values if env.legal is None else jnp.where(env.legal(obs), q_values, ILLEGAL)
+        return legal_only(env, obs, q_values)
 
     def loss(params, target_params, batch):
         def transition_loss(transition):

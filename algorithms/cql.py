@@ -90,14 +90,14 @@ def make(config: Config) -> Algorithm:
         dataset = play_dataset(env, noisy_policy(env, expert, epsilon))
 
     def loss(params, target_params, batch):
-        def error(transition):
-            q_value = network.apply(params, transition.obs)[transition.action]
+        def transition_loss(transition):
+            q_values, action = network.apply(params, transition.obs), transition.action
             next_value = jnp.max(network.apply(target_params, transition.next_obs))
             reward, terminated = transition.reward, transition.terminated
-            return td_error(q_value, reward, next_value, terminated, config.gamma)
+            error = td_error(q_values[action], reward, next_value, terminated, config.gamma)
+            return jnp.square(error) + 2 * config.alpha * conservative_gap(q_values, action)
 
-        gap = jax.vmap(conservative_gap)(network.apply(params, batch.obs), batch.action)
-        return jnp.mean(jnp.square(jax.vmap(error)(batch))) + 2 * config.alpha * jnp.mean(gap)
+        return jnp.mean(jax.vmap(transition_loss)(batch))
 
     def init(key):
         key, key_params, key_data = jax.random.split(key, 3)

@@ -29,9 +29,10 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.buffers import uniform_buffer
+from common.distributions import legal_only
 from common.envs import Env, EnvState, Transition, make_env, rollout
 from common.exploration import epsilon_greedy, linear_schedule, random_policy
-from common.networks import ILLEGAL, Network, dense, make_network
+from common.networks import Network, dense, make_network
 from common.run import main
 
 
@@ -96,8 +97,7 @@ def make_dueling_network(env: Env, hidden_sizes: tuple[int, ...]) -> Network:
         hidden_value, hidden_advantage = jnp.split(hidden, 2, axis=-1)
         value = hidden_value @ w_value + b_value
         advantage = hidden_advantage @ w_advantage + b_advantage
-        q_values = dueling(value, advantage)
-        return q_values if env.legal is None else jnp.where(env.legal(obs), q_values, ILLEGAL)
+        return legal_only(env, obs, dueling(value, advantage))
 
     return Network(init, apply)
 

@@ -58,6 +58,7 @@ from common.memory import (
     cut_sequences,
     recurrent,
     rollout_with_memory,
+    with_mask,
 )
 from common.networks import Network, make_network, mlp
 from common.normalization import Statistics, add_batch, no_statistics
@@ -217,14 +218,14 @@ def make_recurrent_q_network(
         y = streams.apply(params, jnp.concatenate([memory, policy], axis=-1))
         return dueling(y[..., :1], y[..., 1:])
 
-    return recurrent(
+    network = recurrent(
         Network(encoder.init, encode),
         num_features + env.num_actions,
         memory_size,
         Network(streams.init, head),
         max_steps=memory_steps,
-        legal=None if env.legal is None else lambda inputs: env.legal(inputs[0])[..., None, :],
     )
+    return with_mask(env, network, lambda inputs: inputs[0])
 
 
 def intrinsic_weights(largest, num_policies) -> jax.Array:

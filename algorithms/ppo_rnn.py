@@ -54,7 +54,7 @@ from common.distributions import (
     with_orthogonal_init,
 )
 from common.envs import EnvState, bound_action, make_env, map_actions
-from common.memory import recurrent, rollout_with_memory
+from common.memory import recurrent, rollout_with_memory, with_mask
 from common.networks import Network, as_vector, mlp
 from common.normalization import (
     Statistics,
@@ -170,7 +170,8 @@ def make(config: Config) -> Algorithm:
     sizes = [config.memory_size, *config.hidden_sizes]
     actor = with_orthogonal_init(mlp([*sizes, num_outputs], jnp.tanh), 0.01)
     actor = make_policy(env, actor, config.init_std)
-    actor = recurrent(vector, num_inputs, config.memory_size, actor, config.memory_steps, env.legal)
+    actor = recurrent(vector, num_inputs, config.memory_size, actor, config.memory_steps)
+    actor = with_mask(env, actor, lambda obs: obs)
     critic = with_orthogonal_init(mlp([*sizes, 1], jnp.tanh), 1.0)
     steps_per_update = config.num_envs * config.num_steps
     num_updates = config.total_timesteps // steps_per_update

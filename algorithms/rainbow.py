@@ -39,9 +39,10 @@ import optax
 
 from common.algorithm import Algorithm, require
 from common.buffers import rows, uniform_buffer
+from common.distributions import legal_only
 from common.envs import Env, EnvState, Transition, make_env, rollout
 from common.exploration import linear_schedule, random_policy
-from common.networks import ILLEGAL, Network, dense, make_network
+from common.networks import Network, dense, make_network
 from common.prioritized import Priorities, init_priorities, sample_rows, set_priorities
 from common.run import main
 
@@ -270,7 +271,7 @@ def make(config: Config) -> Algorithm:
 
     def q(params, obs):
         q_values = expected_return(jax.nn.softmax(network.apply(params, obs)), support)
-        return q_values if env.legal is None else jnp.where(env.legal(obs), q_values, ILLEGAL)
+        return legal_only(env, obs, q_values)
 
     def loss(params, target_params, batch, weights, key):
         key_online, key_target, key_selection = jax.random.split(key, 3)

@@ -104,7 +104,7 @@ class State(NamedTuple):
 def find_problem(env_id: str) -> Problem:
     """Return the problem of an environment, or raise ValueError."""
     for problem in PROBLEMS:
-        if problem.env_id == env_id:
+        if problem.env_id == env_id.partition("+")[0]:  # before --env-params
             return problem
     known = ", ".join(problem.env_id for problem in PROBLEMS)
     raise ValueError(f"{env_id} has no goal region here; choose with --env-id, one of: {known}")

@@ -8,9 +8,12 @@ of limits.md. Microseconds of an update of all seeds; medians of interleaved rou
     environment_us  its environment steps alone, with constant actions
     products_us     its matrix products, counted in the traced program, at the rate of a product of
                     two 512 x 512 matrices
+    arithmetic_us   its operations on single numbers, counted there too: additions and the like at
+                    the rate of a chain of them, divisions, exponentials and the like at tanh's
     random_us       its random bits, counted there too, at the rate of a large draw
     memory_us       its State without replay memory, read and written once, at the rate of a copy
-    largest         which of the four is the largest
+    call_us         calling the compiled program without an update, shared by those of a call
+    largest         which of the six is the largest
     ratio           the update over that one
     compile_s       seconds of compiling it, from an empty cache
     load            of the machine, its average over the last minute, before the first round
@@ -24,6 +27,7 @@ import importlib
 import math
 import os
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,14 +51,16 @@ MANY_STEPS = 2_000  # of an environment, timed together
 class Work(NamedTuple):
     """What a program does."""
 
-    products: float  # multiplications and additions in matrix products
-    random_words: float  # of 32 bits
+    products: float = 0  # multiplications and additions in matrix products
+    random_words: float = 0  # of 32 bits
+    cheap: float = 0  # operations on single numbers: additions and the like
+    dear: float = 0  # divisions, exponentials and the like
 
     def times(self, n: float) -> "Work":
-        return Work(n * self.products, n * self.random_words)
+        return Work(*(n * x for x in self))
 
     def plus(self, other: "Work") -> "Work":
-        return Work(self.products + other.products, self.random_words + other.random_words)
+        return Work(*(x + y for x, y in zip(self, other, strict=True)))
 
 
 class Rates(NamedTuple):
@@ -62,7 +68,16 @@ class Rates(NamedTuple):
 
     products: float
     random_words: float
+    cheap: float
+    dear: float
     bytes: float
+
+
+CHEAP = "add sub mul neg abs sign max min clamp select_n lt le gt ge eq ne and or not xor floor"
+CHEAP += " ceil round square integer_pow add_any"
+REDUCING = "reduce_sum reduce_max reduce_min reduce_and reduce_or argmax argmin cumsum"
+DEAR = "div rem pow sqrt rsqrt cbrt exp exp2 expm1 log log1p tanh logistic sin cos tan asin acos"
+DEAR += " atan atan2 sinh cosh erf erf_inv erfc lgamma"
 
 
 def main() -> None:
@@ -113,9 +128,24 @@ def measured_rates() -> Rates:
     product = jax.jit(lambda x: x @ x)
     draw = jax.jit(lambda x: jax.random.bits(jax.random.key(x[0]), x.shape))
     copy = jax.jit(lambda x: x + 1)
+
+    def chain(operation, length):
+        """Operations in a microsecond of a chain on numbers that stay in the cache."""
+        rounds, few = 1_000, jnp.full(4_096, 0.5)
+
+        def once(_, x):
+            for _ in range(length):
+                x = operation(x)
+            return x
+
+        program = jax.jit(lambda x: jax.lax.fori_loop(0, rounds, once, x))
+        return rounds * length * few.size / (1e6 * fastest(program, few))
+
     return Rates(
         2 * side**3 / (1e6 * fastest(product, matrix)),
         words.size / (1e6 * fastest(draw, words)),
+        2 * chain(lambda x: x * 0.99 + 0.01, 16),
+        chain(jnp.tanh, 16),
         2 * numbers.nbytes / (1e6 * fastest(copy, numbers)),
     )
 
@@ -130,8 +160,10 @@ def line_of(run: Run, rates: Rates, load: float) -> dict[str, Any]:
     floors = {
         "environment_us": environment_us(config, algorithm, run.seeds),
         "products_us": work.products / rates.products,
+        "arithmetic_us": work.cheap / rates.cheap + work.dear / rates.dear,
         "random_us": work.random_words / rates.random_words,
         "memory_us": 2 * run.seeds * bytes_without_replay(state) / rates.bytes,
+        "call_us": call_us(run) / run.length,
     }
     update = statistics.median(run.microseconds) * algorithm.steps_per_update * run.seeds
     largest = max(floors, key=lambda name: floors[name])
@@ -172,6 +204,17 @@ def environment_us(config: Any, algorithm: Any, seeds: int) -> float:
     return 1e6 * fastest(jax.jit(steps), states, keys) * num_steps / MANY_STEPS
 
 
+def call_us(run: Run) -> float:
+    """Return the microseconds of a call of the program that makes no update."""
+    seconds = []
+    for _ in range(20):
+        clock = time.perf_counter()
+        span = jnp.int32(0), jnp.int32(0), jnp.bool_(True)
+        run.state = jax.block_until_ready(run.loop(run.state, *span))
+        seconds.append(time.perf_counter() - clock)
+    return 1e6 * min(seconds)
+
+
 def bytes_without_replay(state: Any) -> int:
     """Return the bytes of a seed's State but for its replay memory."""
     kept = state._replace(buffer=None) if hasattr(state, "buffer") else state
@@ -180,17 +223,23 @@ def bytes_without_replay(state: Any) -> int:
 
 def work_of(program: Any) -> Work:
     """Return the work of a jaxpr, its inner ones included."""
-    total = Work(0, 0)
+    total = Work()
     for equation in (program.jaxpr if isinstance(program, ClosedJaxpr) else program).eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
             inner = math.prod(left[i] for i in contracted)
-            total = total.plus(Work(2 * inner * math.prod(out), 0))
+            total = total.plus(Work(products=2 * inner * math.prod(out)))
         elif name == "random_bits":
             words = math.prod(equation.outvars[0].aval.shape) * params["bit_width"] / 32
-            total = total.plus(Work(0, words))
+            total = total.plus(Work(random_words=words))
+        elif name in CHEAP.split():
+            total = total.plus(Work(cheap=equation.outvars[0].aval.size))
+        elif name in REDUCING.split():
+            total = total.plus(Work(cheap=equation.invars[0].aval.size))
+        elif name in DEAR.split():
+            total = total.plus(Work(dear=equation.outvars[0].aval.size))
         elif name == "cond":
             total = total.plus(max(map(work_of, params["branches"]), key=lambda work: work[0]))
         else:

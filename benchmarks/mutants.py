@@ -997,8 +997,8 @@ MUTANTS = [
     ),
     algorithm(
         *("half of the penalty", "cql"),
-        "2 * config.alpha * jnp.mean(gap)",
-        "config.alpha * jnp.mean(gap)",
+        "+ 2 * config.alpha * conservative_gap(",
+        "+ config.alpha * conservative_gap(",
         "update_descends",
     ),
     algorithm(

@@ -49,6 +49,15 @@ RACES = {  # a line of the headline of speed.md: the page and section, and the f
         "ppo.md#speed-the-same-work-on-brax",
         "speed_ppo_brax.csv",
     ),
+    "PPO on MinAtar, steps per second": (
+        "ppo.md#speed-the-same-work-on-minatar",
+        "speed_ppo_minatar.csv",
+    ),
+    "DQN on MinAtar, steps per second": (
+        "dqn.md#speed-the-same-work-on-minatar",
+        "speed_dqn_minatar.csv",
+    ),
+    "PETS against mbrl-lib, steps per second": ("pets.md#speed-the-same-work", "speed_pets.csv"),
     "A2C against stable-baselines3, steps per second": (
         "a2c.md#speed-the-same-work",
         "speed_a2c.csv",

@@ -77,7 +77,19 @@ def xminigrid(name: str) -> tuple[Callable, Callable]:
     return lambda key: env.reset(params, key), step
 
 
-OWN = {make.__name__: make for make in (navix, jumanji, craftax, pgx, xminigrid)}
+def playground(name: str) -> tuple[Callable, Callable]:
+    package = import_module("mujoco_playground")
+    env = package.registry.load(name, config_overrides={"impl": "jax"})
+    env = package.wrapper.wrap_for_brax_training(env)  # which adds an axis of environments
+
+    def step(key, state, action):
+        state = env.step(state, action[None])
+        return state, state.obs[0], state.reward[0]
+
+    return lambda key: env.reset(key[None]), step
+
+
+OWN = {make.__name__: make for make in (navix, jumanji, craftax, pgx, xminigrid, playground)}
 IDS = {
     "Navix-Empty-5x5-v0-navix": 64,
     "Navix-DoorKey-5x5-v0-navix": 64,
@@ -86,6 +98,7 @@ IDS = {
     "Craftax-Classic-Symbolic-v1-craftax": 16,
     "minatar-breakout-pgx": 64,
     "MiniGrid-Empty-5x5-xminigrid": 64,
+    "CartpoleSwingup-playground": 64,
 }
 
 
@@ -117,7 +130,7 @@ def race(*programs: Callable) -> list[float]:
 
 def ours_of(env_id: str, num_envs: int) -> Callable:
     env = make_env(env_id, num_envs)
-    policy = random_policy(env)
+    policy = random_policy(env._replace(legal=None))  # as the suite's own
 
     def play(key):
         state, steps, metrics = rollout(env, policy, env.reset(key), key, NUM_STEPS)
@@ -129,12 +142,12 @@ def ours_of(env_id: str, num_envs: int) -> Callable:
 def own_of(env_id: str, num_envs: int) -> Callable:
     name, _, suite = env_id.rpartition("-")
     reset, step = OWN[suite](name)
-    num_actions = make_env(env_id, 1).num_actions
+    random_actions = random_policy(make_env(env_id, num_envs)._replace(legal=None))
 
     def play(key):
         def step_all(states, key):
             key_action, key_step = jax.random.split(key)
-            action = jax.random.randint(key_action, (num_envs,), 0, num_actions)
+            action = random_actions(None, key_action)
             keys = jax.random.split(key_step, num_envs)
             states, *seen = jax.vmap(step)(jax.vmap(jax.random.key_data)(keys), states, action)
             return states, seen

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from common.envs import Env
-from common.networks import Network
+from common.networks import ILLEGAL, Network
 
 
 class Normal(NamedTuple):
@@ -27,10 +27,15 @@ def make_policy(env: Env, network: Network, std: float) -> Network:
     """
     if env.num_actions is not None:
         return network
-    return Network(
-        init=lambda key: (network.init(key), jnp.zeros(env.action_shape) + jnp.log(std)),
-        apply=lambda params, obs: Normal(network.apply(params[0], obs), params[1]),
-    )
+    init = lambda key: (network.init(key), jnp.zeros(env.action_shape) + jnp.log(std))
+    return Network(init, lambda params, obs: Normal(network.apply(params[0], obs), params[1]))
+
+
+def legal_only(env: Env, obs: jax.Array, values: jax.Array) -> jax.Array:
+    """values of actions [..., A], or logits, and ILLEGAL for those that `env` forbids at `obs`."""
+    if env.legal is not None:  # copied for -pgx or -jumanji
+        return jnp.where(env.legal(obs), values, ILLEGAL)
+    return values
 
 
 def sample(key: jax.Array, distribution: jax.Array | Normal) -> jax.Array:
@@ -47,8 +52,7 @@ def log_probability(distribution: jax.Array | Normal, action: jax.Array) -> jax.
         mean, log_std = distribution
         z = (action - mean) * jnp.exp(-log_std)
         return jnp.sum(-0.5 * jnp.square(z) - log_std - 0.5 * math.log(2 * math.pi), axis=-1)
-    # A sum, not an indexed element: its gradient is a product, not a scatter.
-    is_taken = jax.nn.one_hot(action, distribution.shape[-1])
+    is_taken = jax.nn.one_hot(action, distribution.shape[-1])  # its gradient is no scatter
     return jnp.sum(jax.nn.log_softmax(distribution) * is_taken, axis=-1)
 
 

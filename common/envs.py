@@ -91,8 +91,7 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     if actions not in ("any", kind):
         raise ValueError(f"{env_id} has {kind} actions; this algorithm needs {actions} ones")
     if actions == "continuous" and not is_bounded(env.action_low, env.action_high):  # not copied
-        needs = "finite bounds with low < high for every action"
-        raise ValueError(f"{env_id}: this algorithm needs {needs}")
+        raise ValueError(f"{env_id}: this algorithm needs finite bounds of actions, low < high")
     if observations == "integer" and env.num_states is None:  # copied for observations="integer"
         raise ValueError(f"{env_id} has no numbered states; this algorithm needs them")
     return env
@@ -149,8 +148,10 @@ def episode_metrics(episode: Episode) -> dict[str, jax.Array]:
 
 
 def rollout(env: Env, policy: Callable, state: EnvState, key: jax.Array, num_steps: int) -> tuple:
-    """Take `num_steps` steps of `policy(obs [N, ...], key) -> action`; return the EnvState, the
-    Transitions [T, N, ...], and the `episode_metrics` of these steps."""
+    """Take `num_steps` steps of `policy(obs [N, ...], key) -> action`.
+
+    Return the EnvState, the Transitions [T, N, ...], and the `episode_metrics` of these steps.
+    """
 
     def step(state, keys):
         state, transition = env.step(state, policy(state.obs, keys[0]), keys[1])

@@ -15,18 +15,15 @@ def linear_schedule(step: jax.Array, start: float, end: float, duration: float) 
 
 
 def epsilon_greedy(key: jax.Array, q_values: jax.Array, epsilon: float | jax.Array) -> jax.Array:
-    """argmax_a q_values [..., A] with probability 1 - ε, else any action but those with the value
-    ILLEGAL; [...]. Of equally good actions each has the same probability."""
+    """argmax_a q_values [..., A] with probability 1 - ε, else any legal action; ties at random."""
     explore, which = jax.random.uniform(key, (2, *q_values.shape[:-1]))
-    is_best = q_values == jnp.max(q_values, axis=-1, keepdims=True)
-    allowed = jnp.where((explore < epsilon)[..., None], q_values > ILLEGAL / 2, is_best)
-    count = jnp.cumsum(allowed, axis=-1)
+    least = jnp.where(explore < epsilon, -5e8, jnp.max(q_values, axis=-1))  # ILLEGAL is less
+    count = jnp.cumsum(q_values >= least[..., None], axis=-1)
     return jnp.argmax(count > (which * count[..., -1])[..., None], axis=-1)
 
 
 def random_policy(env: Env) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Return `policy(obs, key) -> action [N, ...]`, uniform over the legal actions, or over [-1, 1]
-    in every component of a continuous one: see `scale_action`."""
+    """Return `policy(obs, key) -> action [N, ...]`, uniform over legal actions, or over [-1, 1]."""
 
     def policy(obs, key):
         if env.num_actions is None:  # copied unless actions="discrete"

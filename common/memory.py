@@ -64,15 +64,10 @@ def gru(weights: jax.Array, inputs: jax.Array, memory: jax.Array) -> jax.Array:
 
 
 def recurrent(
-    encoder: Network,
-    num_features: int,
-    memory_size: int,
-    head: Network,
-    max_steps: int = 1,
-    legal: Callable | None = None,
+    encoder: Network, num_features: int, memory_size: int, head: Network, max_steps: int = 1
 ) -> RecurrentNetwork:
     """Return a network whose `head` sees the memory [..., memory_size] of a `gru`, which sees the
-    `num_features` outputs of an `encoder`. Outputs that `legal(x)` excludes are ILLEGAL.
+    `num_features` outputs of an `encoder`.
 
     `unroll` resets the memory after each step that is `done`. It returns the memories after each
     step, [T, ...], before any reset, and the memory to go on with. The bias of z is ln u at first,
@@ -92,13 +87,9 @@ def recurrent(
         w, b, _ = params[1]
         return encoder.apply(params[0], x) @ w + b
 
-    def outputs(params, memory, x):
-        y = head.apply(params[2], memory)
-        return y if legal is None else jnp.where(legal(x), y, ILLEGAL)
-
     def apply(params, memory, x):
         memory = gru(params[1][2], inputs(params, x), memory)
-        return outputs(params, memory, x), memory
+        return head.apply(params[2], memory), memory
 
     def unroll(params, memory, x, done):
         def step(memory, step_inputs):
@@ -107,9 +98,30 @@ def recurrent(
             return reset_memory(memory, done, jnp.zeros(memory_size)), memory
 
         memory, memories = jax.lax.scan(step, memory, (inputs(params, x), done))
-        return outputs(params, memories, x), memories, memory
+        return head.apply(params[2], memories), memories, memory
 
     return RecurrentNetwork(init, lambda: jnp.zeros(memory_size), apply, unroll)
+
+
+def with_mask(env: Env, network: RecurrentNetwork, obs_of: Callable) -> RecurrentNetwork:
+    """Return the network of values of actions, ILLEGAL for what `env` forbids at obs_of(x)."""
+    if env.legal is not None:  # copied for -pgx or -jumanji
+
+        def masked(y, x):
+            legal = env.legal(obs_of(x))
+            axes = range(legal.ndim - 1, y.ndim - 1)  # between those of x and that of actions
+            return jnp.where(jnp.expand_dims(legal, tuple(axes)), y, ILLEGAL)
+
+        def apply(params, memory, x):
+            y, memory = network.apply(params, memory, x)
+            return masked(y, x), memory
+
+        def unroll(params, memory, x, done):
+            y, memories, memory = network.unroll(params, memory, x, done)
+            return masked(y, x), memories, memory
+
+        return network._replace(apply=apply, unroll=unroll)
+    return network
 
 
 class StoredSequence(NamedTuple):

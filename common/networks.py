@@ -34,6 +34,8 @@ def mlp(sizes: Sequence[int], activation: Callable = jax.nn.relu) -> Network:
         for w, b in params[:-1]:
             x = activation(x @ w + b)
         w, b = params[-1]
+        if 4 * w.shape[1] <= w.shape[0] and jax.default_backend() == "cpu":
+            w = jax.lax.optimization_barrier(w.T).T  # its gradient is gᵀx: xᵀg takes up to 10 times
         return x @ w + b
 
     return Network(init, apply)
@@ -47,12 +49,11 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
     becomes a grouped convolution, which is slow on every device.
     """
     height, width, channels = obs_shape
-    filters = 16
-    tail = mlp([(height - 2) * (width - 2) * filters, *hidden_sizes, num_outputs])
+    tail = mlp([(height - 2) * (width - 2) * 16, *hidden_sizes, num_outputs])
 
     def init(key):
         key_conv, key_tail = jax.random.split(key)
-        return [dense(key_conv, 9 * channels, filters), *tail.init(key_tail)]
+        return [dense(key_conv, 9 * channels, 16), *tail.init(key_tail)]
 
     def apply(params, x):
         w, b = params[0]
@@ -81,9 +82,8 @@ def make_network(
     num_outputs = num_outputs or env.num_actions or math.prod(env.action_shape)
     if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) > 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
-    num_inputs = env.num_states or math.prod(env.obs_shape)
-    network = mlp([num_inputs, *hidden_sizes, num_outputs], activation)
-    return Network(network.init, lambda params, obs: network.apply(params, as_vector(env, obs)))
+    net = mlp([env.num_states or math.prod(env.obs_shape), *hidden_sizes, num_outputs], activation)
+    return Network(net.init, lambda params, obs: net.apply(params, as_vector(env, obs)))
 
 
 def make_q_network(env: Env, hidden_sizes: Sequence[int]) -> Network:

@@ -294,6 +294,20 @@ def test_what_it_cannot_plan_is_refused_in_one_line(flags, message):
     assert message in done.stderr and done.stderr.strip().count("\n") == 0
 
 
+def test_a_plan_is_made_for_the_parameters_of_the_environment():
+    """What the plan predicts is what the environment with them returns; another one differs."""
+    returns = {}
+    with jax.enable_x64(True):
+        for gravity in (1.0, 10.0):
+            algorithm = make(Config(f"Pendulum-v1+g={gravity}", num_nodes=600))
+            train = lambda key, a=algorithm: jax.lax.scan(a.update, a.init(key), jnp.arange(12))
+            metrics = jax.jit(train)(jax.random.key(0))[1]
+            value, gained = (np.asarray(metrics[x]) for x in ("value", "episode_return"))
+            np.testing.assert_allclose(value, gained, rtol=0, atol=1e-6)
+            returns[gravity] = gained[-1]
+    assert returns[1.0] > -1_000 and returns[1.0] != returns[10.0]
+
+
 @every_problem
 def test_the_picture_is_the_tree_and_the_plan(env_id):
     algorithm, states, metrics = trees(env_id)

@@ -425,16 +425,60 @@ def brax(request: dict) -> dict:
 
 
 def mbrl_lib(request: dict) -> dict:
-    """Train one seed with the files of a clone, timed from the end of the first fit of the model,
-    after the random steps; the final policy plays two episodes."""
+    """Run PETS, or its planner with the true model, for one seed with the files of a clone."""
+    sys.path.insert(0, request["folder"])
+    return mbrl_pets(request) if request["algorithm"] == "PETS" else mbrl_mpc(request)
+
+
+def mbrl_mpc(request: dict) -> dict:
+    """Play Pendulum-v1 with plans through its equations, in torch, for whole episodes."""
+    import gymnasium
+    import torch
+    from mbrl.planning import TrajectoryOptimizerAgent
+    from omegaconf import OmegaConf
+
+    settings = dict(request["settings"])
+    steps, horizon = settings.pop("steps"), settings.pop("planning_horizon")
+    torch.manual_seed(request["first_seed"])
+    agent = TrajectoryOptimizerAgent(OmegaConf.create(settings), [-2.0], [2.0], horizon)
+
+    def plan_returns(obs, plans):  # [K, H, 1]
+        angle = torch.full((len(plans),), float(np.arctan2(obs[1], obs[0])))
+        speed, total = torch.full_like(angle, float(obs[2])), torch.zeros(len(plans))
+        for torque in plans[..., 0].T.clamp(-2, 2):
+            wrapped = torch.remainder(angle + torch.pi, 2 * torch.pi) - torch.pi
+            total -= wrapped**2 + 0.1 * speed**2 + 0.001 * torque**2
+            speed = (speed + 0.05 * (15 * torch.sin(angle) + 3 * torque)).clamp(-8, 8)
+            angle = angle + 0.05 * speed
+        return total
+
+    agent.set_trajectory_eval_fn(plan_returns)
+    env, returns = gymnasium.make(request["env_id"]), []
+    clock = time.monotonic()
+    for episode in range(steps // 200):
+        obs, done, total = env.reset(seed=request["first_seed"] + 1_000 * episode)[0], False, 0.0
+        agent.reset()
+        while not done:
+            obs, reward, terminated, truncated, _ = env.step(agent.act(obs))
+            done, total = terminated or truncated, total + float(reward)
+        returns.append(total)
+    return {
+        "steps_per_second": 200 * len(returns) / (time.monotonic() - clock),
+        "compile_seconds": 0.0,
+        "episode_return": float(np.mean(returns)),
+        "curve": [],
+    }
+
+
+def mbrl_pets(request: dict) -> dict:
+    """Time PETS from the end of the first fit of its model, after the random steps; the final
+    policy plays two episodes."""
     import tempfile
 
     import gymnasium
+    import mbrl.algorithms.pets as pets
     import torch
     from omegaconf import OmegaConf
-
-    sys.path.insert(0, request["folder"])
-    import mbrl.algorithms.pets as pets
 
     env, seed, ends, agents = gymnasium.make(request["env_id"]), request["first_seed"], [], []
     torch.manual_seed(seed)

@@ -22,8 +22,7 @@ from common.environments.gymnax_checks import attempt, check, spaces_of
 from common.environments.gymnax_parameters import with_parameters
 from common.envs import Env, is_bounded
 
-# Their observations tell the time, so the time limit ends the task: the last observation is never
-# acted on, and no value of it is ever learned (Pardo et al. 2018, section 2).
+# Their observations tell the time, so the limit ends the task (Pardo et al. 2018, section 2).
 TIMED = {"DiscountingChain-bsuite", "PointRobot-misc", "MetaMaze-misc"}
 TIMED |= {"BernoulliBandit-misc", "GaussianBandit-misc"}
 

@@ -20,19 +20,18 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     env, params = gymnax.make(env_id)  # copied unless -bsuite
     env, params = make_sized(env_id)  # copied for -bsuite
     env = env.with_transition_gradients()  # copied for make_differentiable_env
-    obs_space, action_space = env.observation_space(params), env.action_space(params)
-    num_states, num_actions = getattr(obs_space, "n", None), getattr(action_space, "n", None)
+    obs_space, space = env.observation_space(params), env.action_space(params)
+    num_states, num_actions = getattr(obs_space, "n", None), getattr(space, "n", None)
     if actions not in ("any", "discrete" if num_actions else "continuous"):  # copied for actions=
         raise ValueError(f"--env-id: {env_id} has no {actions} actions")
     low, high = (np.asarray(getattr(obs_space, x, np.nan), float) for x in ("low", "high"))
     reset_all = jax.vmap(lambda key: env.reset(key, params))
-    step_all = jax.vmap(lambda k, s, a: env.step(k, s, a.reshape(action_space.shape), params))
+    step_all = jax.vmap(lambda k, s, a: env.step(k, s, a.reshape(space.shape), params))
     shapes = jax.eval_shape(reset_all, jax.random.split(jax.random.key(0), num_envs))
     is_integer = jnp.issubdtype(shapes[0].dtype, jnp.integer) and num_states is None
-    has_room = np.all((low < high) & (high - low < 2**24))  # float32 tells such integers apart
-    offset, scale = (low, high - low) if has_room else (0, 1)
+    offset, scale = (low, high - low) if np.all((low < high) & (high - low < 2**24)) else (0, 1)
 
-    def encode(obs):  # integers are scaled to [0, 1], but the numbers of states
+    def encode(obs):  # integers that float32 tells apart are scaled to [0, 1], but not states
         if env_id.endswith("-MinAtar"):  # copied for MinAtar
             return obs.astype(bool)
         return (obs - offset) / scale if is_integer else obs
@@ -60,7 +59,6 @@ def make_env(env_id: str, num_envs: int, actions: str = "any", observations: str
     if np.all((low < high) & (high - low < np.finfo(np.float32).max)):  # copied for obs_low
         fields |= {"obs_low": low.astype(np.float32), "obs_high": high.astype(np.float32)}
     if num_actions is None:  # copied unless actions="discrete"
-        shape, bounds = action_space.shape, (action_space.low, action_space.high)
-        low, high = (jnp.broadcast_to(x, shape).ravel() for x in bounds)
+        low, high = (jnp.broadcast_to(x, space.shape).ravel() for x in (space.low, space.high))
         fields |= {"action_shape": low.shape, "action_low": low, "action_high": high}
     return Env(reset, step, num_envs, shapes[0].shape[1:], num_states, num_actions, **fields)

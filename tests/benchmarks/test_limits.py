@@ -15,9 +15,9 @@ def count(function, *arguments):
 
 def test_products_count_multiplications_and_additions():
     a, b = jnp.ones((3, 4)), jnp.ones((4, 5))
-    assert count(lambda a, b: a @ b, a, b) == Work(2 * 3 * 4 * 5, 0)
+    assert count(lambda a, b: a @ b, a, b) == Work(products=2 * 3 * 4 * 5)
     batched = count(jax.vmap(lambda a: a @ b), jnp.ones((7, 3, 4)))
-    assert batched == Work(7 * 2 * 3 * 4 * 5, 0)
+    assert batched == Work(products=7 * 2 * 3 * 4 * 5)
 
 
 def test_loops_count_as_often_as_they_run_and_inner_functions_once():
@@ -26,20 +26,29 @@ def test_loops_count_as_often_as_they_run_and_inner_functions_once():
     def looped(a):
         return jax.lax.scan(lambda x, _: (jax.jit(lambda y: y @ y)(x), None), a, None, 6)[0]
 
-    assert count(looped, a) == Work(6 * 16, 0)
-    assert count(lambda a: looped(looped(a)), a) == Work(12 * 16, 0)
+    assert count(looped, a) == Work(products=6 * 16)
+    assert count(lambda a: looped(looped(a)), a) == Work(products=12 * 16)
 
 
 def test_the_dearer_branch_counts():
     a = jnp.ones((2, 2))
     work = count(lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a @ a, lambda: a), a)
-    assert work == Work(2 * 16, 0)
+    assert work.products == 2 * 16
 
 
 def test_random_words_are_counted():
     key = jax.random.key(0)
-    assert count(lambda key: jax.random.bits(key, (5,)), key) == Work(0, 5)
+    assert count(lambda key: jax.random.bits(key, (5,)), key) == Work(random_words=5)
     assert count(lambda key: jax.random.uniform(key, (3, 2)), key).random_words == 6
+
+
+def test_operations_on_single_numbers_are_counted():
+    x = jnp.ones((3, 4))
+    assert count(lambda x: x * x + 1, x) == Work(cheap=2 * 12)
+    assert count(lambda x: jnp.exp(x) / x, x) == Work(dear=2 * 12)
+    assert count(lambda x: jnp.sum(x, axis=0), x) == Work(cheap=12)  # of what goes in
+    looped = lambda x: jax.lax.fori_loop(0, 5, lambda _, x: jnp.tanh(x), x)
+    assert count(looped, x).dear == 5 * 12
 
 
 def test_replay_memory_is_no_traffic_of_an_update():
@@ -56,7 +65,7 @@ def test_replay_memory_is_no_traffic_of_an_update():
 def test_a_line_has_the_largest_floor_and_the_ratio_to_it():
     run = updates.compiled("q_learning", 2, "")
     run.microseconds = [3.0, 100.0, 5.0]
-    line = limits.line_of(run, Rates(1e9, 1e-6, 1e9), load=0.5)
+    line = limits.line_of(run, Rates(1e9, 1e-6, 1e9, 1e9, 1e9), load=0.5)
     made = q_learning.make(q_learning.Config())
     update = 5.0 * made.steps_per_update * 2
     assert line["largest"] == "random" and float(line["update_us"]) == pytest.approx(update, 0.01)
@@ -68,7 +77,7 @@ def test_the_steps_of_an_update_alone_take_less_than_the_update():
     """A call of a program takes longer than the 4 steps of an update of DQN: it must not count."""
     run = updates.compiled("dqn", 1, "")
     updates.play(run, 0.2)
-    line = limits.line_of(run, Rates(1e9, 1e9, 1e9), load=0.5)
+    line = limits.line_of(run, Rates(1e9, 1e9, 1e9, 1e9, 1e9), load=0.5)
     assert 0 < float(line["environment_us"]) < float(line["update_us"])
 
 

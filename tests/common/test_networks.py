@@ -20,6 +20,24 @@ def test_mlp_is_matrices_and_relus():
     np.testing.assert_allclose(network.apply(params, x[0]), (hidden @ w2 + b2)[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_outputs, is_behind_a_barrier", [(16, True), (17, False)])
+def test_a_barrier_before_few_outputs_changes_no_derivative(num_outputs, is_behind_a_barrier):
+    network = mlp([64, num_outputs])
+    params = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 64))
+    plain = lambda params, x: x @ params[0][0] + params[0][1]
+    for derivative in (
+        lambda f: jax.jvp(f, (params, x), (params, 2 * x)),
+        lambda f: jax.grad(lambda params: jnp.sum(jnp.square(f(params, x))))(params),
+        lambda f: jax.vmap(jax.grad(lambda p, x: jnp.sum(f(p, x) ** 3)), (None, 0))(params, x),
+    ):
+        both = map(jax.tree.leaves, map(derivative, (network.apply, plain)))
+        for got, expected in zip(*both, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+    program = str(jax.make_jaxpr(network.apply)(params, x))
+    assert ("optimization_barrier" in program) == is_behind_a_barrier
+
+
 def test_dense_has_unit_gain_and_no_bias():
     w, b = dense(jax.random.key(0), 400, 300)
     np.testing.assert_allclose(np.std(w), 1 / 20, rtol=0.02)

@@ -462,7 +462,7 @@ def test_the_default_environment_of_a_changed_file_comes_along(tmp_path):
     original = tmp_path / "algorithms" / "dqn.py"
     original.write_text(original.read_text().replace('"CartPole-v1"', '"CartPole-v1-history2"'))
     text = standalone("dqn", root=tmp_path)
-    assert "with_history" in text and "make_gymnax_env" in text and "legal" not in text
+    assert "with_history" in text and "make_gymnax_env" in text and "env.legal" not in text
 
 
 def test_the_command_writes_to_a_file_and_into_a_folder(tmp_path):
