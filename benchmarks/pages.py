@@ -58,6 +58,7 @@ RACES = {  # a line of the headline of speed.md: the page and section, and the f
         "speed_dqn_minatar.csv",
     ),
     "PETS against mbrl-lib, steps per second": ("pets.md#speed-the-same-work", "speed_pets.csv"),
+    "MPC against mbrl-lib, steps per second": ("mpc.md#speed-the-same-work", "speed_mpc.csv"),
     "A2C against stable-baselines3, steps per second": (
         "a2c.md#speed-the-same-work",
         "speed_a2c.csv",

@@ -422,7 +422,7 @@ WORKS = {
     "dqn": Work("dqn", "DQN", "CartPole-v1", 100_000, dqn_equal, dqn_best),
     "ppo": Work("ppo", "PPO", "CartPole-v1", 200_000, ppo_equal, ppo_best),
     "ppo_brax": Work("ppo", "PPO", "InvertedPendulum-brax", 409_600, ppo_brax_equal, None),
-    "ppo_minatar": Work("ppo", "PPO", "Breakout-MinAtar", 49_152, ppo_minatar_equal, None),
+    "ppo_minatar": Work("ppo", "PPO", "Breakout-MinAtar", 16_384, ppo_minatar_equal, None),
     "dqn_minatar": Work("dqn", "DQN", "Breakout-MinAtar", 20_000, dqn_minatar_equal, None),
     "mpc": Work("mpc", "MPC", "Pendulum-v1", 1_000, mpc_equal, None),
     "pets": Work("pets", "PETS", "Pendulum-v1", 2_000, pets_equal, None),
