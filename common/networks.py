@@ -35,7 +35,7 @@ def mlp(sizes: Sequence[int], activation: Callable = jax.nn.relu) -> Network:
             x = activation(x @ w + b)
         w, b = params[-1]
         if 4 * w.shape[1] <= w.shape[0] and jax.default_backend() == "cpu":
-            w = jax.lax.optimization_barrier(w.T).T  # its gradient is gᵀx: xᵀg takes up to 10 times
+            w = jax.lax.optimization_barrier(w.T).T  # ∂w as gᵀx: xᵀg can take 10 times as long
         return x @ w + b
 
     return Network(init, apply)
@@ -75,10 +75,8 @@ def make_network(
     """
     if not num_outputs and env.legal is not None:  # copied for -pgx or -jumanji
         network = make_network(env, hidden_sizes, env.num_actions, activation)
-        legal_only = lambda params, obs: jnp.where(
-            env.legal(obs), network.apply(params, obs), ILLEGAL
-        )
-        return Network(network.init, legal_only)
+        apply = lambda params, obs: jnp.where(env.legal(obs), network.apply(params, obs), ILLEGAL)
+        return Network(network.init, apply)
     num_outputs = num_outputs or env.num_actions or math.prod(env.action_shape)
     if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) > 3:  # copied for MinAtar
         return conv(env.obs_shape, hidden_sizes, num_outputs)
