@@ -105,12 +105,12 @@ def recurrent(
 
 def with_mask(env: Env, network: RecurrentNetwork, obs_of: Callable) -> RecurrentNetwork:
     """Return the network of values of actions, ILLEGAL for what `env` forbids at obs_of(x)."""
-    if env.legal is not None:  # copied for -pgx or -jumanji
+    if (legal := env.legal) is not None:  # copied for -pgx or -jumanji
 
         def masked(y, x):
-            legal = env.legal(obs_of(x))
-            axes = range(legal.ndim - 1, y.ndim - 1)  # between those of x and that of actions
-            return jnp.where(jnp.expand_dims(legal, tuple(axes)), y, ILLEGAL)
+            mask = legal(obs_of(x))
+            axes = range(mask.ndim - 1, y.ndim - 1)  # between those of x and that of actions
+            return jnp.where(jnp.expand_dims(mask, tuple(axes)), y, ILLEGAL)
 
         def apply(params, memory, x):
             y, memory = network.apply(params, memory, x)

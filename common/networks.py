@@ -73,9 +73,9 @@ def make_network(
     Outputs are by default one for each action, ILLEGAL for what `env` forbids (Huang & Ontañón
     2022, https://arxiv.org/abs/2006.14171), or for each component of a continuous action.
     """
-    if not num_outputs and env.legal is not None:  # copied for -pgx or -jumanji
-        network = make_network(env, hidden_sizes, env.num_actions, activation)
-        apply = lambda params, obs: jnp.where(env.legal(obs), network.apply(params, obs), ILLEGAL)
+    if not num_outputs and (legal := env.legal) is not None:  # copied for -pgx or -jumanji
+        network = make_network(env, hidden_sizes, env.num_actions or 0, activation)
+        apply = lambda params, obs: jnp.where(legal(obs), network.apply(params, obs), ILLEGAL)
         return Network(network.init, apply)
     num_outputs = num_outputs or env.num_actions or math.prod(env.action_shape)
     if len(env.obs_shape) == 3 and min(env.obs_shape[:2]) > 3:  # copied for MinAtar
