@@ -448,12 +448,13 @@ def run_ours(words: list[str], environment: dict, timeout: float) -> dict:
         if done["status"] != "ok":
             return done
         summary = json.loads((folder / "summary.json").read_text())
-        episodes = column(folder / "evaluation.csv", "episode_return")
+        files = [folder / name for name in ("evaluation.csv", "metrics.csv")]  # a planner has one
+        returns = column(next(path for path in files if path.exists()), "episode_return")
         return done | {
             "steps_per_second": summary["steps_per_second"],
             "compile_seconds": summary["compile_seconds"],
             "peak_mib": summary["peak_bytes"] / 2**20,
-            "episode_return": statistics.fmean(episodes),
+            "episode_return": statistics.fmean(x for x in returns if not math.isnan(x)),
             "curve": curve_of(folder / "metrics.csv") if "--eval-every" in words else [],
             "versions": {name: summary["versions"][name] for name in ("jax", "gymnax")},
         }

@@ -283,7 +283,7 @@ def mpc_equal(steps: int) -> dict[str, dict]:
     peer |= {"population_size": 100, "alpha": 0.0, "return_mean_elites": True, "device": "cpu"}
     peer |= {"clipped_normal": True, "lower_bound": "???", "upper_bound": "???"}
     peer |= {"steps": steps, "planning_horizon": 20}
-    return by_contestant(ours | {"eval_episodes": 5}, None, **{"mbrl-lib": peer})
+    return by_contestant(ours, None, **{"mbrl-lib": peer})
 
 
 NO_CLIPPING = 1e9  # Stoix always clips gradients to a norm
