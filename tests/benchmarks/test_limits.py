@@ -82,12 +82,19 @@ def test_the_steps_of_an_update_alone_take_less_than_the_update():
 
 
 def test_the_page_has_a_row_for_each_algorithm_and_a_column_for_each_number_of_seeds():
-    line = {"update_us": "5", "ratio": "2", "largest": "memory", "compile_s": "1.0"}
+    line = {
+        "update_us": "5",
+        "ratio": "2",
+        "largest": "memory",
+        "compile_s": "1.0",
+        "warm_compile_s": "0.4",
+    }
     lines = [{"algorithm": "dqn", "seeds": "1"} | line, {"algorithm": "a2c", "seeds": "8"} | line]
     lines += [{"algorithm": "dqn", "seeds": "8"} | line | {"ratio": "3", "largest": "products"}]
     head, a2c, dqn = limits.by_algorithm(lines)
     assert head == [
-        *("algorithm", "us, 1", "us, 8", "ratio, 1", "ratio, 8", "largest floor", "compile_s")
+        *("algorithm", "us, 1", "us, 8", "ratio, 1", "ratio, 8", "largest floor", "compile_s"),
+        "warm_compile_s",
     ]
-    assert a2c == ["a2c", "", "5", "", "2", "memory", "1.0"]
-    assert dqn == ["dqn", "5", "5", "2", "3", "products", "1.0"]
+    assert a2c == ["a2c", "", "5", "", "2", "memory", "1.0", "0.4"]
+    assert dqn == ["dqn", "5", "5", "2", "3", "products", "1.0", "0.4"]
