@@ -152,7 +152,7 @@ def make(config: Config) -> Algorithm:
         critic = make_q_network(env, config.hidden_sizes)
         epsilons = jnp.array([config.epsilon_mean, config.epsilon_std])
     has_bounds = not is_discrete and is_bounded(env.action_low, env.action_high)
-    num_outputs = 0 if is_discrete else 2 * math.prod(env.action_shape)
+    num_outputs = 0 if is_discrete else 2 * math.prod(env.action_shape)  # 0: one for each action
     actor = with_orthogonal_init(make_network(env, config.hidden_sizes, num_outputs), 0.01)
     optimizer, dual_optimizer = map(optax.adam, (config.learning_rate, config.dual_learning_rate))
     steps_per_update = config.num_envs

@@ -49,11 +49,12 @@ def conv(obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
     becomes a grouped convolution, which is slow on every device.
     """
     height, width, channels = obs_shape
-    tail = mlp([(height - 2) * (width - 2) * 16, *hidden_sizes, num_outputs])
+    filters = 16
+    tail = mlp([(height - 2) * (width - 2) * filters, *hidden_sizes, num_outputs])
 
     def init(key):
         key_conv, key_tail = jax.random.split(key)
-        return [dense(key_conv, 9 * channels, 16), *tail.init(key_tail)]
+        return [dense(key_conv, 9 * channels, filters), *tail.init(key_tail)]
 
     def apply(params, x):
         w, b = params[0]

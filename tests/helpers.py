@@ -493,8 +493,9 @@ def tanh_mlp(params, x):
 
 
 def check_table_steps(module, monkeypatch, next_values, **fields):
-    """Every step moves one entry of the table to Q + α [r + γ (1 - d) V(s') - Q], whichever way it
-    ends: it may terminate, be truncated by a limit of 5 steps, neither or both.
+    """Every step moves one entry of the table to Q + α n^-½ [r + γ (1 - d) V(s') - Q], at its n-th
+    visit, whichever way it ends: it may terminate, be truncated by a limit of 5 steps, neither or
+    both.
 
     V(s') is one of `next_values(q, entry, next_obs)`, from the table before the step; an entry is
     (s, a), or (i, s, a) where there are several tables.
@@ -507,6 +508,7 @@ def check_table_steps(module, monkeypatch, next_values, **fields):
         "total_timesteps": 300,
         "steps_per_update": 1,
         "learning_rate": 0.25,
+        "learning_rate_power": 0.5,
         "gamma": 0.5,
         "epsilon": 0.8,
     }
@@ -526,7 +528,8 @@ def check_table_steps(module, monkeypatch, next_values, **fields):
         q, expected = np.asarray(before.params), np.array(before.params)
         bootstraps = 0.5 * (not terminated) * np.ravel(next_values(q, entry, next_s))
         targets = walk.R[s, action, next_s] + bootstraps
-        learned = q[entry] + 0.25 * (targets - q[entry])
+        alpha = 0.25 * float(state.visits[entry]) ** -0.5
+        learned = q[entry] + alpha * (targets - q[entry])
         expected[entry] = learned[np.abs(learned - state.params[entry]).argmin()]
         np.testing.assert_allclose(state.params, expected, rtol=1e-5, atol=1e-6)
     assert len(ends) == 4
